@@ -1,0 +1,42 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each sets up what it needs in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint unit live bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/servetwin demo --out out/demo
+
+test: lint unit live
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-dev
+	$(BIN)/pytest -m "not live"
+
+# The part that starts a real engine: 1.5 GiB in .venv-engine, under a minute to install.
+live: $(VENV)/.installed-dev
+	PYTHON=$(PYTHON) scripts/install_engine.sh .venv-engine
+	$(BIN)/pytest -m live
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python tests/benchmarks/fidelity.py
+	$(BIN)/python tests/benchmarks/speed.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-engine out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

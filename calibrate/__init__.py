@@ -1,0 +1,1 @@
+"""What the profile leaves over, fitted on measured steps or requests."""

@@ -1,0 +1,1 @@
+"""The command line: scenarios, validation and reports over everything below."""

@@ -1,0 +1,236 @@
+"""A capture: the record of one run, real or simulated, in the same shape. A folder on disk:
+
+    meta.json           what ran: engine, model, device, clock, versions, notes
+    trace.jsonl.gz      the requests as they were to be served
+    outcomes.parquet    one row per request
+    steps.parquet       one row per step, where recorded
+    batches.parquet     the requests of each step, where recorded
+    series.parquet      time series, long form: name, time_s, value
+
+This module owns the folder and knows nothing of what the numbers mean; `traces.metrics` does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+
+import msgspec
+import numpy as np
+
+from traces.decoding import decode_json, read_bytes
+from traces.errors import InputError
+from traces.outcome import Outcome, Status
+from traces.steps import STEP_COLUMNS, Batches, Floats, Steps, steps_from_columns
+from traces.trace import Trace, read_trace, write_trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+CAPTURE_SCHEMA = "servetwin.capture/1"
+
+
+class CaptureMeta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ran, where, and how its numbers are to be read.
+
+    Attributes:
+        kind: a real engine's record, or a simulated one.
+        engine: its name and version, as `vllm 0.32.0`; None when it was not recorded.
+        model: name of the model served.
+        device: name of the device it ran on; None when it was not recorded.
+        engine_options: options the engine ran with, by vLLM's names; only those that are known.
+        num_gpu_blocks: KV blocks of each instance, as the engine reported them; None when not recorded.
+        clock: what second 0 is, and which clocks were joined how.
+        recorded_at: ISO date of a measured run; None for a simulated one, which has no date.
+        reasons: why this run must not be scored; empty for a valid run.
+        notes: what was assumed, left out or counted.
+        provenance: digests and versions of what went in, by name.
+    """
+
+    schema_version: str = CAPTURE_SCHEMA
+    kind: Literal["measured", "simulated"]
+    engine: str | None
+    model: str
+    device: str | None
+    engine_options: dict[str, Any] = {}
+    num_gpu_blocks: int | None = None
+    clock: str
+    recorded_at: str | None = None
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    provenance: dict[str, str | None] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A quantity over time; its unit stands in its name (`power_w`, `kv_usage`).
+
+    Attributes:
+        time_s: [n] seconds on the capture's clock, ascending. For a rate over a window, the window's end.
+        value: [n].
+    """
+
+    time_s: Floats
+    value: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """The record of one run. `outcomes` are in the trace's order."""
+
+    meta: CaptureMeta
+    trace: Trace
+    outcomes: tuple[Outcome, ...]
+    steps: Steps | None = None
+    series: dict[str, Series] = field(default_factory=dict)
+
+    def outcomes_frame(self) -> pd.DataFrame:
+        """The outcomes as a pandas table, one row per request."""
+        import pandas as pd
+
+        return pd.DataFrame([_plain(outcome) for outcome in self.outcomes])
+
+    def steps_frame(self) -> pd.DataFrame | None:
+        """The steps as a pandas table, one row per step; None when they were not recorded."""
+        import pandas as pd
+
+        if self.steps is None:
+            return None
+        return pd.DataFrame({name: getattr(self.steps, name) for name in STEP_COLUMNS})
+
+
+def write_capture(capture: Capture, out: Path) -> None:
+    """Write the capture as the folder `out`, all of it or nothing. Raises InputError when `out` is not empty."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write(name: str, columns: pa.Table) -> None:
+        pq.write_table(columns, folder / name, compression="zstd")
+
+    with new_folder(out) as folder:
+        (folder / "meta.json").write_bytes(msgspec.json.format(msgspec.json.encode(capture.meta), indent=1) + b"\n")
+        write_trace(capture.trace, folder / "trace.jsonl.gz")
+        write("outcomes.parquet", pa.Table.from_pylist([_plain(o) for o in capture.outcomes], schema=_outcome_schema()))
+        if capture.steps is not None:
+            write("steps.parquet", pa.table({name: getattr(capture.steps, name) for name in STEP_COLUMNS}))
+            if (batches := capture.steps.batches) is not None:
+                step = np.repeat(np.arange(len(batches.offsets) - 1), np.diff(batches.offsets))
+                entries = {name: getattr(batches, name) for name in ("request", "new_tokens", "computed_tokens")}
+                write("batches.parquet", pa.table({"step": step, **entries}))
+        if capture.series:
+            names = [name for name in sorted(capture.series) for _ in capture.series[name].time_s]
+            parts = [capture.series[name] for name in sorted(capture.series)]
+            time_s = np.concatenate([part.time_s for part in parts])
+            value = np.concatenate([part.value for part in parts])
+            write("series.parquet", pa.table({"name": names, "time_s": time_s, "value": value}))
+
+
+def read_capture(path: Path) -> Capture:
+    """Read a capture folder. Raises InputError when it is none, or is damaged."""
+    if not (path / "meta.json").is_file():
+        raise InputError("is not a capture", file=path, accepted="a folder with a meta.json")
+    meta = decode_json(read_bytes(path / "meta.json"), CaptureMeta, file=path / "meta.json")
+    if meta.schema_version != CAPTURE_SCHEMA:
+        file = path / "meta.json"
+        raise InputError(file=file, field="schema_version", found=meta.schema_version, accepted=CAPTURE_SCHEMA)
+    trace = read_trace(path / "trace.jsonl.gz")
+    outcomes = tuple(_outcome(row, path) for row in _read_table(path / "outcomes.parquet").to_pylist())
+    return Capture(meta, trace, outcomes, _read_steps(path), _read_series(path))
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` once the block ends well; on an error nothing is left behind.
+
+    Raises InputError when `out` exists and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("already exists", file=out, accepted="a new or empty folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield folder
+        folder.chmod(0o777 & ~_umask())
+        folder.replace(out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(outcome), "status": outcome.status.value}
+
+
+def _outcome_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    kinds: dict[Any, pa.DataType] = {
+        str: pa.string(),
+        Status: pa.string(),
+        int: pa.int64(),
+        float: pa.float64(),
+        tuple[float, ...]: pa.list_(pa.float64()),
+    }
+    hints = get_type_hints(Outcome)
+    return pa.schema([pa.field(name, kinds[_without_none(hint)]) for name, hint in hints.items()])
+
+
+def _without_none(hint: Any) -> Any:
+    """`int` of `int | None`."""
+    choices = [choice for choice in get_args(hint) if choice is not type(None)]
+    return choices[0] if type(None) in get_args(hint) else hint
+
+
+def _outcome(row: dict[str, Any], path: Path) -> Outcome:
+    try:
+        return msgspec.convert(row, Outcome)
+    except msgspec.ValidationError as error:
+        raise InputError(f"holds a row that is no outcome ({error})", file=path / "outcomes.parquet") from None
+
+
+def _read_table(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot be read as Parquet ({str(error).splitlines()[0]})", file=path) from None
+
+
+def _read_steps(path: Path) -> Steps | None:
+    if not (path / "steps.parquet").exists():
+        return None
+    table = _read_table(path / "steps.parquet")
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    batches = None
+    if (path / "batches.parquet").exists():
+        entries = _read_table(path / "batches.parquet")
+        counts = np.bincount(entries.column("step").to_numpy(), minlength=table.num_rows)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        batches = Batches(
+            offsets, *(entries.column(name).to_numpy() for name in ("request", "new_tokens", "computed_tokens"))
+        )
+    return steps_from_columns(columns, batches)
+
+
+def _read_series(path: Path) -> dict[str, Series]:
+    if not (path / "series.parquet").exists():
+        return {}
+    table = _read_table(path / "series.parquet")
+    names = np.asarray(table.column("name").to_pylist())
+    time_s, value = table.column("time_s").to_numpy(), table.column("value").to_numpy()
+    return {str(name): Series(time_s[names == name], value[names == name]) for name in np.unique(names)}

@@ -1,0 +1,167 @@
+"""From bytes to typed values, once, at the edge of the house.
+
+msgspec checks types and ranges; this module turns what it says into an `InputError` that names the file, the line,
+the field, what was found and what is accepted. Nothing behind the edge validates again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from traces.errors import InputError, nearest
+
+T = TypeVar("T")
+
+_AT = re.compile(r"^(?P<what>.*) - at `\$(?P<path>[^`]*)`$", re.DOTALL)
+_UNKNOWN = re.compile(r"unknown field `(?P<name>[^`]+)`")
+_MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes; a `.gz` file is unpacked. Raises InputError when it cannot be read."""
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except FileNotFoundError:
+        raise InputError("no such file", file=path) from None
+    except IsADirectoryError:
+        raise InputError("is a folder", file=path, accepted="a file") from None
+    except (OSError, EOFError) as error:
+        raise InputError(f"cannot be read ({error})", file=path) from None
+
+
+def sha256(data: bytes) -> str:
+    """`sha256:` and the digest of `data`, as provenance records it."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def lines(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The non-blank lines of a JSON Lines file, each with its line number, counted from 1."""
+    for number, line in enumerate(data.splitlines(), start=1):
+        if line.strip():
+            yield number, line
+
+
+def decode_json(data: bytes, type_: type[T], *, file: str | Path, line: int | None = None) -> T:
+    """One JSON value as `type_`. Raises InputError with file, line and field."""
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except msgspec.ValidationError as error:
+        raise _input_error(error, msgspec.json.decode(data), type_, file, line) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"is not JSON ({error})", file=file, line=line) from None
+
+
+def decode_yaml(path: Path, type_: type[T]) -> tuple[T, dict[str, Any]]:
+    """A YAML (or JSON) document as `type_`, and the mapping as the user wrote it.
+
+    Raises InputError with file, line and field; unknown keys are errors that name the nearest known key.
+    """
+    data = read_bytes(path)
+    try:
+        tree = yaml.compose(data, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = None if mark is None else mark.line + 1
+        raise InputError(f"is not YAML ({getattr(error, 'problem', error)})", file=path, line=line) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not text ({error})", file=path) from None
+    if not isinstance(value, dict):
+        raise InputError(file=path, found=value, accepted="a mapping of keys to values")
+    try:
+        return msgspec.convert(value, type_), value
+    except msgspec.ValidationError as error:
+        raise _input_error(error, value, type_, path, None, tree) from None
+
+
+def _input_error(
+    error: msgspec.ValidationError,
+    value: Any,
+    type_: Any,
+    file: str | Path,
+    line: int | None,
+    tree: yaml.Node | None = None,
+) -> InputError:
+    match = _AT.match(str(error))
+    what, path = (match["what"], match["path"]) if match else (str(error), "")
+    steps = re.findall(r"\.([^.\[]+)|\[(\d+)\]", path)
+    keys: list[str | int] = [name if name else int(index) for name, index in steps]
+    if unknown := _UNKNOWN.search(what):
+        name = unknown["name"]
+        accepted = nearest(name, _fields_at(type_, keys))
+        return InputError(
+            "is unknown",
+            file=file,
+            line=_line(tree, [*keys, name], line),
+            field=_dotted([*keys, name]),
+            accepted=accepted,
+        )
+    if missing := _MISSING.search(what):
+        field = _dotted([*keys, missing["name"]])
+        return InputError("is missing", file=file, line=_line(tree, keys, line), field=field)
+    wanted = re.sub(r", got .*$", "", what.removeprefix("Expected ")).replace("`", "")
+    return InputError(
+        file=file, line=_line(tree, keys, line), field=_dotted(keys), found=_value_at(value, keys), accepted=wanted
+    )
+
+
+def _dotted(keys: list[str | int]) -> str | None:
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+    return text.removeprefix(".") or None
+
+
+def _value_at(value: Any, keys: list[str | int]) -> Any:
+    for key in keys:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def _fields_at(type_: Any, keys: list[str | int]) -> list[str]:
+    """Names of the fields of the struct that `keys` lead to, as they are written in a file."""
+    info = msgspec.inspect.type_info(type_)
+    for key in keys:
+        info = _inner(info)
+        if isinstance(info, msgspec.inspect.StructType):
+            info = next((field.type for field in info.fields if field.encode_name == key), info)
+        elif isinstance(info, msgspec.inspect.DictType):
+            info = info.value_type
+        elif isinstance(info, msgspec.inspect.CollectionType):
+            info = info.item_type
+    info = _inner(info)
+    return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
+
+
+def _inner(info: Any) -> Any:
+    """The struct or container inside an optional type."""
+    if isinstance(info, msgspec.inspect.UnionType):
+        return next((kind for kind in info.types if not isinstance(kind, msgspec.inspect.NoneType)), info)
+    return info
+
+
+def _line(tree: yaml.Node | None, keys: list[str | int], line: int | None) -> int | None:
+    """Line of the node that `keys` lead to in a composed YAML tree, else `line`."""
+    if tree is None:
+        return line
+    at = tree.start_mark.line
+    for key in keys:
+        if isinstance(tree, yaml.MappingNode):
+            pair = next(((k, v) for k, v in tree.value if k.value == str(key)), None)
+            if pair is None:
+                break
+            at, tree = pair[0].start_mark.line, pair[1]
+        elif isinstance(tree, yaml.SequenceNode) and isinstance(key, int) and key < len(tree.value):
+            tree = tree.value[key]
+            at = tree.start_mark.line
+    return int(at) + 1

@@ -1,0 +1,148 @@
+"""A trace: the requests to serve, as a table of arrivals, lengths and prefix identity. No text, no token ids.
+
+The file format is JSON Lines: a header line, then one row per request, in order of arrival.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from traces.decoding import decode_json, lines, read_bytes, sha256
+from traces.errors import InputError
+
+TRACE_SCHEMA = "servetwin.trace/1"
+
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Tokens = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class TraceRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One request to serve.
+
+    Attributes:
+        request_id: unique in its trace.
+        arrival_s: when it arrives, in seconds since the start of the trace.
+        prompt_tokens: length of the prompt.
+        output_tokens: length of the answer.
+        block_hashes: identity of the request's full blocks of `Trace.hash_block_size` tokens, the prompt's first and
+            then, as far as they are known, the answer's. Each hash covers everything before its block too, so equal
+            hashes mean equal prefixes. None: unknown, nothing is shared.
+        session_id: requests of one conversation carry the same.
+        priority: as vLLM's: lower is served first, under the priority policy only.
+    """
+
+    request_id: str
+    arrival_s: Seconds
+    prompt_tokens: Tokens
+    output_tokens: Tokens
+    block_hashes: tuple[int, ...] | None = None
+    session_id: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests in order of arrival, and where they came from.
+
+    Attributes:
+        rows: the requests, arrivals ascending.
+        hash_block_size: tokens per entry of `TraceRow.block_hashes`; None when no row has any.
+        source: the file or generator it came from.
+        sha256: digest of that source's bytes.
+        notes: what a reader assumed or left out.
+    """
+
+    rows: tuple[TraceRow, ...]
+    hash_block_size: int | None
+    source: str
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def with_arrivals(self, arrivals_s: dict[str, float], note: str) -> Trace:
+        """The same requests at other times (seconds by request id); a request without one raises InputError."""
+        missing = next((row.request_id for row in self.rows if row.request_id not in arrivals_s), None)
+        if missing is not None:
+            raise InputError(f"request {missing!r} has no measured arrival", file=self.source)
+        rows = [msgspec.structs.replace(row, arrival_s=arrivals_s[row.request_id]) for row in self.rows]
+        rows.sort(key=lambda row: row.arrival_s)
+        return replace(self, rows=tuple(rows), notes=(*self.notes, note))
+
+
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """First line of a trace file."""
+
+    schema: str
+    hash_block_size: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def checked_rows(rows: Sequence[TraceRow], file: str | Path, line_of: Sequence[int]) -> tuple[TraceRow, ...]:
+    """The rows as they are, once arrivals ascend, ids are unique and there is at least one.
+
+    `line_of` gives each row's line for the message. Raises InputError.
+    """
+    if not rows:
+        raise InputError("holds no requests", file=file, accepted="at least one request")
+    seen: set[str] = set()
+    previous_s = 0.0
+    for row, line in zip(rows, line_of, strict=True):
+        if row.arrival_s < previous_s:
+            accepted = f"arrivals in ascending order, here at least {previous_s}"
+            raise InputError(file=file, line=line, field="arrival_s", found=row.arrival_s, accepted=accepted)
+        if row.request_id in seen:
+            accepted = "an id that no earlier row has"
+            raise InputError(file=file, line=line, field="request_id", found=row.request_id, accepted=accepted)
+        previous_s = row.arrival_s
+        seen.add(row.request_id)
+    return tuple(rows)
+
+
+def is_trace(first_line: bytes) -> bool:
+    """Whether a file that starts with this line is in servetwin's own trace format."""
+    return b'"servetwin.trace/' in first_line
+
+
+def read_trace(path: Path) -> Trace:
+    """Read servetwin's own trace format. Raises InputError with file, line and field."""
+    data = read_bytes(path)
+    numbered = list(lines(data))
+    if not numbered:
+        raise InputError(
+            "is empty", file=path, accepted=f"a header line with schema {TRACE_SCHEMA!r}, then one row a line"
+        )
+    header = decode_json(numbered[0][1], _Header, file=path, line=numbered[0][0])
+    if header.schema != TRACE_SCHEMA:
+        raise InputError(file=path, line=numbered[0][0], field="schema", found=header.schema, accepted=TRACE_SCHEMA)
+    rows = [decode_json(line, TraceRow, file=path, line=number) for number, line in numbered[1:]]
+    for (number, _), row in zip(numbered[1:], rows, strict=True):
+        if row.block_hashes is not None:
+            _check_hashes(row, header.hash_block_size, path, number)
+    checked = checked_rows(rows, path, [number for number, _ in numbered[1:]])
+    return Trace(checked, header.hash_block_size, str(path), sha256(data), header.notes)
+
+
+def _check_hashes(row: TraceRow, hash_block_size: int | None, path: Path, line: int) -> None:
+    if hash_block_size is None:
+        accepted = "no block hashes, or a header with hash_block_size"
+        raise InputError(file=path, line=line, field="block_hashes", found=row.block_hashes, accepted=accepted)
+    most = (row.prompt_tokens + row.output_tokens) // hash_block_size
+    found = len(row.block_hashes or ())
+    if found > most:
+        accepted = f"at most {most} full blocks of {hash_block_size} tokens"
+        raise InputError(file=path, line=line, field="block_hashes", found=f"{found} hashes", accepted=accepted)
+
+
+def write_trace(trace: Trace, path: Path) -> None:
+    """Write servetwin's own trace format; a `.gz` path is packed, to the same bytes every time."""
+    header = _Header(schema=TRACE_SCHEMA, hash_block_size=trace.hash_block_size, notes=trace.notes)
+    data = b"\n".join([msgspec.json.encode(header), *(msgspec.json.encode(row) for row in trace.rows)]) + b"\n"
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
