@@ -6,14 +6,21 @@ the field, what was found and what is accepted. Nothing behind the edge validate
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
+import json
+import math
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import yaml
 
 from traces.errors import InputError, nearest
@@ -34,7 +41,7 @@ def read_bytes(path: Path) -> bytes:
         raise InputError("no such file", file=path) from None
     except IsADirectoryError:
         raise InputError("is a folder", file=path, accepted="a file") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot be read ({error})", file=path) from None
 
 
@@ -54,10 +61,70 @@ def decode_json(data: bytes, type_: type[T], *, file: str | Path, line: int | No
     """One JSON value as `type_`. Raises InputError with file, line and field."""
     try:
         return msgspec.json.decode(data, type=type_)
-    except msgspec.ValidationError as error:
-        raise _input_error(error, msgspec.json.decode(data), type_, file, line) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"is not JSON ({error})", file=file, line=line) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _json_error(error, data, type_, file, line) from None
+
+
+def _json_error(error: Exception, data: bytes, type_: Any, file: str | Path, line: int | None) -> InputError:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as broken:
+        return InputError(f"is not JSON ({broken})", file=file, line=line)
+    if (keys := _not_finite(value)) is not None:
+        found = _value_at(value, keys)
+        return InputError(file=file, line=line, field=_dotted(keys), found=found, accepted="a finite number")
+    if isinstance(error, msgspec.ValidationError):
+        return _input_error(error, value, type_, file, line)
+    return InputError(f"is not JSON ({error})", file=file, line=line)
+
+
+def _not_finite(value: Any) -> list[str | int] | None:
+    """Where the first NaN or infinity stands; JSON has neither, but Python's own reader and writer know them."""
+    stack: list[tuple[list[str | int], Any]] = [([], value)]
+    while stack:
+        keys, part = stack.pop()
+        if isinstance(part, float) and not math.isfinite(part):
+            return keys
+        inner = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+        stack.extend(reversed([([*keys, key], item) for key, item in inner]))
+    return None
+
+
+def read_columns(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+    """The named columns of a CSV file with a header, which may stand in any order and beside others.
+
+    Their cells are finite numbers, none negative, and those of the first name ascend. Raises InputError with file,
+    line and field.
+    """
+    try:
+        reader = csv.reader(io.StringIO(read_bytes(path).decode()))
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not text ({error})", file=path) from None
+    header = next(reader, [])
+    for name in names:
+        if name not in header:
+            raise InputError("is missing", file=path, line=1, field=name, accepted=f"a header with {', '.join(names)}")
+    table: dict[str, list[float]] = {name: [] for name in names}
+    for cells in reader:
+        if len(cells) != len(header):
+            message, accepted = f"has {len(cells)} cells", f"{len(header)}, as the header"
+            raise InputError(message, file=path, line=reader.line_num, accepted=accepted)
+        for name in names:
+            table[name].append(_cell(cells[header.index(name)], path, reader.line_num, name))
+        if len(times := table[names[0]]) > 1 and times[-1] <= times[-2]:
+            found, accepted = times[-1], f"more than the row before, {times[-2]}"
+            raise InputError(file=path, line=reader.line_num, field=names[0], found=found, accepted=accepted)
+    return {name: np.array(values) for name, values in table.items()}
+
+
+def _cell(text: str, path: Path, line: int, field: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise InputError(file=path, line=line, field=field, found=text, accepted="a finite number, not negative")
+    return value
 
 
 def decode_yaml(path: Path, type_: type[T]) -> tuple[T, dict[str, Any]]:
@@ -77,6 +144,9 @@ def decode_yaml(path: Path, type_: type[T]) -> tuple[T, dict[str, Any]]:
         raise InputError(f"is not text ({error})", file=path) from None
     if not isinstance(value, dict):
         raise InputError(file=path, found=value, accepted="a mapping of keys to values")
+    if (keys := _not_finite(value)) is not None:
+        found, at = _value_at(value, keys), _line(tree, keys, None)
+        raise InputError(file=path, line=at, field=_dotted(keys), found=found, accepted="a finite number")
     try:
         return msgspec.convert(value, type_), value
     except msgspec.ValidationError as error:

@@ -19,7 +19,7 @@ from traces.errors import InputError
 TRACE_SCHEMA = "servetwin.trace/1"
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
-Tokens = Annotated[int, msgspec.Meta(ge=1)]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
 
 class TraceRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -1,0 +1,55 @@
+"""How long a step takes: the seam between a plan and the clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from simulator.plan import StepPlan
+from traces.steps import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Time of each repeat of a plan.
+
+    Attributes:
+        device_s: [repeat] the device is busy.
+        host_s: [repeat] the host plans and launches; it overlaps with the device when scheduling is asynchronous.
+    """
+
+    device_s: Floats
+    host_s: Floats
+
+
+class StepTimeModel(Protocol):
+    """Anything that can price a plan."""
+
+    def price(self, plan: StepPlan) -> StepCost:
+        """Seconds of each repeat; must not depend on how repeats are split over plans."""
+        ...
+
+    def count(self, plan: StepPlan, times: int) -> None:
+        """Take note that the plan was run so many times."""
+        ...
+
+    def notes(self) -> tuple[str, ...]:
+        """What was read outside the measured range so far, and other things a reader should know."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What a step takes beside its operators; all zero unless measured or fitted.
+
+    Attributes:
+        device_step_s: on the device, once per step: gaps between kernels, sampling, copies.
+        host_step_s: on the host, once per step: scheduling, input preparation, output processing.
+        host_request_s: on the host, once per request in the step.
+        source: where the numbers are from.
+    """
+
+    device_step_s: float = 0.0
+    host_step_s: float = 0.0
+    host_request_s: float = 0.0
+    source: str = "none: operators only"

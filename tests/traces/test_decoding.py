@@ -1,0 +1,116 @@
+"""Every wrong value gives one error that says where it stands, what it is and what would be accepted."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import pytest
+
+from traces.decoding import decode_json, decode_yaml, lines, read_bytes, read_columns
+from traces.errors import InputError
+
+
+class Part(msgspec.Struct, forbid_unknown_fields=True):
+    tokens: Annotated[int, msgspec.Meta(ge=1)]
+    time_s: float = 0.0
+
+
+class Whole(msgspec.Struct, forbid_unknown_fields=True):
+    parts: list[Part]
+    name: str = ""
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "said"),
+    [
+        ('{"parts": [{"tokens": 1, "time_s": NaN}]}', "parts[0].time_s", "accepted: a finite number"),
+        ('{"parts": [{"tokens": 1}, {"tokens": 1, "time_s": -Infinity}]}', "parts[1].time_s", "found -inf"),
+        ('{"parts": [{"tokens": 1, "time_s": 1e999}]}', "parts[0].time_s", "found inf"),
+        ('{"parts": [{"tokens": 0, "time_s": NaN}]}', "parts[0].time_s", "found nan"),
+        ('{"parts": [{"tokens": -5}]}', "parts[0].tokens", "found -5: accepted: int >= 1"),
+        ('{"parts": [{"tokens": 3.0}]}', "parts[0].tokens", "found 3.0: accepted: int"),
+        ('{"parts": [{"tokens": true}]}', "parts[0].tokens", "found True: accepted: int"),
+        ('{"parts": [{}]}', "parts[0].tokens", "is missing"),
+        ('{"parts": [{"token": 1}]}', "parts[0].token", "'tokens' is the nearest known name"),
+        ('{"parts": 3}', "parts", "found 3"),
+        ('{"parts": [', None, "is not JSON"),
+        ('{"parts": [{"tokens": -5}], ', None, "is not JSON"),
+        ("", None, "is not JSON"),
+        ("[]", None, "accepted: object"),
+    ],
+)
+def test_json_errors_name_the_field(text: str, field: str | None, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        decode_json(text.encode(), Whole, file="a.jsonl", line=7)
+    assert (caught.value.file, caught.value.line, caught.value.field) == ("a.jsonl", 7, field)
+    assert said in str(caught.value)
+
+
+def test_bytes_that_are_no_text_and_brackets_without_end_are_not_json() -> None:
+    for data in (b'{"name": "\xff"}', b"[" * 100_000):
+        with pytest.raises(InputError, match="is not JSON"):
+            decode_json(data, Whole, file="a.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "field"),
+    [
+        ("name: a\nparts:\n- tokens: 1\n  time_s: .nan\n", 4, "parts[0].time_s"),
+        ("name: a\nparts:\n- tokens: 0\n", 3, "parts[0].tokens"),
+        ("name: a\npart: []\n", 2, "part"),
+        ("name: a\n", 1, "parts"),
+        ("name: [\n", 2, None),
+        ("- 1\n", None, None),
+    ],
+)
+def test_yaml_errors_name_line_and_field(tmp_path: Path, text: str, line: int | None, field: str | None) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        decode_yaml(path, Whole)
+    assert (caught.value.file, caught.value.line, caught.value.field) == (str(path), line, field)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "short.gz").write_bytes(gzip.compress(b"x" * 1000)[:20])
+    (tmp_path / "plain.gz").write_bytes(b"not packed")
+    broken = bytearray(gzip.compress(bytes(range(256)) * 40))
+    broken[30] ^= 0xFF
+    (tmp_path / "broken.gz").write_bytes(bytes(broken))
+    for name in ("none.json", ".", "short.gz", "plain.gz", "broken.gz"):
+        with pytest.raises(InputError):
+            read_bytes(tmp_path / name)
+
+
+def test_blank_lines_are_counted_but_not_given() -> None:
+    assert list(lines(b"a\n\n  \r\nb")) == [(1, b"a"), (4, b"b")]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "field"),
+    [
+        ("", 1, "t"),
+        ("t,watts\n1,2\n", 1, "power"),
+        ("t,power\n1,2\n2,nan\n", 3, "power"),
+        ("t,power\n1,2\n2,-1\n", 3, "power"),
+        ("t,power\n1,2\n2,\n", 3, "power"),
+        ("t,power\n1,2\n1,2\n", 3, "t"),
+        ("t,power\n1,2\n2\n", 3, None),
+    ],
+)
+def test_csv_errors_name_line_and_field(tmp_path: Path, text: str, line: int, field: str | None) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_columns(path, ("t", "power"))
+    assert (caught.value.file, caught.value.line, caught.value.field) == (str(path), line, field)
+
+
+def test_csv_columns_stand_in_any_order(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("power,note,t\n5,x,1\n6,y,2\n")
+    columns = read_columns(path, ("t", "power"))
+    assert {name: column.tolist() for name, column in columns.items()} == {"t": [1, 2], "power": [5, 6]}

@@ -1,0 +1,194 @@
+"""Quantities over time, derived from a capture's outcomes and steps on one grid of windows.
+
+Measured and simulated captures go through the same functions and the same grid, so two series subtract entry by entry.
+A rate is counted over a window; a state (requests running, KV in use) is read at the window's end. Either way the
+window's END is the series' time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from traces.capture import Capture, Series
+from traces.outcome import Status
+from traces.steps import Batches, Floats, Ints, Steps
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Windows of equal width: number i (from 0) is (start_s + i * window_s, start_s + (i + 1) * window_s]."""
+
+    start_s: float
+    window_s: float
+    n: int
+
+    def ends_s(self) -> Floats:
+        """End of each window, [n] seconds."""
+        return np.asarray(self.start_s + self.window_s * np.arange(1, self.n + 1), dtype=np.float64)
+
+    def sums(self, time_s: Floats, amount: Floats) -> Floats:
+        """Sum of the amounts whose time falls into each window, [n]; what falls outside the grid is left out."""
+        edges = np.concatenate([[self.start_s], self.ends_s()])
+        window = np.searchsorted(edges, time_s, side="left") - 1
+        inside = (window >= 0) & (window < self.n)
+        return np.bincount(window[inside], weights=amount[inside], minlength=self.n).astype(np.float64)
+
+
+def grid_over(capture: Capture, window_s: float = 1.0) -> Grid:
+    """Windows from second 0 until everything recorded of the run is over."""
+    times = [t for o in capture.outcomes for t in (o.arrival_s, o.finish_s) if t is not None]
+    if capture.steps is not None and len(capture.steps):
+        times.append(float(capture.steps.end_s[-1]))
+    return Grid(0.0, window_s, max(1, math.ceil(max(times, default=0.0) / window_s)))
+
+
+def grid_like(series: Series) -> Grid | None:
+    """The windows of a recorded series; None unless it has at least two and they are of equal width (to 1 %)."""
+    widths = np.diff(series.time_s)
+    if len(widths) == 0 or widths.min() <= 0 or widths.max() - widths.min() > 0.01 * widths.max():
+        return None
+    window_s = float(series.time_s[-1] - series.time_s[0]) / len(widths)
+    return Grid(float(series.time_s[0]) - window_s, window_s, len(series.time_s))
+
+
+def derive(capture: Capture, grid: Grid) -> dict[str, Series]:
+    """Every series of this module that the capture has the records for, by name."""
+    derived: dict[str, Callable[[Capture, Grid], Series | None]] = {
+        "output_tokens_per_s": output_tokens_per_s,
+        "prompt_tokens_per_s": prompt_tokens_per_s,
+        "n_running": n_running,
+        "n_waiting": n_waiting,
+        "kv_usage": kv_usage,
+    }
+    found = {name: function(capture, grid) for name, function in derived.items()}
+    return {name: series for name, series in found.items() if series is not None}
+
+
+def output_tokens_per_s(capture: Capture, grid: Grid) -> Series | None:
+    """Output tokens per second: from token times, else from the steps; None when neither was recorded."""
+    produced = _output_tokens(capture)
+    return None if produced is None else Series(grid.ends_s(), grid.sums(*produced) / grid.window_s)
+
+
+def prompt_tokens_per_s(capture: Capture, grid: Grid) -> Series | None:
+    """Prompt tokens per second, each prompt counted whole, cached tokens too, when its first token is out.
+
+    So does vLLM's prompt throughput (0.19 v1/metrics/stats.py IterationStats.update_from_output).
+    """
+    prompts = [(o.first_token_s, o.prompt_tokens) for o in capture.outcomes if o.first_token_s is not None]
+    if not prompts:
+        return None
+    time_s, tokens = np.array(prompts, dtype=np.float64).T
+    return Series(grid.ends_s(), grid.sums(time_s, tokens) / grid.window_s)
+
+
+def n_running(capture: Capture, grid: Grid) -> Series | None:
+    """Requests that have been scheduled and are not over, at each window's end.
+
+    From the steps where they were recorded, else from the outcomes; the latter cannot see a preempted request go back
+    to waiting and count it as running.
+    """
+    if capture.steps is not None:
+        return Series(grid.ends_s(), _state(capture.steps, capture.steps.n_running, grid))
+    times = _queue_times(capture)
+    return None if times is None else Series(grid.ends_s(), _inside(times[1], times[2], grid))
+
+
+def n_waiting(capture: Capture, grid: Grid) -> Series | None:
+    """Requests that wait to be scheduled at each window's end; from the steps, else from the outcomes."""
+    if capture.steps is not None:
+        return Series(grid.ends_s(), _state(capture.steps, capture.steps.n_waiting, grid))
+    times = _queue_times(capture)
+    return None if times is None else Series(grid.ends_s(), _inside(times[0], times[1], grid))
+
+
+def kv_usage(capture: Capture, grid: Grid) -> Series | None:
+    """KV blocks in use over those that requests can have, all instances together, at each window's end.
+
+    One block of each instance is the null block and never in use, as in vLLM's own gauge (0.32 v1/core/block_pool.py
+    BlockPool.get_usage). None without steps or the number of blocks.
+    """
+    steps, blocks = capture.steps, capture.meta.num_gpu_blocks
+    if steps is None or blocks is None or blocks < 2 or not len(steps):
+        return None
+    instances = int(steps.instance.max()) + 1
+    return Series(grid.ends_s(), _state(steps, steps.kv_blocks, grid) / (instances * (blocks - 1)))
+
+
+def _output_tokens(capture: Capture) -> tuple[Floats, Floats] | None:
+    """When output tokens came out and how many came then."""
+    outcomes = capture.outcomes
+    times_s = [np.asarray(o.token_times_s) for o in outcomes if o.token_times_s]
+    if times_s and len(times_s) == sum(o.output_tokens > 0 for o in outcomes):
+        time_s = np.concatenate(times_s)
+        return time_s, np.ones(len(time_s))
+    steps = capture.steps
+    if steps is None:
+        return None
+    if steps.batches is not None:
+        prompts = np.array([o.prompt_tokens for o in outcomes], dtype=np.int64)
+        return steps.end_s, _tokens_of_steps(steps.batches, prompts)
+    # Without batches: a token per decoding request, and each first token, which its prompt's last chunk gave.
+    first_s = np.array([o.first_token_s for o in outcomes if o.first_token_s is not None], dtype=np.float64)
+    amount = np.concatenate([steps.n_decode_tokens.astype(np.float64), np.ones(len(first_s))])
+    return np.concatenate([steps.end_s, first_s]), amount
+
+
+def _tokens_of_steps(batches: Batches, prompt_tokens: Ints) -> Floats:
+    """Output tokens of each step, [n_steps].
+
+    A request gives its token k + 1 when its KV first covers prompt + k tokens: a chunk that ends inside the prompt
+    gives none, and neither does one that only recomputes, after a preemption, what had been covered before.
+    """
+    covered = batches.computed_tokens + batches.new_tokens
+    order = np.argsort(batches.request, kind="stable")
+    request = batches.request[order]
+    key = request * (int(covered.max(initial=0)) + 1) + covered[order]  # ascends from request to request
+    before = np.concatenate([[-1], np.maximum.accumulate(key)[:-1]])
+    gives = np.empty(len(key))
+    gives[order] = (key > before) & (covered[order] >= prompt_tokens[request])
+    step = np.repeat(np.arange(len(batches.offsets) - 1), np.diff(batches.offsets))
+    return np.bincount(step, weights=gives, minlength=len(batches.offsets) - 1).astype(np.float64)
+
+
+def _state(steps: Steps, column: Ints, grid: Grid) -> Floats:
+    """A step column at each window's end, summed over the instances: that of the last step planned by then.
+
+    An instance whose last step is over and which begins no other within a window is idle and counts as 0.
+    """
+    ends_s = grid.ends_s()
+    summed = np.zeros(grid.n)
+    for instance in np.unique(steps.instance):
+        own = np.flatnonzero(steps.instance == instance)
+        own = own[np.argsort(steps.scheduled_s[own], kind="stable")]
+        last = np.searchsorted(steps.scheduled_s[own], ends_s, side="right") - 1
+        following_s = np.append(steps.scheduled_s[own], np.inf)[last + 1]
+        over_s = np.maximum.accumulate(steps.end_s[own])[last]
+        idle = (last < 0) | ((over_s <= ends_s) & (following_s - over_s > grid.window_s))
+        summed += np.where(idle, 0, column[own][last])
+    return summed
+
+
+def _queue_times(capture: Capture) -> tuple[Floats, Floats, Floats] | None:
+    """When each scheduled request was queued (else arrived), scheduled and over.
+
+    None when a request that finished, or one that was scheduled, lacks a time.
+    """
+    known = [o for o in capture.outcomes if o.status is Status.FINISHED or o.scheduled_s is not None]
+    if not known or any(o.scheduled_s is None or o.finish_s is None for o in known):
+        return None
+    queued_s = np.array([o.arrival_s if o.queued_s is None else o.queued_s for o in known], dtype=np.float64)
+    times = np.array([(o.scheduled_s, o.finish_s) for o in known], dtype=np.float64)
+    return queued_s, times[:, 0], times[:, 1]
+
+
+def _inside(begin_s: Floats, end_s: Floats, grid: Grid) -> Floats:
+    """How many spans begin <= t < end hold each window's end t."""
+    ends_s = grid.ends_s()
+    begun = np.searchsorted(np.sort(begin_s), ends_s, side="right")
+    over = np.searchsorted(np.sort(end_s), ends_s, side="right")
+    return (begun - over).astype(np.float64)
