@@ -19,33 +19,16 @@ neighbours, where a time could not be. Batches that the grid does not hold are c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from profiles.interpolation import bracket, extend_linear, extend_nearest, fill_inside, interpolate
+from profiles.profile import AttentionRows, SkewRows
 from traces.errors import ProfileError
 from traces.steps import Floats
 
-
-class AttentionRows(Protocol):
-    """The measured grid, one entry per point; 0 stands for "none of this kind"."""
-
-    prefill_tokens: Floats
-    prefill_kv_tokens: Floats
-    n_decode: Floats
-    decode_kv_tokens: Floats
-    time_s: Floats
-
-
-class SkewRows(Protocol):
-    """Decode batches of two history lengths: measured, and the uniform batches of mean and of longest history."""
-
-    n_decode: Floats
-    prefill_tokens: Floats
-    uniform_mean_s: Floats
-    uniform_max_s: Floats
-    time_s: Floats
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +126,7 @@ class AttentionTable:
             self._decode_rows[n] = row
         return row
 
-    def _mixed_ratio(
-        self, rows: AttentionRows, mixed: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    ) -> tuple[tuple[Floats, ...], Floats | None, int]:
+    def _mixed_ratio(self, rows: AttentionRows, mixed: Mask) -> tuple[tuple[Floats, ...], Floats | None, int]:
         if not mixed.any():
             return (), None, 0
         columns = (rows.prefill_tokens, rows.prefill_kv_tokens, rows.n_decode, rows.decode_kv_tokens)
@@ -171,9 +152,7 @@ class AttentionTable:
         return float(np.interp(n, sizes[0], sizes[1]))
 
 
-def _grid(
-    columns: tuple[Floats, ...], values: Floats, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]
-) -> tuple[tuple[Floats, ...], Floats]:
+def _grid(columns: tuple[Floats, ...], values: Floats, chosen: Mask) -> tuple[tuple[Floats, ...], Floats]:
     """The chosen points on the union of their axes, NaN where nothing was measured."""
     axes = tuple(np.unique(column[chosen]) for column in columns)
     dense = np.full([len(axis) for axis in axes], np.nan)

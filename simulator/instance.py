@@ -115,8 +115,8 @@ class Instance:
         plan = self._scheduler.schedule(self.now_s)
         if plan is None:
             return self._wait()
-        scheduled_s, end_s = self._timed(plan, self._step_time.price(plan))
-        self._run(plan, scheduled_s, end_s)
+        cost = self._step_time.price(plan)
+        self._run(plan, cost, *self._timed(cost))
         return True
 
     def _take_arrivals(self) -> None:
@@ -133,28 +133,24 @@ class Instance:
             return True
         return False
 
-    def _timed(self, plan: StepPlan, cost: StepCost) -> tuple[Floats, Floats]:
+    def _timed(self, cost: StepCost) -> tuple[Floats, Floats]:
         """When each repeat of the plan would be planned and would end, [repeat] each, nothing else happening.
 
-        A step is planned when all but `depth - 1` of those before it have ended; it starts when the host has
-        prepared it and the device is free.
+        A step is planned when all but `depth - 1` of those before it have ended and the host is free; it starts when
+        the host has prepared it and the device is free. When the device is the slower of the two, repeats follow each
+        other on it without a gap; when the host is, only the first is timed.
         """
         if self._depth == 1:
             ends = np.cumsum(np.concatenate([[self.now_s], cost.host_s + cost.device_s]))
             return ends[:-1], ends[1:]
-        running_until_s = self._in_flight[0][1][-1] if self._in_flight else self.now_s
-        if not self._in_flight or (cost.host_s[1:] > cost.device_s[:-1]).any():
-            return self._timed_one(cost, running_until_s)
-        start_s = max(running_until_s, self.now_s + cost.host_s[0], self._device_free_s)
-        ends = np.cumsum(np.concatenate([[start_s], cost.device_s]))[1:]
-        return np.concatenate([[self.now_s, running_until_s], ends])[: len(ends)], ends
+        device_free_s = max(self._device_free_s, self.now_s + cost.host_s[0])
+        one_by_one = not self._in_flight or device_free_s > self._device_free_s
+        if one_by_one or (cost.host_s[1:] > cost.device_s[:-1]).any():
+            return np.array([self.now_s]), np.array([device_free_s + cost.device_s[0]])
+        ends = np.cumsum(np.concatenate([[device_free_s], cost.device_s]))[1:]
+        return np.concatenate([[self.now_s, device_free_s], ends])[: len(ends)], ends
 
-    def _timed_one(self, cost: StepCost, running_until_s: float) -> tuple[Floats, Floats]:
-        """The same for the first repeat alone: with no step in flight, or with a host slower than the device."""
-        start_s = max(running_until_s, self.now_s + cost.host_s[0], self._device_free_s)
-        return np.array([self.now_s]), np.array([start_s + cost.device_s[0]])
-
-    def _run(self, plan: StepPlan, scheduled_s: Floats, end_s: Floats) -> None:
+    def _run(self, plan: StepPlan, cost: StepCost, scheduled_s: Floats, end_s: Floats) -> None:
         """Run as many repeats as are planned before the next arrival is seen."""
         times = len(end_s) if self._fast_forward else 1
         if self._arrivals:
@@ -167,12 +163,13 @@ class Instance:
         record.scheduled_s.append(scheduled_s[:times])
         record.end_s.append(end_s[:times])
         record.kv_blocks.append(kv_blocks)
-        self._device_free_s = end_s[times - 1]
+        self.now_s = float(scheduled_s[times - 1] + cost.host_s[times - 1])
+        self._device_free_s = float(end_s[times - 1])
         self._in_flight.append((plan.first_step + times - 1, end_s[:times]))
         while len(self._in_flight) >= self._depth:
             self._finish_first()
         if self._in_flight and times > 1:
-            self.now_s = float(end_s[times - 2])
+            self.now_s = max(self.now_s, float(end_s[times - 2]))
 
     def _finish_first(self) -> None:
         last_step, end_s = self._in_flight.popleft()

@@ -116,7 +116,7 @@ class Scheduler:
         ended = (state[_TOKENS] >= state[_TARGET]) & (state[_LAST] <= last_step) & (state[_LAST] >= 0)
         if ended.any():
             for i in np.flatnonzero(ended):
-                done.append(self._end(self.running[i], i, end_s))
+                done.append(self._end(self.running[i], int(i), end_s))
             self._keep(~ended)
         if self._options.async_scheduling:
             state = self._state[:, : len(self.running)]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from simulator.instance import Instance, is_rejected, token_times_s
 from simulator.options import EngineOptions

@@ -32,6 +32,15 @@ _UNKNOWN = re.compile(r"unknown field `(?P<name>[^`]+)`")
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """YAML with the floats of YAML 1.2: PyYAML's own rule, of YAML 1.1, reads 1.6e12 as a text."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
 def read_bytes(path: Path) -> bytes:
     """The file's bytes; a `.gz` file is unpacked. Raises InputError when it cannot be read."""
     try:
@@ -134,8 +143,8 @@ def decode_yaml(path: Path, type_: type[T]) -> tuple[T, dict[str, Any]]:
     """
     data = read_bytes(path)
     try:
-        tree = yaml.compose(data, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(data)
+        tree = yaml.compose(data, Loader=_YamlLoader)
+        value = yaml.load(data, Loader=_YamlLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = None if mark is None else mark.line + 1

@@ -41,7 +41,7 @@ class _WorkloadRow(msgspec.Struct):
 
 
 class _RunRow(msgspec.Struct):
-    request_id: Annotated[str, msgspec.Meta(pattern=r"^bench-\d+$")]
+    request_id: Annotated[str, msgspec.Meta(pattern=r"^bench-(0|[1-9]\d*)$")]
     input_toks: Tokens
     output_toks: Tokens
     arrival_time: float
@@ -237,7 +237,7 @@ def _run_rows(data: bytes, path: Path, meta: _RunMeta) -> tuple[list[_RunRow], l
 
 def _outcome(row: _RunRow, clock: _Clock, meta: _RunMeta) -> Outcome:
     return Outcome(
-        request_id=str(int(row.request_id.removeprefix("bench-"))),
+        request_id=row.request_id.removeprefix("bench-"),
         status=Status.FINISHED,
         prompt_tokens=row.input_toks,
         output_tokens=row.output_toks,
@@ -268,7 +268,7 @@ def _check_same(rows: Sequence[_RunRow], line_of: Sequence[int], trace: Trace, p
     """Raise InputError unless the run served exactly the trace's requests."""
     wanted = {row.request_id: row for row in trace.rows}
     for row, line in zip(rows, line_of, strict=True):
-        sent = wanted.pop(str(int(row.request_id.removeprefix("bench-"))), None)
+        sent = wanted.pop(row.request_id.removeprefix("bench-"), None)
         if sent is None:
             accepted = f"one of the {len(trace)} requests of {trace.source}"
             raise InputError(file=path, line=line, field="request_id", found=row.request_id, accepted=accepted)
@@ -321,11 +321,14 @@ def _read_series(path: Path, meta: _RunMeta, clock: _Clock) -> tuple[dict[str, S
         return {}, ["timeseries.csv was left out: meta.json does not say when its recorder started (started_at)"]
     started_s = clock.from_wall_s(_instant_s(meta.started_at, path.with_name("meta.json")))
     columns = read_columns(path, ("t", *_SERIES))
-    time_s = columns["t"] + started_s
-    series = {name: Series(time_s, columns[column]) for column, name in _SERIES.items()}
+    if not len(columns["t"]):
+        return {}, ["timeseries.csv has no rows: no series were recorded"]
+    series = {name: Series(columns["t"] + started_s, columns[column]) for column, name in _SERIES.items()}
     notes = [f"timeseries.csv: its t is taken as seconds since started_at of meta.json, here {started_s:.3f} s"]
-    series["kv_usage"] = replace(series["kv_usage"], value=columns["kv_cache_pct"] / 100)
-    if not np.any(columns["kv_cache_pct"]):
+    if np.any(columns["kv_cache_pct"]):
+        series["kv_usage"] = replace(series["kv_usage"], value=columns["kv_cache_pct"] / 100)
+        notes.append("timeseries.csv: kv_cache_pct is taken as percent")
+    else:
         del series["kv_usage"]
         notes.append("timeseries.csv: kv_cache_pct is 0 throughout, so KV use counts as not measured")
     return series, notes

@@ -75,8 +75,8 @@ def defined(values: Floats) -> Floats:
     return values[~np.isnan(values)]
 
 
-def itl_s(outcomes: Sequence[Outcome]) -> Floats | None:
-    """Gaps between successive output tokens of each finished request, pooled over tokens: every token weighs the same.
+def itl_by_request(outcomes: Sequence[Outcome]) -> list[Floats] | None:
+    """Gaps between successive output tokens of each finished request, in the outcomes' order.
 
     None unless token times were recorded for every finished request: a pool of some would be a biased one.
     """
@@ -84,15 +84,13 @@ def itl_s(outcomes: Sequence[Outcome]) -> Floats | None:
     times_s = [o.token_times_s for o in finished if o.token_times_s is not None]
     if not times_s or len(times_s) < len(finished):
         return None
-    lengths = np.array([len(times) for times in times_s])
-    gaps_s = np.diff(np.concatenate([np.asarray(times) for times in times_s]))
-    within = np.ones(len(gaps_s), dtype=bool)
-    ends = np.cumsum(lengths)[:-1]
-    within[ends[(ends > 0) & (ends <= len(gaps_s))] - 1] = (
-        False  # from one request's last token to the next one's first
-    )
-    pooled: Floats = gaps_s[within]
-    return pooled
+    return [np.diff(np.asarray(times, dtype=np.float64)) for times in times_s]
+
+
+def itl_s(outcomes: Sequence[Outcome]) -> Floats | None:
+    """The gaps of `itl_by_request`, pooled over tokens: every token weighs the same."""
+    gaps_s = itl_by_request(outcomes)
+    return None if gaps_s is None else np.concatenate(gaps_s)
 
 
 @dataclass(frozen=True, slots=True)

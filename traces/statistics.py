@@ -18,6 +18,9 @@ Interval = tuple[float, float]
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 STATISTICS = ("mean", *QUANTILES)
 
+_BINS = 2048
+"""Bins of equal count that stand for pooled values in `pooled_error_ci`."""
+
 _BLOCK_ELEMENTS = 1 << 22
 """Resampled values held at once, so that a long trace needs no more memory than a short one."""
 
@@ -154,6 +157,51 @@ def relative_error_ci(
     for name, old, new in zip(wanted, before, after, strict=True):
         found[name] = None if np.any(old == 0) else _middle((new - old) / old, confidence)
     return found
+
+
+def pooled_error_ci(
+    measured: Sequence[Floats],
+    simulated: Sequence[Floats],
+    statistics: Sequence[str],
+    rng: np.random.Generator,
+    *,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+) -> dict[str, Interval | None]:
+    """As `relative_error_ci`, where each request has many values (ITL) and the statistic is over all of them pooled.
+
+    A resample draws requests, each with all its values, because values of one request are not independent: Davison &
+    Hinkley, Bootstrap Methods and their Application (1997), section 3.8. Its percentiles are read off `_BINS` bins of
+    equal count, so they are good to that fraction of the values.
+    """
+    found: dict[str, Interval | None] = dict.fromkeys(statistics)
+    n = len(measured)
+    sizes = [np.array([len(values) for values in side]) for side in (measured, simulated)]
+    wanted = [name for name in statistics if n > 1 and all(enough(int(size.sum()), name, confidence) for size in sizes)]
+    if not wanted:
+        return found
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)
+    if any(np.any(weights @ size == 0) for size in sizes):
+        return found
+    before, after = (_of_pools(side, weights.astype(np.float64), wanted) for side in (measured, simulated))
+    for name, old, new in zip(wanted, before, after, strict=True):
+        found[name] = None if np.any(old == 0) else _middle((new - old) / old, confidence)
+    return found
+
+
+def _of_pools(groups: Sequence[Floats], weights: Floats, names: Sequence[str]) -> list[Floats]:
+    """The named statistics of the groups pooled, each value counted `weights` [n_resamples, n_groups] times."""
+    values = np.concatenate(groups)
+    owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    edges = np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:], method="inverted_cdf")
+    cells = owner * _BINS + np.searchsorted(edges, values)
+    counts = np.bincount(cells, minlength=len(groups) * _BINS).reshape(len(groups), _BINS)
+    below = np.cumsum(weights @ counts.astype(np.float64), axis=1)  # [n_resamples, _BINS]
+    sums = weights @ np.bincount(owner, weights=values, minlength=len(groups))
+    return [
+        sums / below[:, -1] if name == "mean" else edges[np.argmax(below >= QUANTILES[name] * below[:, -1:], axis=1)]
+        for name in names
+    ]
 
 
 def _of_rows(values: Floats, names: Sequence[str]) -> Floats:

@@ -15,6 +15,7 @@ from traces.statistics import (
     enough,
     mean_ci,
     percentile,
+    pooled_error_ci,
     quantile_ci,
     quantile_ranks,
     ratio_ci,
@@ -95,6 +96,32 @@ def test_error_intervals_agree_with_resampling_one_by_one() -> None:
     again = np.random.default_rng(5).integers(40, size=(300, 40))
     errors = [percentile(simulated[i], 0.9) / percentile(measured[i], 0.9) - 1 for i in again]
     assert found == pytest.approx(tuple(np.quantile(errors, [0.025, 0.975])))
+
+
+def test_pooled_error_intervals_draw_requests_with_all_their_values() -> None:
+    rng = np.random.default_rng(8)
+    level = rng.lognormal(sigma=0.5, size=60)  # values of one request resemble each other
+    measured = [own * rng.uniform(0.9, 1.1, size=n) for own, n in zip(level, rng.integers(1, 90, size=60), strict=True)]
+    simulated = [own * rng.normal(1.2, 0.1) for own in measured]
+    found = pooled_error_ci(measured, simulated, ["mean", "p90"], np.random.default_rng(9), n_resamples=400)
+    errors: dict[str, list[float]] = {"mean": [], "p90": []}
+    for weights in np.random.default_rng(9).multinomial(60, np.full(60, 1 / 60), size=400):
+        drawn = np.repeat(np.arange(60), weights)
+        before, after = (np.concatenate([side[i] for i in drawn]) for side in (measured, simulated))
+        errors["mean"].append(after.mean() / before.mean() - 1)
+        errors["p90"].append(percentile(after, 0.9) / percentile(before, 0.9) - 1)
+    for name, expected in errors.items():
+        assert found[name] == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])), abs=0.005)
+
+
+def test_pooled_intervals_are_none_where_values_are_few() -> None:
+    rng = np.random.default_rng(0)
+    assert pooled_error_ci([], [], ["mean"], rng) == {"mean": None}
+    assert pooled_error_ci([np.ones(9)], [np.ones(9)], ["mean"], rng) == {"mean": None}
+    two = [np.ones(9), np.empty(0)]  # some resample holds the empty one only
+    assert pooled_error_ci(two, two, ["mean"], rng) == {"mean": None}
+    full = [np.ones(9), np.ones(9)]
+    assert pooled_error_ci(full, full, ["mean", "p99"], rng) == {"mean": (0.0, 0.0), "p99": None}
 
 
 def test_same_generator_same_intervals_and_none_where_samples_are_few() -> None:

@@ -1,0 +1,101 @@
+"""Blocks: found by hash, reused in order, never lost."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.kv_cache import KVCache
+
+
+def cache_of(num_gpu_blocks: int = 11) -> KVCache:
+    return KVCache(num_gpu_blocks, prefix_caching=True)
+
+
+def fill(cache: KVCache, hashes: list[int]) -> list:
+    """A request takes and completes one block per hash."""
+    cache.allocate(len(hashes))
+    return [cache.cache(hash_) for hash_ in hashes]
+
+
+def test_one_block_is_the_null_block() -> None:
+    assert cache_of(11).num_blocks == 10
+
+
+def test_a_freed_prefix_is_found_until_its_blocks_are_reused() -> None:
+    cache = cache_of()
+    cache.free(fill(cache, [1, 2, 3]), full=0, partial=0)
+    assert [block.hash for block in cache.find([1, 2, 9], 3)] == [1, 2]
+    cache.allocate(10)
+    assert cache.find([1, 2], 2) == []
+    assert cache.num_evicted == 3
+
+
+def test_the_end_of_a_prefix_is_evicted_before_its_beginning() -> None:
+    cache = cache_of()
+    cache.free(fill(cache, [1, 2, 3]), full=0, partial=0)
+    cache.allocate(8)
+    assert [block.hash for block in cache.find([1, 2, 3], 3)] == [1, 2]
+
+
+def test_an_unfinished_block_is_reused_first() -> None:
+    cache = cache_of(4)
+    blocks = fill(cache, [1, 2])
+    cache.allocate(1)
+    cache.free(blocks, full=0, partial=1)
+    cache.allocate(1)
+    assert [block.hash for block in cache.find([1, 2], 2)] == [1, 2]
+
+
+def test_a_held_block_is_not_free_and_comes_back_with_its_last_holder() -> None:
+    cache = cache_of()
+    blocks = fill(cache, [1, 2])
+    cache.free(blocks, full=0, partial=0)
+    found = cache.find([1, 2], 2)
+    assert cache.num_free_without(found) == 8
+    cache.hold(found)
+    cache.hold(found)
+    cache.free(found, full=0, partial=0)
+    assert cache.in_use == 2
+    cache.free(found, full=0, partial=0)
+    assert cache.in_use == 0
+
+
+def test_a_duplicate_is_found_only_after_the_first_is_gone() -> None:
+    cache = cache_of(3)
+    first, second = fill(cache, [7]), fill(cache, [7])
+    assert cache.find([7], 1) == first
+    cache.free(first, full=0, partial=0)
+    cache.allocate(1)
+    assert cache.find([7], 1) == second
+
+
+def test_without_prefix_caching_nothing_is_found() -> None:
+    cache = KVCache(5, prefix_caching=False)
+    cache.allocate(2)
+    cache.free([], full=0, partial=2)
+    assert cache.find([1], 1) == []
+    assert cache.num_free == 4
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3), st.integers(0, 3)), max_size=40))
+def test_blocks_are_conserved(requests: list[tuple[int, int, int]]) -> None:
+    """Whatever requests take and give back, held and free blocks add up, and all are free in the end."""
+    cache = cache_of(31)
+    held: list[tuple[list, int, int]] = []
+    for group, full, partial in requests:
+        found = cache.find([group * 10 + i for i in range(3)], 3)
+        needed = 3 - len(found) + full + partial
+        while needed > cache.num_free_without(found) and held:
+            cache.free(*held.pop(0))
+            found = cache.find([group * 10 + i for i in range(3)], 3)
+            needed = 3 - len(found) + full + partial
+        cache.hold(found)
+        cache.allocate(needed)
+        blocks = found + [cache.cache(group * 10 + i) for i in range(len(found), 3)]
+        held.append((blocks, full, partial))
+        unique = len({id(block) for request, _, _ in held for block in request})
+        assert cache.in_use == unique + sum(f + p for _, f, p in held)
+    for request in held:
+        cache.free(*request)
+    assert cache.num_free == cache.num_blocks
