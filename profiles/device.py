@@ -45,9 +45,9 @@ class LinkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def read_device(path: Path) -> DeviceSpec:
     """A device from its YAML file. Raises InputError with file, line and field."""
-    return decode_yaml(path, DeviceSpec)[0]
+    return decode_yaml(path, DeviceSpec)
 
 
 def read_link(path: Path) -> LinkSpec:
     """A link from its YAML file. Raises InputError with file, line and field."""
-    return decode_yaml(path, LinkSpec)[0]
+    return decode_yaml(path, LinkSpec)

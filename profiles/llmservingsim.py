@@ -89,7 +89,7 @@ def import_profiles(source: Path, model_configs: dict[str, dict[str, Any]] | Non
 
 def _import_variant(folder: Path, model_configs: dict[str, dict[str, Any]]) -> Profile:
     file = folder / "meta.yaml"
-    meta, _ = decode_yaml(file, _Meta)
+    meta = decode_yaml(file, _Meta)
     if meta.architecture not in LAYERS:
         accepted = nearest(meta.architecture, LAYERS)
         raise InputError(file=file, field="architecture", found=meta.architecture, accepted=accepted)
@@ -151,9 +151,8 @@ def _attention(file: Path) -> AttentionRows:
     points = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
     table = read_csv(file, (*points, "time_us"))
     table.check_unique(points)
-    return AttentionRows(
-        *(table.numbers(name) for name in points), time_s=table.numbers("time_us", above_0=True) * 1e-6
-    )
+    prefill, history, n_decode, kv = (table.numbers(name) for name in points)
+    return AttentionRows(prefill, history, n_decode, kv, table.numbers("time_us", above_0=True) * 1e-6)
 
 
 def _moe(folder: Path, tp: int, notes: list[str]) -> MoeRows:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from profiles.device import DeviceSpec
 from profiles.model import ModelSpec
 from simulator.options import EngineOptions
 from traces.errors import CapacityError
 
 
 def predicted_num_gpu_blocks(
-    model: ModelSpec, device: DeviceSpec, options: EngineOptions, tensor_parallel_size: int
+    model: ModelSpec, device: str, memory_bytes: float, options: EngineOptions, *, tensor_parallel_size: int
 ) -> int:
-    """KV blocks of one engine, the null block included.
+    """KV blocks of one engine, the null block included; an upper bound.
 
-    vLLM 0.19 `v1/worker/gpu_worker.py::determine_available_memory`: memory * utilization - weights - peak of
-    activations - CUDA graphs - what others hold; here the last three are not known and taken as zero, so that this is
-    an upper bound. Raises CapacityError when the weights alone do not fit.
+    vLLM 0.19 `v1/worker/gpu_worker.py::determine_available_memory` takes memory * utilization, and off it the weights,
+    the peak of activations, CUDA graphs and the context; here only the weights are known.
+    Raises CapacityError when they alone do not fit.
     """
-    budget = device.memory_bytes * options.gpu_memory_utilization
+    budget = memory_bytes * options.gpu_memory_utilization
     weights = model.weight_bytes(options.dtype, tensor_parallel_size)
     kv_dtype = options.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
     block = model.kv_bytes_per_token(kv_dtype, tensor_parallel_size) * options.block_size
     blocks = int((budget - weights) // block)
     if blocks < 2:
         raise CapacityError(
-            f"{model.name} does not fit on {device.name} at tensor_parallel_size {tensor_parallel_size}: "
+            f"{model.name} does not fit on {device} at tensor_parallel_size {tensor_parallel_size}: "
             f"{weights / 2**30:.2f} GiB of weights, {budget / 2**30:.2f} GiB to use"
         )
     return blocks

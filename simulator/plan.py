@@ -24,6 +24,7 @@ class StepPlan:
         requests: the batch, in the order it was scheduled.
         new_tokens: [n_requests] tokens to compute.
         computed_tokens: [n_requests] tokens whose KV existed before.
+        n_requests: how many they are.
         chunks: the prefill chunks among them.
         n_decode: the decodes among them.
         decode_kv_sum: sum of the decodes' computed tokens.
@@ -39,6 +40,7 @@ class StepPlan:
     requests: list[Request]
     new_tokens: Ints
     computed_tokens: Ints
+    n_requests: int
     chunks: list[Chunk]
     n_decode: int
     decode_kv_sum: int
@@ -47,11 +49,6 @@ class StepPlan:
     n_running: int
     n_waiting: int
     kv_blocks: int
-
-    @property
-    def n_requests(self) -> int:
-        """Requests in the batch."""
-        return len(self.requests)
 
     @property
     def n_prefill_tokens(self) -> int:
@@ -85,6 +82,7 @@ def plan_of(
         requests=requests,
         new_tokens=new_tokens,
         computed_tokens=computed_tokens,
+        n_requests=len(requests),
         chunks=[Chunk(int(new_tokens[i]), int(computed_tokens[i])) for i in np.flatnonzero(chunked)],
         n_decode=len(histories),
         decode_kv_sum=int(histories.sum()),

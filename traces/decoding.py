@@ -15,6 +15,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,11 +137,37 @@ def _cell(text: str, path: Path, line: int, field: str) -> float:
     return value
 
 
-def decode_yaml(path: Path, type_: type[T]) -> tuple[T, dict[str, Any]]:
-    """A YAML (or JSON) document as `type_`, and the mapping as the user wrote it.
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A YAML or JSON file's mapping, which can say on which line a key stands.
 
-    Raises InputError with file, line and field; unknown keys are errors that name the nearest known key.
+    Attributes:
+        path: the file.
+        value: the mapping as the user wrote it.
+        tree: the same with line numbers.
     """
+
+    path: Path
+    value: dict[str, Any]
+    tree: yaml.Node
+
+    def convert(self, type_: type[T]) -> T:
+        """The mapping as `type_`. Raises InputError; an unknown key is an error that names the nearest known one."""
+        try:
+            return msgspec.convert(self.value, type_)
+        except msgspec.ValidationError as error:
+            raise _input_error(error, self.value, type_, self.path, None, self.tree) from None
+
+    def error(self, keys: Sequence[str | int], message: str = "", *, accepted: str | None = None) -> InputError:
+        """An InputError about what stands at `keys`."""
+        at = list(keys)
+        found = None if message else _value_at(self.value, at)
+        line = _line(self.tree, at, None)
+        return InputError(message, file=self.path, line=line, field=_dotted(at), found=found, accepted=accepted)
+
+
+def read_document(path: Path) -> Document:
+    """Read a YAML or JSON file that holds a mapping. Raises InputError with file, line and field."""
     data = read_bytes(path)
     try:
         tree = yaml.compose(data, Loader=_YamlLoader)
@@ -151,15 +178,17 @@ def decode_yaml(path: Path, type_: type[T]) -> tuple[T, dict[str, Any]]:
         raise InputError(f"is not YAML ({getattr(error, 'problem', error)})", file=path, line=line) from None
     except UnicodeDecodeError as error:
         raise InputError(f"is not text ({error})", file=path) from None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or tree is None:
         raise InputError(file=path, found=value, accepted="a mapping of keys to values")
+    document = Document(path, value, tree)
     if (keys := _not_finite(value)) is not None:
-        found, at = _value_at(value, keys), _line(tree, keys, None)
-        raise InputError(file=path, line=at, field=_dotted(keys), found=found, accepted="a finite number")
-    try:
-        return msgspec.convert(value, type_), value
-    except msgspec.ValidationError as error:
-        raise _input_error(error, value, type_, path, None, tree) from None
+        raise document.error(keys, accepted="a finite number")
+    return document
+
+
+def decode_yaml(path: Path, type_: type[T]) -> T:
+    """A YAML or JSON file as `type_`. Raises InputError with file, line and field."""
+    return read_document(path).convert(type_)
 
 
 def _input_error(

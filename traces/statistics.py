@@ -30,19 +30,27 @@ def percentile(values: Floats, q: float) -> float:
     return float(np.quantile(values, q))
 
 
-def statistic(values: Floats, name: str, confidence: float = 0.95) -> float | None:
+def statistic(values: Floats, name: str) -> float | None:
     """The mean or a percentile by its name in `STATISTICS`; None from too few samples to say it (`enough`)."""
-    if not enough(len(values), name, confidence):
+    if not enough(len(values), name):
         return None
     return float(np.mean(values)) if name == "mean" else percentile(values, QUANTILES[name])
 
 
-def enough(n: int, name: str, confidence: float = 0.95) -> bool:
-    """Whether n samples support the statistic: a mean needs one, a percentile needs its interval to exist.
+def enough(n: int, name: str) -> bool:
+    """Whether n samples have such a statistic: a mean needs one, a percentile at least one sample expected beyond it.
+
+    p50 needs 2 samples, p90 10, p95 20, p99 100. Its interval needs more (`has_interval`).
+    """
+    return n > 0 if name == "mean" else round(n * (1 - QUANTILES[name]), 9) >= 1
+
+
+def has_interval(n: int, name: str, confidence: float = 0.95) -> bool:
+    """Whether n samples bound the statistic from both sides: a mean needs two, a percentile its order statistics.
 
     At 95 %: p50 needs 6 samples, p90 29, p95 59, p99 299.
     """
-    return n > 0 if name == "mean" else quantile_ranks(n, QUANTILES[name], confidence) is not None
+    return n > 1 if name == "mean" else quantile_ranks(n, QUANTILES[name], confidence) is not None
 
 
 def quantile_ci(sorted_values: Floats, q: float, confidence: float = 0.95) -> Interval | None:
@@ -148,7 +156,7 @@ def relative_error_ci(
         An interval by statistic; None where n requests are too few for it.
     """
     n = len(measured)
-    wanted = [name for name in statistics if n > 1 and enough(n, name, confidence)]
+    wanted = [name for name in statistics if has_interval(n, name, confidence)]
     if not wanted:
         return dict.fromkeys(statistics)
     sides = [(_of_rows(measured[i], wanted), _of_rows(simulated[i], wanted)) for i in _resamples(n, n_resamples, rng)]
@@ -177,7 +185,9 @@ def pooled_error_ci(
     found: dict[str, Interval | None] = dict.fromkeys(statistics)
     n = len(measured)
     sizes = [np.array([len(values) for values in side]) for side in (measured, simulated)]
-    wanted = [name for name in statistics if n > 1 and all(enough(int(size.sum()), name, confidence) for size in sizes)]
+    wanted = [
+        name for name in statistics if n > 1 and all(has_interval(int(size.sum()), name, confidence) for size in sizes)
+    ]
     if not wanted:
         return found
     weights = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)

@@ -1,0 +1,139 @@
+"""Two captures of the same requests, subtracted: paired, by distribution, by stage and over time, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from traces.capture import Capture
+from traces.metrics import LATENCIES, STAGES, itl_by_request, requests, throughput
+from traces.outcome import Outcome, Status
+from traces.series import derive, grid_like, grid_over
+from traces.statistics import STATISTICS, pooled_error_ci, relative_error_ci, statistic
+from traces.steps import Floats
+
+PAIRED = ("ttft_s", "tpot_s", "e2el_s")
+SERIES = ("output_tokens_per_s", "power_w", "kv_usage", "prefix_hit_rate")
+FEWEST_REQUESTS = 20
+"""Below this many scored requests a comparison is not valid: no percentile but the median has an interval."""
+
+
+def compare(measured: Capture, simulated: Capture, *, seed: int = 0, reasons: Sequence[str] = ()) -> dict[str, Any]:
+    """The figures of validation.json for two captures of the same requests.
+
+    Args:
+        measured: the real run.
+        simulated: the twin's, or a second real run: then the errors are the noise floor.
+        seed: of the bootstrap.
+        reasons: why the comparison is not valid, known before.
+    """
+    rng = np.random.default_rng(seed)
+    pairs, left_out = _pairs(measured, simulated)
+    before, after = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    columns = requests(before), requests(after)
+    metrics: dict[str, Any] = {}
+    for name in (*LATENCIES, *STAGES):
+        if name == "itl_s":
+            metrics[name] = _pooled(itl_by_request(before), itl_by_request(after), rng)
+        else:
+            metrics[name] = _distribution(getattr(columns[0], name), getattr(columns[1], name), rng)
+    rates = throughput(before), throughput(after)
+    for name in ("output_tokens_per_s", "duration_s"):
+        values = [None if rate is None else getattr(rate, name) for rate in rates]
+        metrics[name] = _figure(values[0], values[1], None)
+    why = [*reasons, *measured.meta.reasons, *_reasons(len(pairs), left_out)]
+    return {
+        "valid": not why,
+        "reasons": why,
+        "n_requests": len(measured.outcomes),
+        "n_scored": len(pairs),
+        "metrics": {name: metrics[name] for name in (*LATENCIES, "output_tokens_per_s", "duration_s")},
+        "paired": {name: _paired(getattr(columns[0], name), getattr(columns[1], name)) for name in PAIRED},
+        "stages": {name: metrics[name] for name in STAGES},
+        "series": _series_errors(measured, simulated),
+    }
+
+
+def _pairs(measured: Capture, simulated: Capture) -> tuple[list[tuple[Outcome, Outcome]], dict[str, int]]:
+    """Outcomes that finished on both sides, by request id; and how many did not, by what became of them."""
+    twins = {outcome.request_id: outcome for outcome in simulated.outcomes}
+    pairs = []
+    left_out: dict[str, int] = {}
+    for outcome in measured.outcomes:
+        twin = twins.get(outcome.request_id)
+        if twin is not None and outcome.status is twin.status is Status.FINISHED:
+            pairs.append((outcome, twin))
+            continue
+        simulated_as = "not simulated" if twin is None else f"{twin.status.value} when simulated"
+        what = f"{outcome.status.value} when measured, {simulated_as}"
+        left_out[what] = left_out.get(what, 0) + 1
+    return pairs, left_out
+
+
+def _reasons(n_scored: int, left_out: dict[str, int]) -> list[str]:
+    reasons = [f"{count} requests {what}" for what, count in sorted(left_out.items())]
+    if n_scored < FEWEST_REQUESTS:
+        reasons.append(f"{n_scored} requests scored, fewer than {FEWEST_REQUESTS}")
+    return reasons
+
+
+def _figure(measured: float | None, simulated: float | None, ci95: tuple[float, float] | None) -> dict[str, Any] | None:
+    if measured is None or simulated is None:
+        return None
+    error = (simulated - measured) / measured if measured else None
+    return {"measured": measured, "simulated": simulated, "error": error, "ci95": None if ci95 is None else list(ci95)}
+
+
+def _distribution(measured: Floats, simulated: Floats, rng: np.random.Generator) -> dict[str, Any] | None:
+    """Figures of one metric over the requests in which both sides have it; None when there is none."""
+    both = ~np.isnan(measured) & ~np.isnan(simulated)
+    before, after = measured[both], simulated[both]
+    if not len(before):
+        return None
+    ci95 = relative_error_ci(before, after, STATISTICS, rng)
+    return {name: _figure(statistic(before, name), statistic(after, name), ci95[name]) for name in STATISTICS}
+
+
+def _pooled(
+    measured: list[Floats] | None, simulated: list[Floats] | None, rng: np.random.Generator
+) -> dict[str, Any] | None:
+    if measured is None or simulated is None:
+        return None
+    before, after = np.concatenate(measured), np.concatenate(simulated)
+    ci95 = pooled_error_ci(measured, simulated, STATISTICS, rng)
+    return {name: _figure(statistic(before, name), statistic(after, name), ci95[name]) for name in STATISTICS}
+
+
+def _paired(measured: Floats, simulated: Floats) -> dict[str, Any] | None:
+    """Error per request: mean and median of |simulated - measured| / measured, mean of |simulated - measured|."""
+    both = ~np.isnan(measured) & ~np.isnan(simulated) & (measured > 0)
+    if not both.any():
+        return None
+    off = np.abs(simulated[both] - measured[both])
+    relative = off / measured[both]
+    return {
+        "mape": float(relative.mean()),
+        "median_ape": float(np.median(relative)),
+        "mae": float(off.mean()),
+        "n": int(both.sum()),
+    }
+
+
+def _series_errors(measured: Capture, simulated: Capture) -> dict[str, Any]:
+    """Mean |error| per window over the windows in which the measured value is above 0; None where not measured."""
+    errors: dict[str, Any] = dict.fromkeys(SERIES)
+    derived = derive(measured, grid_over(measured))
+    for name in SERIES:
+        series = measured.series.get(name) or derived.get(name)
+        grid = None if series is None else grid_like(series)
+        if series is None or grid is None:
+            continue
+        twin = derive(simulated, grid).get(name)
+        counted = series.value > 0
+        if twin is None or not counted.any():
+            continue
+        relative = np.abs(twin.value[counted] - series.value[counted]) / series.value[counted]
+        errors[name] = {"mape": float(relative.mean()), "n": int(counted.sum())}
+    return errors

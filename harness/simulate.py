@@ -1,0 +1,48 @@
+"""A scenario to a simulated capture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from harness.deployment import deploy, with_run_notes
+from harness.scenario import read_scenario
+from simulator.simulate import Simulation, simulate
+from traces.capture import Capture, new_folder, write_capture
+from traces.formats import read_any_trace
+from traces.metrics import summary
+
+
+def simulate_scenario(scenario_path: Path, overrides: Sequence[str] = ()) -> tuple[Simulation, dict[str, Any]]:
+    """Simulate a scenario. Returns the simulation and its summary, in the shape of summary.json."""
+    started = time.perf_counter()
+    scenario = read_scenario(scenario_path, overrides)
+    trace = read_any_trace(scenario.trace_path)
+    deployment = deploy(scenario)
+    loaded = time.perf_counter()
+    run = simulate(trace, deployment.engine)
+    simulated = time.perf_counter()
+    capture = Capture(with_run_notes(run.capture.meta, deployment), trace, run.capture.outcomes, run.capture.steps)
+    figures = summary(capture)
+    figures["steps"], figures["events"] = run.n_steps, run.n_sweeps
+    figures["wall_s"] = {
+        "load": loaded - started,
+        "simulate": simulated - loaded,
+        "total": time.perf_counter() - started,
+    }
+    return Simulation(capture, run.n_steps, run.n_sweeps), figures
+
+
+def write_simulation(simulation: Simulation, figures: dict[str, Any], out: Path) -> None:
+    """Write the simulated capture and summary.json beside it; all of it or nothing.
+
+    Everything but summary.json's `wall_s` is the same, byte for byte, every time.
+    """
+    with new_folder(out) as folder:
+        folder.rmdir()
+        write_capture(simulation.capture, folder)
+        (folder / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n")
