@@ -1,0 +1,152 @@
+"""Record the bundled captures: a small model on a real vLLM on this machine's CPU, three loads, each twice.
+
+    scripts/install_engine.sh .venv-engine
+    .venv/bin/python scripts/record_bundled.py                    # all, about 12 minutes
+    .venv/bin/python scripts/record_bundled.py --load light-1     # one
+
+The machine should do nothing else meanwhile. Loads are drawn from fixed seeds; both recordings of a load serve the
+same requests at the same times, from a freshly started server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from collectors import recorder_path
+from collectors.client import Target, replay
+from collectors.host import cpu_name
+from collectors.join import Subject, join, read_recording
+from collectors.server import local_server
+from collectors.small_model import VOCAB_SIZE, write_small_model
+from traces.capture import write_capture
+from traces.metrics import summary
+from traces.trace import Trace, TraceRow
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "harness" / "bundled" / "captures"
+MODEL = "servetwin/llama-s"
+BLOCK_SIZE = 32
+KV_BYTES_PER_TOKEN = 8192  # model s: 2 * 8 layers * 4 KV heads * 64 * 2 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A workload and the size of the KV cache it meets."""
+
+    make: Callable[[], list[TraceRow]]
+    kv_tokens: int
+
+
+def row(index: int, arrival_s: float, prompt: int, output: int, hashes: tuple[int, ...] = ()) -> TraceRow:
+    """A request; prompts without a shared part get no hashes."""
+    return TraceRow(
+        request_id=str(index),
+        arrival_s=round(float(arrival_s), 6),
+        prompt_tokens=prompt,
+        output_tokens=output,
+        block_hashes=hashes or None,
+    )
+
+
+def light() -> list[TraceRow]:
+    """Two requests a second: well below what the engine can do."""
+    rng = np.random.default_rng(1)
+    arrivals = np.cumsum(rng.exponential(1 / 2.0, 90))
+    lengths = zip(rng.integers(50, 400, 90), rng.integers(20, 120, 90), strict=True)
+    return [row(i, t, int(p), int(o)) for i, (t, (p, o)) in enumerate(zip(arrivals, lengths, strict=True))]
+
+
+def prefix() -> list[TraceRow]:
+    """Three requests a second behind six system prompts; each user comes back with a longer conversation."""
+    rng = np.random.default_rng(2)
+    arrivals = np.cumsum(rng.exponential(1 / 3.0, 120))
+    systems = [int(n) for n in rng.integers(4, 16, 6)]
+    turns: dict[int, int] = {}
+    rows = []
+    for i, arrival_s in enumerate(arrivals):
+        user = int(rng.integers(30))
+        system, turn = user % len(systems), turns.get(user, 0)
+        turns[user] = turn + 1
+        shared = [1000 * (system + 1) + j for j in range(systems[system])]
+        shared += [10**6 * (user + 1) + j for j in range(3 * (turn + 1))]
+        prompt = len(shared) * BLOCK_SIZE + int(rng.integers(1, BLOCK_SIZE))
+        rows.append(row(i, float(arrival_s), prompt, int(rng.integers(10, 60)), tuple(shared)))
+    return rows
+
+
+def saturated() -> list[TraceRow]:
+    """Bursts that fill a KV cache of 8,192 tokens, so that requests wait and are preempted."""
+    rng = np.random.default_rng(3)
+    arrivals = np.sort(np.concatenate([5.0 * burst + rng.uniform(0, 1.0, 22) for burst in range(6)]))
+    return [row(i, float(t), int(rng.integers(100, 500)), int(rng.integers(60, 260))) for i, t in enumerate(arrivals)]
+
+
+LOADS = {"light": Load(light, 32768), "prefix": Load(prefix, 32768), "saturated": Load(saturated, 8192)}
+
+
+def record(name: str, engine_python: Path, work: Path) -> None:
+    """Record one load, e.g. `light-1`, into the bundled captures."""
+    load = LOADS[name.rsplit("-", 1)[0]]
+    model = write_small_model(work / "model", "s")
+    recorded = work / f"{name}.jsonl"
+    flags = ["--load-format", "dummy", "--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "4096"]
+    flags += ["--max-num-seqs", "32", "--max-num-batched-tokens", "512", "--block-size", str(BLOCK_SIZE)]
+    flags += ["--kv-cache-memory-bytes", str(load.kv_tokens * KV_BYTES_PER_TOKEN)]
+    flags += ["--scheduler-cls", "recorder.RecordingScheduler"]
+    environment = {"PYTHONPATH": str(recorder_path().parent), "SERVETWIN_STEPS": str(recorded)}
+    trace = Trace(tuple(load.make()), BLOCK_SIZE, f"scripts/record_bundled.py {name}", "sha256:none")
+    with local_server(engine_python, model, work / f"{name}.log", flags=flags, environment=environment) as url:
+        target = Target(url, "model", VOCAB_SIZE)
+        asyncio.run(replay(warm_up(), target))
+        records = asyncio.run(replay(trace, target))
+    subject = Subject(
+        MODEL,
+        cpu_name(),
+        datetime.date.today().isoformat(),
+        (f"load '{name}' of scripts/record_bundled.py; random weights; server and client shared 2 vCPUs",),
+    )
+    capture = join(trace, records, read_recording(recorded), subject)
+    shutil.rmtree(OUT / name, ignore_errors=True)
+    write_capture(capture, OUT / name)
+    figures = summary(capture)
+    print(name, capture.meta.reasons, capture.meta.notes[-1])
+    for key in ("ttft_s", "tpot_s", "e2el_s"):
+        print("  ", key, {k: round(v, 4) for k, v in figures["metrics"][key].items() if v is not None})
+    print("   preemptions", figures["num_preemptions"], "hit rate", figures["prefix_hit_rate"])
+
+
+def warm_up() -> Trace:
+    """A few requests of all kinds, so that the first measured one is not the first ever."""
+    rows = [
+        TraceRow(request_id=f"warmup-{i}", arrival_s=0.2 * i, prompt_tokens=40 * (i + 1), output_tokens=8)
+        for i in range(12)
+    ]
+    return Trace(tuple(rows), None, "warm-up", "sha256:none")
+
+
+def main() -> None:
+    """Record what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [f"{load}-{repeat}" for repeat in (1, 2) for load in LOADS]
+    parser.add_argument("--load", choices=names, action="append", help="one recording; may be repeated; default: all")
+    parser.add_argument("--engine-python", type=Path, default=ROOT / ".venv-engine" / "bin" / "python")
+    chosen = parser.parse_args()
+    if not chosen.engine_python.exists():
+        sys.exit(f"no engine at {chosen.engine_python}; run scripts/install_engine.sh first")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in chosen.load or names:
+            record(name, chosen.engine_python, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
