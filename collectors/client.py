@@ -77,8 +77,8 @@ async def replay(trace: Trace, target: Target, *, start_s: float | None = None) 
     """
     import aiohttp
 
-    begin_s = time.monotonic() + 0.5 if start_s is None else start_s
     bodies = [_body(row, trace, target) for row in trace.rows]
+    begin_s = time.monotonic() + 0.5 if start_s is None else start_s
     records = [ClientRecord(row.request_id, begin_s + row.arrival_s) for row in trace.rows]
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=target.timeout_s, sock_read=target.timeout_s)
     connector = aiohttp.TCPConnector(limit=0)
@@ -107,8 +107,6 @@ def _body(row: TraceRow, trace: Trace, target: Target) -> bytes:
 
 
 async def _send(session: aiohttp.ClientSession, url: str, body: bytes, record: ClientRecord) -> None:
-    import aiohttp
-
     headers = {"Content-Type": "application/json", "X-Request-Id": record.request_id}
     record.sent_s = time.monotonic()
     try:
@@ -124,7 +122,7 @@ async def _send(session: aiohttp.ClientSession, url: str, body: bytes, record: C
                 record.error = "the stream ended before the answer did"
     except TimeoutError:
         record.error = "stalled: nothing came within the time-out"
-    except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
+    except Exception as error:  # one request's trouble, of whatever kind, must not end the others
         record.error = f"{type(error).__name__}: {error}"
 
 
@@ -135,7 +133,7 @@ def _take(line: bytes, record: ClientRecord) -> bool:
     if line.startswith(b"data: [DONE]"):
         return True
     now_s = time.monotonic()
-    event: dict[str, Any] = msgspec.json.decode(line[6:])
+    event = msgspec.json.decode(line[6:], type=dict[str, Any])
     if event.get("error"):
         record.error = f"error in the stream: {event['error']}"[:200]
     if event.get("choices"):

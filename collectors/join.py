@@ -104,7 +104,9 @@ def read_recording(path: Path) -> Recording:
             steps.append(decode_json(line, RecordedStep, file=path, line=number))
         else:
             request = decode_json(line, RecordedRequest, file=path, line=number)
-            requests[client_id(request.id)] = request
+            if (name := client_id(request.id)) in requests:
+                raise CollectorError(f"{path}:{number}: request {name!r} was served twice; replay on a fresh server")
+            requests[name] = request
     if header is None:
         raise CollectorError(f"{path}: holds no header; was the server started with the recorder?")
     steps.sort(key=lambda step: step.index)
@@ -129,12 +131,12 @@ def join(trace: Trace, records: Sequence[ClientRecord], recording: Recording, su
     origin_s = records[0].due_s - trace.rows[0].arrival_s
     wall_minus_monotonic_s = (recording.header.wall_ns - recording.header.monotonic_ns) / 1e9
     token_times_s = _token_times_s(recording, origin_s)
+    rows = {row.request_id: row for row in trace.rows}
     outcomes = [
-        _outcome(record, recording.requests.get(record.request_id), token_times_s, origin_s, wall_minus_monotonic_s)
+        _outcome(rows[record.request_id], record, recording, token_times_s, origin_s, wall_minus_monotonic_s)
         for record in records
     ]
     outcomes.sort(key=lambda outcome: outcome.arrival_s)
-    rows = {row.request_id: row for row in trace.rows}
     served = tuple(_served_row(rows[o.request_id], o, recording.requests.get(o.request_id)) for o in outcomes)
     ids = {outcome.request_id: i for i, outcome in enumerate(outcomes)}
     options = {key: value for key, value in recording.header.options.items() if value is not None}
@@ -147,7 +149,7 @@ def join(trace: Trace, records: Sequence[ClientRecord], recording: Recording, su
         num_gpu_blocks=recording.header.num_gpu_blocks,
         clock="monotonic clock of the engine's host; second 0 is second 0 of the trace that the client sent",
         recorded_at=subject.recorded_at,
-        reasons=tuple(_reasons(records, recording)),
+        reasons=(*_reasons(records, recording), *_clock_reasons(outcomes)),
         notes=(*subject.notes, _lateness_note(records)),
         provenance={"trace": trace.sha256},
     )
@@ -171,8 +173,9 @@ def _token_times_s(recording: Recording, origin_s: float) -> dict[str, list[floa
 
 
 def _outcome(
+    row: TraceRow,
     record: ClientRecord,
-    request: RecordedRequest | None,
+    recording: Recording,
     token_times_s: dict[str, list[float]],
     origin_s: float,
     wall_minus_monotonic_s: float,
@@ -184,12 +187,14 @@ def _outcome(
         "client_first_token_s": seen[0] if seen else None,
         "client_finish_s": seen[-1] if seen else None,
     }
+    request = recording.requests.get(record.request_id)
     if request is None:
+        refused = record.status is not None and 400 <= record.status < 500
         return Outcome(
             request_id=record.request_id,
-            status=Status.REJECTED if record.status not in (None, 200) else Status.FAILED,
+            status=Status.REJECTED if refused else Status.FAILED,
             reason=record.error or "the engine has no record of it",
-            prompt_tokens=record.prompt_tokens or 0,
+            prompt_tokens=row.prompt_tokens,
             output_tokens=len(seen),
             arrival_s=sent_s,
             **client,
@@ -225,13 +230,16 @@ def _steps(recording: Recording, ids: dict[str, int], origin_s: float) -> Steps:
         for step in recording.steps
         if (entries := [(ids[client_id(rid)], n, done) for rid, n, done in step.requests if client_id(rid) in ids])
     ]
+    decodes = [_decodes(step) for step, _ in kept]
     columns = {
         "instance": [0] * len(kept),
         "scheduled_s": [step.schedule_begin_ns / 1e9 - origin_s for step, _ in kept],
         "end_s": [step.output_ns / 1e9 - origin_s for step, _ in kept],
         "n_requests": [len(step.requests) for step, _ in kept],
-        "n_prefill_tokens": [sum(n for _, n, _ in step.requests if n > 1) for step, _ in kept],
-        "n_decode_tokens": [sum(n for _, n, _ in step.requests if n == 1) for step, _ in kept],
+        "n_prefill_tokens": [
+            sum(n for _, n, _ in step.requests) - count for (step, _), count in zip(kept, decodes, strict=True)
+        ],
+        "n_decode_tokens": decodes,
         "n_preempted": [len(step.preempted) for step, _ in kept],
         "n_running": [step.n_running for step, _ in kept],
         "n_waiting": [step.n_waiting for step, _ in kept],
@@ -240,6 +248,26 @@ def _steps(recording: Recording, ids: dict[str, int], origin_s: float) -> Steps:
     flat = np.array([entry for _, entries in kept for entry in entries], dtype=np.int64).reshape(-1, 3)
     offsets = np.concatenate([[0], np.cumsum([len(entries) for _, entries in kept])]).astype(np.int64)
     return steps_from_columns(columns, Batches(offsets, flat[:, 0], flat[:, 1], flat[:, 2]))
+
+
+def _decodes(step: RecordedStep) -> int:
+    """Requests of a step that computed one token to produce the next; one token of an unfinished prompt is none."""
+    brought = {engine_id for engine_id, _ in step.tokens}
+    return sum(new == 1 and engine_id in brought for engine_id, new, _ in step.requests)
+
+
+def _clock_reasons(outcomes: Sequence[Outcome]) -> list[str]:
+    """An arrival lies between sending and queueing, unless the wall clock was set while the server ran."""
+    astray = [
+        outcome.request_id
+        for outcome in outcomes
+        if outcome.sent_s is not None
+        and outcome.queued_s is not None
+        and not outcome.sent_s <= outcome.arrival_s <= outcome.queued_s
+    ]
+    if not astray:
+        return []
+    return [f"{len(astray)} requests arrived before they were sent or after they were queued, the first is {astray[0]}"]
 
 
 def _reasons(records: Sequence[ClientRecord], recording: Recording) -> list[str]:

@@ -32,7 +32,10 @@ now_ns = time.monotonic_ns
 
 
 class Writer:
-    """Appends records to a file from a thread of its own, and flushes at least every half second."""
+    """Appends records to a file from a thread of its own, and flushes whenever it has caught up.
+
+    A server that is stopped may end its engine process at once, without any exit handler.
+    """
 
     def __init__(self, path: str) -> None:
         self._records: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -51,20 +54,11 @@ class Writer:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        flushed = time.monotonic()
-        while True:
-            try:
-                record = self._records.get(timeout=0.5)
-            except queue.Empty:
-                self._stream.flush()
-                continue
-            if record is None:
-                self._stream.flush()
-                return
+        while (record := self._records.get()) is not None:
             self._stream.write(json.dumps(record, separators=(",", ":")) + "\n")
-            if time.monotonic() - flushed > 0.5:
+            if self._records.empty():
                 self._stream.flush()
-                flushed = time.monotonic()
+        self._stream.flush()
 
 
 class Recording:
@@ -158,9 +152,11 @@ class Recording:
 
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
         """Requests that end from outside, when a client goes away."""
-        ids = {request_ids} if isinstance(request_ids, str) else set(request_ids or ())
+        if request_ids is None:  # vLLM's word for all of them
+            request_ids = list(self.requests)
+        ids = [request_ids] if isinstance(request_ids, str) else list(request_ids)
         ending = [self.requests[rid] for rid in ids if rid in self.requests]
-        result = super().finish_requests(request_ids, finished_status)
+        result = super().finish_requests(ids, finished_status)
         for request in ending:
             self._end(request)
         return result

@@ -50,7 +50,7 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None) -> Deploymen
     spec = read_cluster(scenario)
     said = {**scenario.said_options, **spec.said_options}
     notes = list(spec.notes)
-    mismatches = []
+    mismatches: list[str] = []
     if measured is not None:
         taken, mismatches = _from_capture(said, measured)
         said = {**taken, **said}

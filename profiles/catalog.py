@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -50,26 +51,49 @@ def list_profiles(folders: Sequence[Path]) -> list[ProfileInfo]:
 
 
 def find_profile(device: str, model: str, dtype: str, kv_cache_dtype: str, folders: Sequence[Path]) -> Profile:
-    """The first profile of exactly this device, model and types. Raises ProfileError, listing what is there."""
+    """The first profile of exactly this device, model and types. Raises ProfileError, listing what is there.
+
+    A device may go by any name that its description in `folders` gives it, and a KV cache of the model's own type is
+    one of type auto.
+    """
+    names = _names_of_device(device, folders)
+    wanted = (model, dtype, _kv_dtype(kv_cache_dtype, dtype))
     there = list_profiles(folders)
     for info in there:
         meta = info.meta
-        if (meta.device, meta.model, meta.dtype, meta.kv_cache_dtype) == (device, model, dtype, kv_cache_dtype):
+        if meta.device in names and (meta.model, meta.dtype, _kv_dtype(meta.kv_cache_dtype, meta.dtype)) == wanted:
             return read_profile(info.path)
-    wanted = f"{device} / {model} / {dtype} / kv {kv_cache_dtype}"
-    same = sorted({info.key for info in there if info.meta.model == model or info.meta.device == device})
-    known = "; ".join(same or sorted({info.key for info in there})) or "none"
-    raise ProfileError(f"no profile of {wanted}", accepted=f"a measured one; there are: {known}")
+    key = f"{device} / {model} / {dtype} / kv {kv_cache_dtype}"
+
+    def distance(info: ProfileInfo) -> tuple[int, float, str]:
+        same = (info.meta.device in names) + (info.meta.model == model)
+        return -same, -SequenceMatcher(None, info.key, key).ratio(), info.key
+
+    keys = list(dict.fromkeys(info.key for info in sorted(there, key=distance)))
+    nearest_first = "; ".join(keys[:_MOST_LISTED]) or "none"
+    more = f" and {len(keys) - _MOST_LISTED} more" if len(keys) > _MOST_LISTED else ""
+    raise ProfileError(f"no profile of {key}", accepted=f"a measured one; there are: {nearest_first}{more}")
+
+
+_MOST_LISTED = 8
+
+
+def _kv_dtype(kv_cache_dtype: str, dtype: str) -> str:
+    """`auto` is the type that the model computes in (vLLM 0.32 `utils/torch_utils.py::kv_cache_dtype_str_to_dtype`),
+    which the name of quantized weights does not tell.
+    """
+    return dtype if kv_cache_dtype == "auto" and dtype != "fp8" else kv_cache_dtype
 
 
 def find_model(name: str, folders: Sequence[Path]) -> ModelSpec:
-    """A model by name, or by the path of a config.json. Raises InputError, naming the nearest."""
-    if name.endswith(".json"):
-        return read_model(Path(name))
+    """A model by name, or by the path of a config.json or of its folder. Raises InputError, naming the nearest."""
     configs = _model_files(folders)
-    if name not in configs:
-        raise InputError(field="model", found=name, accepted=nearest(name, configs))
-    return read_model(configs[name], name)
+    if name in configs:
+        return read_model(configs[name], name)
+    path = Path(name)
+    if path.suffix == ".json" or (path / "config.json").is_file():
+        return read_model(path if path.suffix == ".json" else path / "config.json")
+    raise InputError(field="model", found=name, accepted=nearest(name, configs))
 
 
 def model_configs(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -79,14 +103,22 @@ def model_configs(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 def find_device(name: str, folders: Sequence[Path]) -> DeviceSpec:
     """A device by name or alias. Raises InputError, naming the nearest."""
-    known: set[str] = set()
-    for folder in folders:
-        for file in sorted(folder.glob("devices/*.yaml")):
-            device = read_device(file)
-            if name in (device.name, *device.aliases):
-                return device
-            known |= {device.name, *device.aliases}
+    devices = _devices(folders)
+    for device in devices:
+        if name in (device.name, *device.aliases):
+            return device
+    known = {known for device in devices for known in (device.name, *device.aliases)}
     raise InputError(field="device", found=name, accepted=nearest(name, known))
+
+
+def _devices(folders: Sequence[Path]) -> list[DeviceSpec]:
+    return [read_device(file) for folder in folders for file in sorted(folder.glob("devices/*.yaml"))]
+
+
+def _names_of_device(name: str, folders: Sequence[Path]) -> set[str]:
+    """The name, and every other that the first description that knows it gives the device."""
+    names = ({device.name, *device.aliases} for device in _devices(folders))
+    return next((own for own in names if name in own), {name})
 
 
 def _model_files(folders: Sequence[Path]) -> dict[str, Path]:
@@ -99,25 +131,29 @@ def _model_files(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def diff_profiles(a: Profile, b: Profile) -> list[dict[str, Any]]:
-    """How the times of b compare with those of a: one row per degree and operator with points in common.
+    """How the times of b compare with those of a: one row per degree and operator that either has.
 
-    Each row has tp, operator, n_common, and the least, median and largest ratio b / a of the times at those points.
+    Each row has tp, operator, how many points both measured and how many only one (n_common, n_only_a, n_only_b), and
+    the least, median and largest ratio b / a of the times at common points; None where there are none.
     """
     rows = []
-    for tp in sorted(set(a.tables) & set(b.tables)):
-        ours, theirs = _points(a.tables[tp]), _points(b.tables[tp])
+    for tp in sorted(set(a.tables) | set(b.tables)):
+        ours, theirs = _points(a.tables.get(tp)), _points(b.tables.get(tp))
         for operator in sorted(set(ours) | set(theirs)):
             first, second = ours.get(operator, {}), theirs.get(operator, {})
             ratios = np.array([second[at] / first[at] for at in sorted(set(first) & set(second))])
             row: dict[str, Any] = {"tp": tp, "operator": operator, "n_common": len(ratios)}
+            row |= {"n_only_a": len(first) - len(ratios), "n_only_b": len(second) - len(ratios)}
             for name, value in (("min", np.min), ("median", np.median), ("max", np.max)):
                 row[f"ratio_{name}"] = float(value(ratios)) if len(ratios) else None
             rows.append(row)
     return rows
 
 
-def _points(tables: OperatorTables) -> dict[str, dict[tuple[float, ...], float]]:
+def _points(tables: OperatorTables | None) -> dict[str, dict[tuple[float, ...], float]]:
     """Every measured time by operator and point."""
+    if tables is None:
+        return {}
     points = {name: _curve_points(curve) for name, curve in {**tables.dense, **tables.per_request}.items()}
     rows = tables.attention
     at = zip(rows.prefill_tokens, rows.prefill_kv_tokens, rows.n_decode, rows.decode_kv_tokens, strict=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,31 +18,34 @@ from traces.steps import Floats
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_ARROW_ROW = re.compile(r"Row #(\d+): (.*)")
+
 
 @dataclass(frozen=True, slots=True)
 class CsvTable:
-    """A CSV file's rows. Line i + 2 of the file is row i: line 1 has the names."""
+    """A CSV file's rows, each cell still the text that stands in the file."""
 
     file: Path
     rows: pa.Table
 
-    def numbers(self, name: str, *, above_0: bool = False) -> Floats:
+    def numbers(self, name: str, *, above_0: bool = False, whole: bool = False) -> Floats:
         """A column of finite numbers, 0 or above, [n]. Raises InputError at the first cell that is not."""
         import pyarrow as pa
+        import pyarrow.compute as pc
 
-        column = self.rows.column(name)
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)) or column.null_count:
-            for i, value in enumerate(column.to_pylist()):
-                try:
-                    float(value)
-                except (TypeError, ValueError):
-                    raise InputError(file=self.file, line=i + 2, field=name, found=value, accepted="a number") from None
-        values = np.asarray(column.to_numpy(), dtype=np.float64)
+        kind = "whole number" if whole else "finite number"
+        accepted = f"a {kind} above 0" if above_0 else f"a {kind}, 0 or above"
+        try:
+            values = np.asarray(pc.cast(self.rows.column(name), pa.float64()).to_numpy(), dtype=np.float64)
+        except pa.ArrowInvalid:
+            i = next(i for i, text in enumerate(self.texts(name)) if not _is_number(text))
+            raise self.error(i, name, found=self.texts(name)[i], accepted=accepted) from None
         bad = ~np.isfinite(values) | (values <= 0 if above_0 else values < 0)
+        if whole:
+            bad |= values % 1 != 0
         if bad.any():
             i = int(np.flatnonzero(bad)[0])
-            accepted = "a finite number above 0" if above_0 else "a finite number, 0 or above"
-            raise InputError(file=self.file, line=i + 2, field=name, found=float(values[i]), accepted=accepted)
+            raise self.error(i, name, found=float(values[i]), accepted=accepted)
         return values
 
     def texts(self, name: str) -> list[str]:
@@ -50,11 +55,17 @@ class CsvTable:
     def check_unique(self, keys: Sequence[str]) -> None:
         """Raise InputError when two rows have the same values in `keys`."""
         values = np.column_stack([self.numbers(key) for key in keys])
-        _, first, counts = np.unique(values, axis=0, return_index=True, return_counts=True)
-        if (counts > 1).any():
-            twice = values[first[counts > 1][0]]
-            line = int(np.flatnonzero((values == twice).all(axis=1))[1]) + 2
-            raise InputError("is measured twice", file=self.file, line=line, field=", ".join(keys))
+        _, first, group = np.unique(values, axis=0, return_index=True, return_inverse=True)
+        again = np.flatnonzero(first[group.reshape(-1)] != np.arange(len(values)))
+        if again.size:
+            raise self.error(int(again[0]), ", ".join(keys), "is measured twice")
+
+    def error(
+        self, row: int, field: str, message: str = "", *, found: object = None, accepted: str | None = None
+    ) -> InputError:
+        """What is wrong with a cell, with the line it stands on; blank lines count as lines."""
+        line = _line(self.file, row + 1)
+        return InputError(message, file=self.file, line=line, field=field, found=found, accepted=accepted)
 
 
 def read_csv(file: Path, columns: Sequence[str], *, others: bool = False) -> CsvTable:
@@ -62,16 +73,56 @@ def read_csv(file: Path, columns: Sequence[str], *, others: bool = False) -> Csv
     import pyarrow as pa
     import pyarrow.csv as pa_csv
 
+    data = read_bytes(file)
+    _check_header(_header(data, file), file, columns, others=others)
+    # Every column as text: what a cell means is decided when it is asked for, and an error can show it as it stands.
+    convert = pa_csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns))
     try:
-        rows = pa_csv.read_csv(pa.BufferReader(read_bytes(file)))
+        rows = pa_csv.read_csv(pa.BufferReader(data), pa_csv.ReadOptions(use_threads=False), convert_options=convert)
     except pa.ArrowInvalid as error:
+        if row := _ARROW_ROW.search(str(error)):  # counted from 1, the header included
+            raise InputError(row[2], file=file, line=_line(file, int(row[1]) - 1)) from None
         raise InputError(f"is not CSV ({error})", file=file) from None
-    for name in columns:
-        if name not in rows.column_names:
-            raise InputError("is missing", file=file, line=1, field=name, accepted=", ".join(columns))
-    unknown = [name for name in rows.column_names if name not in columns]
-    if unknown and not others:
-        raise InputError("is unknown", file=file, line=1, field=unknown[0], accepted=nearest(unknown[0], columns))
     if rows.num_rows == 0:
         raise InputError("holds no rows", file=file)
     return CsvTable(file, rows)
+
+
+def _header(data: bytes, file: Path) -> list[str]:
+    try:
+        first = next((line for _, line in _lines(data)), b"").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not text ({error})", file=file, line=1) from None
+    return next(csv.reader([first]), [])
+
+
+def _check_header(header: Sequence[str], file: Path, columns: Sequence[str], *, others: bool) -> None:
+    for name in columns:
+        if name not in header:
+            raise InputError("is missing", file=file, line=1, field=name, accepted=", ".join(columns))
+        if header.count(name) > 1:
+            raise InputError("stands twice", file=file, line=1, field=name, accepted=", ".join(columns))
+    unknown = [name for name in header if name not in columns]
+    if unknown and not others:
+        raise InputError("is unknown", file=file, line=1, field=unknown[0], accepted=nearest(unknown[0], columns))
+
+
+def _is_number(text: str) -> bool:
+    """Whether Arrow takes the text for a number; Python takes more."""
+    import pyarrow as pa
+
+    try:
+        pa.scalar(text).cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _line(file: Path, index: int) -> int:
+    """The line of the `index`-th row of the file, which is the header for 0."""
+    return [number for number, _ in _lines(read_bytes(file))][index]
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """What Arrow takes for rows: every line but the empty ones, with its number, counted from 1."""
+    return ((number, line) for number, line in enumerate(data.splitlines(), start=1) if line)

@@ -2,8 +2,8 @@
 
 One variant folder holds `meta.yaml` and one folder per tensor-parallel degree with dense.csv, per_sequence.csv,
 attention.csv, and where they apply moe.csv and skew.csv. Its times are microseconds of eager CUDA kernels, means over
-`measurement_iterations`, of one layer of the model split by hand. Its skew_fit.csv is derived from skew.csv and is not
-read. Operators that its catalogue marks `tp_stable` are in every degree's tables.
+`measurement_iterations`, of one layer of the model, cut to what one of `tp` devices holds. Its skew_fit.csv is derived
+from skew.csv and is not read. Operators that its catalogue marks `tp_stable` are in every degree's tables.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
+from profiles.catalog import BUNDLED, model_configs
 from profiles.csv_table import read_csv
 from profiles.profile import (
     AttentionRows,
@@ -26,6 +29,7 @@ from profiles.profile import (
 )
 from traces.decoding import decode_yaml
 from traces.errors import InputError, nearest
+from traces.steps import Floats
 
 _LLAMA = (
     "layernorm",
@@ -67,12 +71,12 @@ class _Meta(msgspec.Struct):
     engine_effective: dict[str, Any] = {}
 
 
-def import_profiles(source: Path, model_configs: dict[str, dict[str, Any]] | None = None) -> list[Profile]:
+def import_profiles(source: Path, configs: dict[str, dict[str, Any]] | None = None) -> list[Profile]:
     """Every profile at or below `source`: a variant folder, or a tree of them.
 
     Args:
         source: a folder that holds a meta.yaml, or folders that do.
-        model_configs: Hugging Face configs by model name, put into the profiles they fit.
+        configs: Hugging Face configs by model name, put into the profiles they fit; None: the bundled catalogue's.
 
     Raises:
         InputError: nothing is there, or a file is wrong, with file, line and field.
@@ -84,10 +88,11 @@ def import_profiles(source: Path, model_configs: dict[str, dict[str, Any]] | Non
         raise InputError(
             "holds no LLMServingSim profile", file=source, accepted="a folder with a meta.yaml at or below it"
         )
-    return [_import_variant(meta.parent, model_configs or {}) for meta in metas]
+    known = model_configs([BUNDLED]) if configs is None else configs
+    return [_import_variant(meta.parent, known) for meta in metas]
 
 
-def _import_variant(folder: Path, model_configs: dict[str, dict[str, Any]]) -> Profile:
+def _import_variant(folder: Path, configs: dict[str, dict[str, Any]]) -> Profile:
     file = folder / "meta.yaml"
     meta = decode_yaml(file, _Meta)
     if meta.architecture not in LAYERS:
@@ -98,12 +103,12 @@ def _import_variant(folder: Path, model_configs: dict[str, dict[str, Any]]) -> P
     if not degrees:
         raise InputError("holds no tensor-parallel degree", file=folder, accepted="folders tp1, tp2, ...")
     composition = Composition(("embedding", "final_layernorm"), layers, ("lm_head", "sampler"))
-    notes = [
-        "kernels ran eagerly, one layer on one device; a server may run them compiled, in CUDA graphs",
-        "skew_fit.csv, which is derived from skew.csv, was not imported",
-    ]
+    notes = ["kernels ran eagerly, one layer on one device; a server may run them compiled, in CUDA graphs"]
+    if any((folder / f"tp{tp}" / "skew_fit.csv").exists() for tp in degrees):
+        notes.append("skew_fit.csv, which is derived from skew.csv, was not imported")
     tables = {tp: _tables(folder, tp, composition, notes) for tp in degrees}
-    config = model_configs.get(meta.model)
+    notes += [f"tp {tp}: {_coverage(table.attention)}" for tp, table in tables.items()]
+    config = configs.get(meta.model)
     if config is None:
         notes.append("no config.json at hand for this model when it was imported")
     return Profile(
@@ -153,6 +158,22 @@ def _attention(file: Path) -> AttentionRows:
     table.check_unique(points)
     prefill, history, n_decode, kv = (table.numbers(name) for name in points)
     return AttentionRows(prefill, history, n_decode, kv, table.numbers("time_us", above_0=True) * 1e-6)
+
+
+def _coverage(rows: AttentionRows) -> str:
+    """How much of the grid that its axes span was measured: corners that did not fit in memory are missing."""
+
+    def n_values(values: Floats, where: npt.NDArray[np.bool_]) -> int:
+        return len(np.unique(values[where]))
+
+    chunk, batch = rows.prefill_tokens > 0, rows.n_decode > 0
+    prefills = n_values(rows.prefill_tokens, chunk) * n_values(rows.prefill_kv_tokens, chunk)
+    decodes = n_values(rows.n_decode, batch) * n_values(rows.decode_kv_tokens, batch)
+    parts = [("prefill alone", chunk & ~batch, prefills), ("decode alone", batch & ~chunk, decodes)]
+    if np.any(chunk & batch):
+        parts.append(("both", chunk & batch, prefills * decodes))
+    found = [f"{name} {np.count_nonzero(own)} of {n_points}" for name, own, n_points in parts]
+    return f"attention points measured, of those its axes span: {', '.join(found)}"
 
 
 def _moe(folder: Path, tp: int, notes: list[str]) -> MoeRows:

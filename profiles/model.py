@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from traces.decoding import decode_json, read_bytes
-from traces.errors import InputError
+from traces.errors import InputError, nearest
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
+
+VOCAB_PADDING = 64
+"""vLLM rounds the embedding's rows up to a multiple (`vocab_parallel_embedding.py`, DEFAULT_VOCAB_PADDING_SIZE)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What a config.json does not say, and the code of a model family does.
+
+    None of a bias means: as the config's `attention_bias` says.
+    """
+
+    qkv_bias: bool | None = None
+    output_bias: bool | None = False
+    qk_norm: bool = False
+    is_moe: bool = False
+    norm_bias: bool = False
+    head_bias: bool = False
+
+
+FAMILIES = {
+    "llama": _Family(output_bias=None),
+    "mistral": _Family(output_bias=None),
+    "phi3": _Family(output_bias=None),
+    "qwen2": _Family(qkv_bias=True),
+    "qwen3": _Family(qk_norm=True),
+    "mixtral": _Family(qkv_bias=False, is_moe=True),
+    "qwen3_moe": _Family(qk_norm=True, is_moe=True),
+    "phimoe": _Family(qkv_bias=True, output_bias=True, is_moe=True, norm_bias=True, head_bias=True),
+}
+"""Model families by `model_type`, as vLLM 0.32 builds them (`model_executor/models/{llama,qwen2,...}.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A decoder-only transformer's dimensions. Experts are 0 in a dense model.
+
+    Not told apart: layers with a sliding window, whose KV is counted as if it were never dropped.
 
     Attributes:
         name: as a scenario spells it.
@@ -26,12 +60,15 @@ class ModelSpec:
         head_dim: width of a head.
         vocab_size: rows of the embedding.
         max_position_embeddings: most tokens of a request; None when the config does not say.
+        dtype: type of the published weights; None when the config does not say.
         tie_word_embeddings: the output head shares the embedding's weights.
-        attention_bias: the QKV projections have a bias.
+        qkv_bias: the QKV projection has a bias.
+        output_bias: the attention's output projection has a bias.
         qk_norm: queries and keys are normalised per head (Qwen3).
+        norm_bias: norms have a bias (LayerNorm, not RMSNorm).
+        head_bias: the output head has a bias.
         num_experts: experts per layer.
         num_experts_per_tok: of those, the ones a token uses.
-        shared_expert_intermediate_size: width of an expert that every token uses.
     """
 
     name: str
@@ -43,47 +80,68 @@ class ModelSpec:
     head_dim: int
     vocab_size: int
     max_position_embeddings: int | None = None
+    dtype: str | None = None
     tie_word_embeddings: bool = False
-    attention_bias: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
     qk_norm: bool = False
+    norm_bias: bool = False
+    head_bias: bool = False
     num_experts: int = 0
     num_experts_per_tok: int = 0
-    shared_expert_intermediate_size: int = 0
+
+    def num_parameters(self) -> int:
+        """Parameters of the model, as published: on no device twice, and no padding."""
+        padding = _padded(self.vocab_size) - self.vocab_size
+        rows = 1 if self.tie_word_embeddings else 2
+        head_bias = padding if self.head_bias else 0
+        return sum(self.parameters().values()) - rows * padding * self.hidden_size - head_bias
 
     def parameters(self, tensor_parallel_size: int = 1) -> dict[str, int]:
         """Parameters that one of `tensor_parallel_size` devices holds, by part.
 
-        vLLM 0.19 `model_executor/layers`: embedding, QKV, output projection, MLP, experts and head are split; KV heads
-        are repeated when there are fewer than devices (`QKVParallelLinear`); norms, the router and the output
-        projection's bias are whole on each.
+        vLLM 0.32 `model_executor/layers/{linear,vocab_parallel_embedding}.py`: embedding and head (rows padded to a
+        multiple of 64), QKV, output projection, MLP and experts are split; KV heads are repeated when there are fewer
+        than devices (`QKVParallelLinear`); norms, the router and the bias of the output projection are whole on each.
+        Raises InputError for a degree that the model cannot be split by.
         """
         tp = tensor_parallel_size
-        kv_heads = max(self.num_kv_heads // tp, 1)
-        q_width, kv_width = self.num_heads // tp * self.head_dim, kv_heads * self.head_dim
-        bias = q_width + 2 * kv_width if self.attention_bias else 0
-        attention = self.hidden_size * (2 * q_width + 2 * kv_width) + bias
-        mlp = 3 * self.hidden_size * self.intermediate_size // tp
-        shared = 3 * self.hidden_size * self.shared_expert_intermediate_size // tp
-        router = self.num_experts * self.hidden_size
-        norms = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
-        embedding = self.vocab_size * self.hidden_size // tp
+        q_width = self._share("num_attention_heads", self.num_heads, tp) * self.head_dim
+        kv_width = self._kv_heads(tp) * self.head_dim
+        attention = 2 * self.hidden_size * (q_width + kv_width)
+        attention += (q_width + 2 * kv_width) * self.qkv_bias + self.hidden_size * self.output_bias
+        mlp = 3 * self.hidden_size * self._share("intermediate_size", self.intermediate_size, tp)
+        router = self.hidden_size
+        norm = self.hidden_size * (2 if self.norm_bias else 1)
+        norms = 2 * norm + (2 * self.head_dim if self.qk_norm else 0)
+        rows = self._share("vocab_size", _padded(self.vocab_size), tp)
         return {
-            "embedding": embedding,
+            "embedding": rows * self.hidden_size,
             "attention": self.num_layers * attention,
             "mlp": 0 if self.num_experts else self.num_layers * mlp,
-            "experts": self.num_layers * (self.num_experts * mlp + shared + router),
-            "norms": self.num_layers * norms + self.hidden_size,
-            "lm_head": 0 if self.tie_word_embeddings else embedding,
+            "experts": self.num_layers * self.num_experts * (mlp + router),
+            "norms": self.num_layers * norms + norm,
+            "lm_head": (0 if self.tie_word_embeddings else rows * self.hidden_size) + rows * self.head_bias,
         }
 
     def weight_bytes(self, dtype: str, tensor_parallel_size: int = 1) -> int:
-        """Bytes of weights on one of `tensor_parallel_size` devices. Raises InputError for an unknown dtype."""
+        """Bytes of weights on one of `tensor_parallel_size` devices, all of one type. Raises InputError."""
         return sum(self.parameters(tensor_parallel_size).values()) * dtype_bytes(dtype)
 
     def kv_bytes_per_token(self, dtype: str, tensor_parallel_size: int = 1) -> int:
-        """Bytes of keys and values that one token takes on one device, over all layers."""
-        kv_heads = max(self.num_kv_heads // tensor_parallel_size, 1)
-        return 2 * self.num_layers * kv_heads * self.head_dim * dtype_bytes(dtype)
+        """Bytes of keys and values that one token takes on one device, over all layers. Raises InputError."""
+        return 2 * self.num_layers * self._kv_heads(tensor_parallel_size) * self.head_dim * dtype_bytes(dtype)
+
+    def _kv_heads(self, tp: int) -> int:
+        if 1 <= self.num_kv_heads <= tp and tp % self.num_kv_heads == 0:
+            return 1
+        return self._share("num_key_value_heads", self.num_kv_heads, tp)
+
+    def _share(self, field: str, whole: int, tp: int) -> int:
+        if tp < 1 or whole % tp:
+            accepted = f"a divisor of {self.name}'s {field}, {whole}"
+            raise InputError(field="tensor_parallel_size", found=tp, accepted=accepted)
+        return whole // tp
 
 
 def dtype_bytes(dtype: str) -> int:
@@ -98,17 +156,25 @@ def read_model(path: Path, name: str | None = None) -> ModelSpec:
     return model_of(decode_json(read_bytes(path), dict[str, Any], file=path), name or path.parent.name, path)
 
 
-def model_of(config: dict[str, Any], name: str, file: Path | str = "config.json") -> ModelSpec:
-    """A model from the mapping of a Hugging Face config. Raises InputError naming the field."""
-    config = config.get("text_config", config)
+def model_of(config: Mapping[str, Any], name: str, file: Path | str = "config.json") -> ModelSpec:
+    """A model from the mapping of a Hugging Face config. Raises InputError naming the field.
+
+    Of a model of several modalities (`text_config`) only the language model is told.
+    """
+    if isinstance(inner := config.get("text_config"), dict):
+        config = {
+            **{key: config[key] for key in ("tie_word_embeddings", "dtype", "torch_dtype") if key in config},
+            **inner,
+        }
+    family = _family(config, file)
     heads = _positive(config, file, "num_attention_heads")
-    experts = _positive(config, file, "num_local_experts", "num_experts", default=0)
     hidden = _positive(config, file, "hidden_size")
     if not config.get("head_dim") and hidden % heads:
         raise InputError(
             file=file, field="hidden_size", found=hidden, accepted=f"a multiple of {heads} heads, or head_dim"
         )
-    widths = ("moe_intermediate_size", "intermediate_size") if experts else ("intermediate_size",)
+    widths = ("moe_intermediate_size", "intermediate_size") if family.is_moe else ("intermediate_size",)
+    bias = bool(config.get("attention_bias", False))
     return ModelSpec(
         name=name,
         num_layers=_positive(config, file, "num_hidden_layers"),
@@ -119,16 +185,37 @@ def model_of(config: dict[str, Any], name: str, file: Path | str = "config.json"
         head_dim=_positive(config, file, "head_dim", default=hidden // heads),
         vocab_size=_positive(config, file, "vocab_size"),
         max_position_embeddings=_positive(config, file, "max_position_embeddings", default=0) or None,
+        dtype=config.get("dtype") or config.get("torch_dtype"),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        attention_bias=bool(config.get("attention_bias", config.get("model_type") in ("qwen2", "phimoe"))),
-        qk_norm=config.get("model_type") in ("qwen3", "qwen3_moe"),
-        num_experts=experts,
-        num_experts_per_tok=_positive(config, file, "num_experts_per_tok") if experts else 0,
-        shared_expert_intermediate_size=_positive(config, file, "shared_expert_intermediate_size", default=0),
+        qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
+        output_bias=bias if family.output_bias is None else family.output_bias,
+        qk_norm=family.qk_norm,
+        norm_bias=family.norm_bias,
+        head_bias=family.head_bias,
+        num_experts=_positive(config, file, "num_local_experts", "num_experts") if family.is_moe else 0,
+        num_experts_per_tok=_positive(config, file, "num_experts_per_tok") if family.is_moe else 0,
     )
 
 
-def _positive(config: dict[str, Any], file: Path | str, *names: str, default: int | None = None) -> int:
+def _family(config: Mapping[str, Any], file: Path | str) -> _Family:
+    """The config's model family. Raises InputError for an unknown one, and for layers that none of them has."""
+    model_type = config.get("model_type")
+    if model_type is None:
+        raise InputError("is missing", file=file, field="model_type", accepted=", ".join(FAMILIES))
+    if model_type not in FAMILIES:
+        raise InputError(file=file, field="model_type", found=model_type, accepted=nearest(str(model_type), FAMILIES))
+    # Each changes the layers from what FAMILIES says: biases in the MLP, dense layers among those with experts.
+    for field, usual in (("mlp_bias", False), ("mlp_only_layers", []), ("decoder_sparse_step", 1)):
+        if (found := config.get(field)) not in (None, usual):
+            raise InputError(file=file, field=field, found=found, accepted=f"{usual!r}: others are not described yet")
+    return FAMILIES[model_type]
+
+
+def _padded(vocab_size: int) -> int:
+    return -(-vocab_size // VOCAB_PADDING) * VOCAB_PADDING
+
+
+def _positive(config: Mapping[str, Any], file: Path | str, *names: str, default: int | None = None) -> int:
     """The first of `names` that the config has, as a whole number above 0; the default when it has none."""
     for name in names:
         value = config.get(name)

@@ -5,8 +5,8 @@
     per_request.csv   tp, operator, n_requests, time_us            operators with one row per request
     attention.csv     tp, prefill_tokens, prefill_kv_tokens, n_decode, decode_kv_tokens, time_us
     moe.csv           tp, n_tokens, n_experts, time_us             experts, where the model has them
-    skew.csv          decode batches of unequal history, beside the uniform ones of mean and of longest
-    steps.csv         whole steps, un-instrumented
+    skew.csv          where measured: decode batches of unequal history, beside uniform ones of mean and of longest
+    steps.csv         where measured: whole steps, un-instrumented
 
 `tp` is the tensor-parallel degree. Times are microseconds in the files and seconds everywhere else.
 """
@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from profiles.csv_table import CsvTable, read_csv
 from traces.capture import new_folder
@@ -170,21 +169,37 @@ Rows = TypeVar("Rows", AttentionRows, MoeRows, SkewRows, StepRows)
 def read_profile(path: Path) -> Profile:
     """Read a profile folder. Raises InputError with file, line and field, ProfileError when an operator is missing."""
     meta = read_meta(path)
-    dense = _curves(path / "dense.csv", "n_tokens", meta.composition.dense())
-    per_request = _curves(path / "per_request.csv", "n_requests", set(meta.composition.per_request))
-    attention = _row_groups(path / "attention.csv", AttentionRows)
-    moe = _row_groups(path / "moe.csv", MoeRows) if "moe" in meta.composition.per_layer else {}
-    skew = _row_groups(path / "skew.csv", SkewRows) if (path / "skew.csv").exists() else {}
-    steps = _row_groups(path / "steps.csv", StepRows) if (path / "steps.csv").exists() else {}
+    has_moe = "moe" in meta.composition.per_layer
+    if not has_moe and (path / "moe.csv").exists():
+        accepted = "no such file, or 'moe' in composition.per_layer of profile.json"
+        raise InputError("belongs to no operator of the model's composition", file=path / "moe.csv", accepted=accepted)
+    needed: dict[str, dict[int, Any]] = {
+        "attention": _row_groups(path / "attention.csv", AttentionRows),
+        "dense": _curves(path / "dense.csv", "n_tokens", meta.composition.dense()),
+        "per_request": _curves(path / "per_request.csv", "n_requests", set(meta.composition.per_request)),
+    }
+    if has_moe:
+        needed["moe"] = _row_groups(path / "moe.csv", MoeRows)
+    optional: dict[str, dict[int, Any]] = {
+        name: _row_groups(path / f"{name}.csv", kind)
+        for name, kind in (("skew", SkewRows), ("steps", StepRows))
+        if (path / f"{name}.csv").exists()
+    }
+    _check_degrees(path, needed, optional)
     tables = {}
-    for tp in sorted(attention):
-        for name, group in (("dense.csv", dense), ("per_request.csv", per_request)):
-            if tp not in group:
-                raise ProfileError(
-                    "no rows", file=path / name, field="tp", accepted=f"rows of tp {tp}, as attention has"
-                )
-        tables[tp] = OperatorTables(dense[tp], per_request[tp], attention[tp], moe.get(tp), skew.get(tp), steps.get(tp))
+    for tp in sorted(needed["attention"]):
+        parts: dict[str, Any] = {name: groups.get(tp) for name, groups in {**needed, **optional}.items()}
+        tables[tp] = OperatorTables(**parts)
     return Profile(meta, tables, _digest(path), path)
+
+
+def _check_degrees(path: Path, needed: dict[str, dict[int, Any]], optional: dict[str, dict[int, Any]]) -> None:
+    """Raise ProfileError when a degree that one table has is missing from one that every degree needs."""
+    seen_in = {tp: name for name, groups in {**optional, **needed}.items() for tp in groups}
+    for name, groups in needed.items():
+        for tp in sorted(seen_in.keys() - groups.keys()):
+            accepted = f"rows of tp {tp}, as {seen_in[tp]}.csv has"
+            raise ProfileError("no rows", file=path / f"{name}.csv", field="tp", accepted=accepted)
 
 
 def read_meta(path: Path) -> ProfileMeta:
@@ -224,9 +239,11 @@ def _row_groups(file: Path, kind: type[Rows]) -> dict[int, Rows]:
     """Rows by tensor-parallel degree."""
     columns: dict[str, str] = _file_columns(kind)
     table = read_csv(file, ["tp", *columns.values()])
+    if kind is AttentionRows:
+        _check_batches(table)
     if kind in (AttentionRows, MoeRows):
         table.check_unique(["tp", *(column for column in columns.values() if column != "time_us")])
-    tp = table.numbers("tp", above_0=True)
+    tp = table.numbers("tp", above_0=True, whole=True)
     data = {
         name: table.numbers(column, above_0=column.endswith("_us")) * (1e-6 if column.endswith("_us") else 1.0)
         for name, column in columns.items()
@@ -237,36 +254,51 @@ def _row_groups(file: Path, kind: type[Rows]) -> dict[int, Rows]:
     return groups
 
 
+def _check_batches(table: CsvTable) -> None:
+    """Raise InputError at the first row of attention that computes nothing, or whose history belongs to nothing."""
+    chunk, batch = table.numbers("prefill_tokens") > 0, table.numbers("n_decode") > 0
+    for name, wrong, accepted in (
+        ("n_decode", ~chunk & ~batch, "prefill tokens or decodes"),
+        ("prefill_kv_tokens", ~chunk & (table.numbers("prefill_kv_tokens") > 0), "0, as there is no prefill"),
+        ("decode_kv_tokens", ~batch & (table.numbers("decode_kv_tokens") > 0), "0, as there are no decodes"),
+    ):
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise table.error(row, name, found=float(table.numbers(name)[row]), accepted=accepted)
+
+
 def _curves(file: Path, x_name: str, wanted: set[str]) -> dict[int, dict[str, Curve]]:
     """Curves by tensor-parallel degree and operator."""
     table = read_csv(file, ["tp", "operator", x_name, "time_us"])
-    tp = table.numbers("tp", above_0=True)
-    return {int(degree): curves_of(table, "operator", x_name, wanted, rows=tp == degree) for degree in np.unique(tp)}
+    tp = table.numbers("tp", above_0=True, whole=True)
+    return {int(degree): curves_of(table, "operator", x_name, wanted, tp=int(degree)) for degree in np.unique(tp)}
 
 
 def curves_of(
-    table: CsvTable, operator_name: str, x_name: str, wanted: set[str], rows: npt.NDArray[np.bool_] | None = None
+    table: CsvTable, operator_name: str, x_name: str, wanted: set[str], *, tp: int | None = None
 ) -> dict[str, Curve]:
-    """One curve per operator of `wanted` from the chosen rows of a table with `operator_name`, `x_name` and time_us.
+    """One curve per operator of `wanted` from a table with `operator_name`, `x_name` and time_us.
 
-    Raises InputError for an operator that is not wanted or a point measured twice, ProfileError for one with no rows.
+    With `tp`, from its rows of that degree. Raises InputError for an operator that is not wanted or a point measured
+    twice, ProfileError for one with no rows.
     """
     operators = np.asarray(table.texts(operator_name))
     x, time_s = table.numbers(x_name, above_0=True), table.numbers("time_us", above_0=True) * 1e-6
     for name in np.unique(operators):
         if name not in wanted:
-            line = int(np.flatnonzero(operators == name)[0]) + 2
+            row = int(np.flatnonzero(operators == name)[0])
             accepted = f"an operator of the model's composition; {nearest(str(name), wanted)}"
-            raise InputError(file=table.file, line=line, field=operator_name, found=str(name), accepted=accepted)
+            raise table.error(row, operator_name, found=str(name), accepted=accepted)
+    of_degree = np.full(len(x), True) if tp is None else table.numbers("tp") == tp
     curves = {}
     for name in sorted(wanted):
-        own = np.flatnonzero((operators == name) & (True if rows is None else rows))
+        own = np.flatnonzero((operators == name) & of_degree)
         if not len(own):
-            raise ProfileError(f"no rows of operator '{name}'", file=table.file, field=operator_name)
+            where = "" if tp is None else f" at tp {tp}"
+            raise ProfileError(f"no rows of operator '{name}'{where}", file=table.file, field=operator_name)
         order = own[np.argsort(x[own], kind="stable")]
         if (repeat := np.flatnonzero(np.diff(x[order]) == 0)).size:
-            line = int(order[repeat[0] + 1]) + 2
-            raise InputError(f"is measured twice for '{name}'", file=table.file, line=line, field=x_name)
+            raise table.error(int(order[repeat[0] + 1]), x_name, f"is measured twice for '{name}'")
         curves[name] = Curve(x[order], time_s[order])
     return curves
 

@@ -16,6 +16,7 @@ import datetime
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "harness" / "bundled" / "captures"
 MODEL = "servetwin/llama-s"
 BLOCK_SIZE = 32
+FLUSHED_WITHIN_S = 1.5  # the recorder writes what it has at least every half second
 KV_BYTES_PER_TOKEN = 8192  # model s: 2 * 8 layers * 4 KV heads * 64 * 2 bytes
 
 
@@ -109,6 +111,7 @@ def record(name: str, engine_python: Path, work: Path) -> None:
         target = Target(url, "model", VOCAB_SIZE)
         asyncio.run(replay(warm_up(), target))
         records = asyncio.run(replay(trace, target))
+        time.sleep(FLUSHED_WITHIN_S)
     subject = Subject(
         MODEL,
         cpu_name(),

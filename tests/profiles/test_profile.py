@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from profiles.catalog import BUNDLED, diff_profiles, find_device, find_model, find_profile, list_profiles, with_bundled
+from profiles.attention import AttentionTable
+from profiles.device import read_device
 from profiles.llmservingsim import import_profiles
-from profiles.profile import read_profile, write_profile
+from profiles.profile import (
+    AttentionRows,
+    Composition,
+    Curve,
+    MoeRows,
+    OperatorTables,
+    Profile,
+    ProfileMeta,
+    read_profile,
+    write_profile,
+)
+from tests.conftest import ROOT
 from tests.profiles.bundles import write_bundle
 from traces.errors import InputError, ProfileError
 
@@ -39,12 +56,6 @@ def test_writing_again_gives_the_same_bytes(profile: Path, tmp_path: Path) -> No
     assert read_profile(tmp_path / "again").sha256 == again.sha256
 
 
-def test_an_import_of_a_tree_finds_every_variant(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "hw" / "a" / "bf16")
-    write_bundle(tmp_path / "hw" / "b" / "bf16")
-    assert len(import_profiles(tmp_path)) == 2
-
-
 def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         file = folder / name
@@ -66,6 +77,31 @@ WRONG = {
     ),
     "a point stands twice": (edit("dense.csv", ",64,", ",1,"), r"dense.csv:3: field 'n_tokens': is measured twice"),
     "a grid point stands twice": (edit("attention.csv", "16,64,0,0", "16,0,0,0"), r"attention.csv:3: .*measured twice"),
+    "a degree is no whole number": (
+        edit("dense.csv", "1,act_fn,64", "1.5,act_fn,64"),
+        r"dense.csv:3: field 'tp': found 1.5",
+    ),
+    "a degree is in one table only": (
+        edit("attention.csv", "1,16,64,", "2,16,64,"),
+        r"dense.csv: field 'tp': no rows: accepted: rows of tp 2, as attention.csv has",
+    ),
+    "a degree lacks an operator": (
+        edit("dense.csv", "1,act_fn,1,2\n1,act_fn,64", "1,act_fn,1,2\n2,act_fn,64"),
+        r"dense.csv: field 'operator': no rows of operator 'down_proj' at tp 2",
+    ),
+    "a row computes nothing": (edit("attention.csv", "1,16,0,0", "1,0,0,0"), r"attention.csv:2: field 'n_decode'"),
+    "a history is nobody's": (
+        edit("attention.csv", "1,16,0,0,0", "1,16,0,0,9"),
+        r"attention.csv:2: field 'decode_kv_tokens': found 9.0: accepted: 0",
+    ),
+    "experts are measured and there are none": (
+        lambda f: (f / "moe.csv").write_text("tp,n_tokens,n_experts,time_us\n1,1,1,1\n"),
+        r"moe.csv: belongs to no operator",
+    ),
+    "experts are not measured": (
+        edit("profile.json", '"down_proj"', '"down_proj", "moe"'),
+        r"moe.csv: no such file",
+    ),
     "there are no rows": (lambda f: (f / "dense.csv").write_text("tp,operator,n_tokens,time_us\n"), "holds no rows"),
     "a file is missing": (lambda f: (f / "attention.csv").unlink(), r"attention.csv: no such file"),
     "a key is unknown": (
@@ -91,36 +127,68 @@ def test_an_operator_without_rows_is_named(profile: Path) -> None:
         read_profile(profile)
 
 
-def test_looking_up_finds_exactly_what_was_asked_for(profile: Path) -> None:
-    folders = [profile.parent]
-    assert find_profile("TESTGPU", "test/tiny", "bfloat16", "auto", folders).meta.device == "TESTGPU"
-    with pytest.raises(ProfileError, match=r"no profile of TESTGPU2 / test/tiny.*there are: TESTGPU / test/tiny"):
-        find_profile("TESTGPU2", "test/tiny", "bfloat16", "auto", folders)
-    with pytest.raises(InputError, match="no such folder"):
-        with_bundled([profile / "nowhere"])
+SIZES = st.integers(1, 10**6)
+HISTORIES = st.integers(0, 10**6)
+BATCHES = (
+    st.tuples(SIZES, HISTORIES, st.just(0), st.just(0))
+    | st.tuples(st.just(0), st.just(0), SIZES, HISTORIES)
+    | st.tuples(SIZES, HISTORIES, SIZES, HISTORIES)
+)
+Points = list[tuple[int, ...]]
 
 
-def test_the_bundled_catalogue_is_readable() -> None:
-    for info in list_profiles([BUNDLED]):
-        read_profile(info.path)
-    assert find_device("NVIDIA RTX A6000", [BUNDLED]).name == "A6000"
-    assert find_model("meta-llama/Llama-3.1-8B", [BUNDLED]).num_layers == 32
-    with pytest.raises(InputError, match=r"'A6000' is the nearest known name"):
-        find_device("A600", [BUNDLED])
+@settings(max_examples=30, deadline=None)
+@given(
+    grid=st.lists(BATCHES, min_size=1, max_size=20, unique=True),
+    moe=st.lists(st.tuples(SIZES, SIZES), min_size=1, max_size=5, unique=True),
+    data=st.data(),
+)
+def test_any_table_comes_back(grid: Points, moe: Points, data: st.DataObject) -> None:
+    """Times are kept to the picosecond, points exactly."""
+
+    def times(n: int) -> np.ndarray:
+        us = st.floats(1e-3, 1e9, allow_nan=False)
+        return np.array(data.draw(st.lists(us, min_size=n, max_size=n))) * 1e-6
+
+    def curve() -> Curve:
+        x = sorted(data.draw(st.sets(st.integers(1, 10**6), min_size=1, max_size=5)))
+        return Curve(np.array(x, dtype=float), times(len(x)))
+
+    tables = OperatorTables(
+        dense={"embedding": curve(), "mlp": curve()},
+        per_request={"lm_head": curve()},
+        attention=AttentionRows(*np.array(grid, dtype=float).T, times(len(grid))),
+        moe=MoeRows(*np.array(moe, dtype=float).T, times(len(moe))),
+    )
+    composition = Composition(("embedding",), ("attention", "mlp", "moe"), ("lm_head",))
+    meta = ProfileMeta(device="d", model="m", dtype="bfloat16", source="s", method="m", composition=composition)
+    with tempfile.TemporaryDirectory() as folder:
+        write_profile(Profile(meta, {4: tables}), Path(folder) / "p")
+        read = read_profile(Path(folder) / "p")
+    assert read.meta == meta
+    assert list(read.tables) == [4]
+    for name in ("attention", "moe"):
+        wrote, back = getattr(tables, name), getattr(read.tables[4], name)
+        for field in dataclasses.fields(wrote):
+            tolerance = 1e-12 if field.name == "time_s" else 0
+            np.testing.assert_allclose(getattr(back, field.name), getattr(wrote, field.name), rtol=1e-9, atol=tolerance)
+    for name, wrote in tables.dense.items():
+        np.testing.assert_array_equal(read.tables[4].dense[name].x, wrote.x)
+        np.testing.assert_allclose(read.tables[4].dense[name].time_s, wrote.time_s, rtol=1e-9, atol=1e-12)
 
 
-def test_a_profile_differs_from_itself_by_nothing(profile: Path) -> None:
-    same = read_profile(profile)
-    assert {row["ratio_median"] for row in diff_profiles(same, same)} == {1.0}
+def test_the_example_of_the_documentation_is_a_profile(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "profiles.md").read_text()
+    files = dict(re.findall(r"`([\w.]+)`:\n\n```\w+\n(.*?)```", text, re.DOTALL))
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    profile = read_profile(tmp_path)
+    assert profile.tables[1].dense.keys() == {"embedding", "rest"}
+    assert len(AttentionTable(profile.tables[1].attention).decode_s(2, np.array([512.0]), np.array([512.0]))) == 1
 
 
-@pytest.mark.ground_truth
-def test_measured_bundles_import_whole(ground_truth: Path) -> None:
-    profiles = {p.meta.model: p for p in import_profiles(ground_truth / "vllm-0.19" / "perf")}
-    llama = profiles["meta-llama/Llama-3.1-8B"]
-    assert sorted(llama.tables) == [1, 2]
-    assert len(llama.tables[1].attention.time_s) == 19364
-    assert sum(len(curve.x) for curve in llama.tables[1].dense.values()) == 1368
-    moe = profiles["Qwen/Qwen3-30B-A3B-Instruct-2507"].tables
-    assert moe[1].moe is not None
-    assert len(moe[1].moe.time_s) == 50
+def test_the_device_of_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "profiles.md").read_text()
+    (device,) = re.findall(r"```yaml\n(name.*?)```", text, re.DOTALL)
+    (tmp_path / "d.yaml").write_text(device)
+    assert read_device(tmp_path / "d.yaml").name == "MY-GPU"

@@ -13,6 +13,7 @@ from scipy.stats import binom
 from traces.statistics import (
     STATISTICS,
     enough,
+    has_interval,
     mean_ci,
     percentile,
     pooled_error_ci,
@@ -29,12 +30,18 @@ def test_percentile_is_numpys_linear_one() -> None:
     assert percentile(np.array([1.0, 2.0, 3.0, 4.0]), 0.9) == pytest.approx(3.7)
 
 
-@pytest.mark.parametrize(("name", "least"), [("mean", 1), ("p50", 6), ("p90", 29), ("p95", 59), ("p99", 299)])
-def test_a_percentile_is_refused_below_the_samples_its_interval_needs(name: str, least: int) -> None:
+@pytest.mark.parametrize(("name", "least"), [("mean", 1), ("p50", 2), ("p90", 10), ("p95", 20), ("p99", 100)])
+def test_a_percentile_needs_a_sample_expected_beyond_it(name: str, least: int) -> None:
     assert enough(least, name)
     assert not enough(least - 1, name)
     assert statistic(np.ones(least), name) == 1.0
     assert statistic(np.ones(least - 1), name) is None
+
+
+@pytest.mark.parametrize(("name", "least"), [("mean", 2), ("p50", 6), ("p90", 29), ("p95", 59), ("p99", 299)])
+def test_an_interval_needs_its_order_statistics(name: str, least: int) -> None:
+    assert has_interval(least, name)
+    assert not has_interval(least - 1, name)
 
 
 @given(st.integers(0, 2000), st.sampled_from([0.01, 0.5, 0.9, 0.95, 0.99]), st.sampled_from([0.8, 0.95, 0.99]))

@@ -1,0 +1,336 @@
+"""The command line: each command parses, calls the function of the same name, prints, and exits."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from traces.errors import ServetwinError
+
+if TYPE_CHECKING:
+    from traces.trace import Trace
+
+app = typer.Typer(
+    help="Replays traces through a twin of an LLM serving engine, and says how far off the twin is.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+trace_app = typer.Typer(help="Traces: the requests to serve.", no_args_is_help=True)
+profile_app = typer.Typer(help="Profiles: what a model's operators cost on a device.", no_args_is_help=True)
+capture_app = typer.Typer(help="Captures: what a run did, real or simulated.", no_args_is_help=True)
+collect_app = typer.Typer(help="Collect from a real engine.", no_args_is_help=True)
+app.add_typer(trace_app, name="trace")
+app.add_typer(profile_app, name="profile")
+app.add_typer(capture_app, name="capture")
+app.add_typer(collect_app, name="collect")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: engine.max_num_seqs=64. Repeatable.")]
+Out = Annotated[Path, typer.Option("--out", help="What to write; must not exist yet.")]
+Format = Annotated[str | None, typer.Option("--format", help="Name the format instead of telling it by content.")]
+Folders = Annotated[list[Path] | None, typer.Option("--profiles", help="A folder to look in first. Repeatable.")]
+
+
+def main() -> None:
+    """Entry point: what servetwin raises on purpose is a message and an exit code, never a traceback."""
+    try:
+        app()
+    except ServetwinError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Folder for validation.json and report.html.")] = None,
+    load: Annotated[str, typer.Option(help="light, prefix or saturated.")] = "saturated",
+    as_json: Json = False,
+) -> None:
+    """Replay a bundled capture of a real engine and print measured against simulated.
+
+    Example: servetwin demo --out out/demo
+    """
+    import shutil
+
+    from harness.console import print_validation
+    from harness.demo import LOADS
+    from harness.demo import demo as run
+
+    if load not in LOADS:
+        raise typer.BadParameter(f"{load!r} is none of {', '.join(LOADS)}", param_hint="--load")
+    if out is not None and (out / "validation.json").is_file():
+        shutil.rmtree(out)
+    validation, floor = run(out, load)
+    if as_json:
+        _print_json(validation.result)
+        return
+    print_validation(validation.result, floor)
+    if out is not None:
+        typer.echo(f"\nReport: {out / 'report.html'}")
+
+
+@app.command()
+def simulate(scenario: Path, out: Out, overrides: Set = None, as_json: Json = False) -> None:
+    """Simulate a scenario and write the capture it gives, with summary.json.
+
+    Example: servetwin simulate scenario.yaml --out out/run --set engine.max_num_seqs=64
+    """
+    from harness.console import print_summary
+    from harness.simulate import simulate_scenario, write_simulation
+
+    simulation, figures = simulate_scenario(scenario, overrides or ())
+    write_simulation(simulation, figures, out)
+    _print_json(figures) if as_json else print_summary(figures)
+
+
+@app.command()
+def validate(
+    scenario: Path,
+    capture: Annotated[Path, typer.Option(help="The measured run.")],
+    out: Out,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Simulate a scenario at a capture's arrivals and compare the two, request by request.
+
+    Example: servetwin validate scenario.yaml --capture captures/monday --out out/monday
+    """
+    from harness.console import print_validation
+    from harness.validate import validate as run
+    from harness.validate import write_validation
+
+    validation = run(scenario, capture, overrides or ())
+    write_validation(validation, out)
+    _print_json(validation.result) if as_json else print_validation(validation.result)
+
+
+@app.command()
+def report(folders: list[Path]) -> None:
+    """Write report.html into each capture folder; `validate` writes the report of a validation itself.
+
+    Example: servetwin report captures/monday out/run
+    """
+    from harness.report import capture_report
+    from traces.capture import read_capture
+    from traces.metrics import summary
+
+    pages = []
+    for folder in folders:
+        capture = read_capture(folder)
+        pages.append((folder / "report.html", capture_report(capture, summary(capture))))
+    for file, page in pages:
+        file.write_text(page, encoding="utf-8")
+        typer.echo(f"Report: {file}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check the installation and the bundled data; exit 2 when something is missing or damaged.
+
+    Example: servetwin doctor
+    """
+    import dataclasses
+
+    from harness.console import console, table
+    from harness.doctor import doctor as run
+
+    checks = run()
+    if as_json:
+        _print_json([dataclasses.asdict(check) for check in checks])
+    else:
+        marks = {True: "ok", False: "WRONG", None: "–"}
+        rows = [(check.name, marks[check.ok], check.found) for check in checks]
+        console().print(table("servetwin", ["what", "", "found"], rows))
+    raise typer.Exit(2 if any(check.ok is False for check in checks) else 0)
+
+
+@trace_app.command("import")
+def trace_import(source: Path, out: Out, format: Format = None) -> None:
+    """Read a trace of any known format and write servetwin's own.
+
+    Example: servetwin trace import workload.jsonl --out requests.jsonl
+    """
+    from traces.formats import read_any_trace
+
+    _write_new_trace(read_any_trace(source, format), out)
+
+
+@trace_app.command("synth")
+def trace_synth(
+    out: Out,
+    requests: Annotated[int, typer.Option(help="How many.")] = 300,
+    rate: Annotated[float, typer.Option(help="Mean arrivals per second.")] = 10.0,
+    prompt_tokens: Annotated[str, typer.Option(help="A count, or least:most.")] = "64:1024",
+    output_tokens: Annotated[str, typer.Option(help="A count, or least:most.")] = "16:256",
+    seed: int = 0,
+) -> None:
+    """Write a synthetic trace: Poisson arrivals, uniform lengths, no shared prefixes.
+
+    Example: servetwin trace synth --requests 1000 --rate 5 --prompt-tokens 512 --out synthetic.jsonl
+    """
+    from traces.synthesis import Lengths, poisson_trace
+
+    prompt, output = Lengths.parse(prompt_tokens, "--prompt-tokens"), Lengths.parse(output_tokens, "--output-tokens")
+    _write_new_trace(poisson_trace(requests, rate, prompt, output, seed), out)
+
+
+@trace_app.command("show")
+def trace_show(source: Path, format: Format = None, as_json: Json = False) -> None:
+    """Summarise a trace.
+
+    Example: servetwin trace show requests.jsonl
+    """
+    from traces.formats import read_any_trace
+
+    _show_trace(read_any_trace(source, format), as_json=as_json)
+
+
+def _write_new_trace(trace: Trace, out: Path) -> None:
+    from traces.errors import InputError
+    from traces.trace import write_trace
+
+    if out.exists():
+        raise InputError("already exists", file=out, accepted="a new file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_trace(trace, out)
+    _show_trace(trace, as_json=False)
+
+
+def _show_trace(trace: Trace, *, as_json: bool) -> None:
+    from harness.show import trace_facts
+
+    facts = trace_facts(trace)
+    _print_json(facts) if as_json else _print_facts(facts)
+
+
+@profile_app.command("import")
+def profile_import(source: Path, out: Out) -> None:
+    """Import LLMServingSim profiles: one variant folder, or a tree of them.
+
+    Example: servetwin profile import profiler/perf --out profiles
+    """
+    from harness.show import import_profiles_to
+
+    for folder in import_profiles_to(source, out):
+        typer.echo(str(folder))
+
+
+@profile_app.command("list")
+def profile_list(folders: Folders = None, as_json: Json = False) -> None:
+    """List the profiles that can be simulated now.
+
+    Example: servetwin profile list --profiles my-profiles
+    """
+    from harness.console import console, table
+    from harness.show import profile_rows
+
+    rows = profile_rows(folders or [])
+    if as_json:
+        _print_json(rows)
+        return
+    columns = ["device", "model", "dtype", "kv_cache_dtype", "engine", "recorded_at", "source"]
+    console().print(table("Profiles", columns, [tuple(str(row[column]) for column in columns) for row in rows]))
+
+
+@profile_app.command("show")
+def profile_show(folder: Path, as_json: Json = False) -> None:
+    """Show what a profile holds: operators, ranges, points, notes.
+
+    Example: servetwin profile show profiles/RTXPRO6000/meta-llama/Llama-3.1-8B
+    """
+    from harness.show import profile_facts
+    from profiles.profile import read_profile
+
+    facts = profile_facts(read_profile(folder))
+    _print_json(facts) if as_json else _print_facts(facts)
+
+
+@profile_app.command("diff")
+def profile_diff(a: Path, b: Path, as_json: Json = False) -> None:
+    """Compare the times of two profiles, operator by operator, at the points they share.
+
+    Example: servetwin profile diff profiles/old profiles/new
+    """
+    from harness.console import console, table
+    from profiles.catalog import diff_profiles
+    from profiles.profile import read_profile
+
+    rows = diff_profiles(read_profile(a), read_profile(b))
+    if as_json:
+        _print_json(rows)
+        return
+    columns = ["operator", "tp", "n_common", "ratio_min", "ratio_median", "ratio_max"]
+    cells = [tuple(f"{v:.3f}" if isinstance(v := row[name], float) else str(v) for name in columns) for row in rows]
+    console().print(table("Times of the second over the first", columns, cells))
+
+
+@capture_app.command("import")
+def capture_import(
+    source: Path,
+    out: Out,
+    trace: Annotated[Path | None, typer.Option(help="The workload it served, where the run does not hold it.")] = None,
+    format: Format = None,
+) -> None:
+    """Import a run measured by another tool.
+
+    Example: servetwin capture import bench/RTX4090/Llama --trace workload.jsonl --out captures/rtx4090
+    """
+    from traces.capture import write_capture
+    from traces.formats import import_capture, read_any_trace
+
+    write_capture(import_capture(source, format, None if trace is None else read_any_trace(trace)), out)
+    capture_show(out)
+
+
+@capture_app.command("show")
+def capture_show(folder: Path, as_json: Json = False) -> None:
+    """Show a capture: what ran, its figures, its notes.
+
+    Example: servetwin capture show captures/monday
+    """
+    from harness.console import print_summary
+    from harness.show import capture_facts
+    from traces.capture import read_capture
+    from traces.metrics import summary
+
+    capture = read_capture(folder)
+    facts, figures = capture_facts(capture), summary(capture)
+    if as_json:
+        _print_json({**facts, **figures})
+        return
+    _print_facts(facts)
+    print_summary(figures)
+
+
+@collect_app.command("recorder")
+def collect_recorder(out: Out) -> None:
+    """Write the step recorder: one file to put on a vLLM server's PYTHONPATH.
+
+    Example: servetwin collect recorder --out recorder.py
+    """
+    from collectors import recorder_path
+    from traces.errors import InputError
+
+    if out.exists():
+        raise InputError("already exists", file=out, accepted="a new file")
+    out.write_text(recorder_path().read_text())
+    typer.echo(f"Start vLLM with PYTHONPATH={out.parent} --scheduler-cls {out.stem}.RecordingScheduler")
+    typer.echo(f"(asynchronous scheduling: {out.stem}.RecordingAsyncScheduler); SERVETWIN_STEPS names its output")
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    """Print a mapping, a fact a line; a list, an entry a line."""
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        values = value if isinstance(value, list) else [value]
+        for i, one in enumerate(values or ["–"]):
+            typer.echo(f"{name if i == 0 else '':<{width}}  {'–' if one is None else one}")

@@ -1,0 +1,154 @@
+"""Results in the terminal: tables of measured, simulated, error and interval, and one honest sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+LABELS = {
+    "ttft_s": "TTFT",
+    "tpot_s": "TPOT",
+    "itl_s": "ITL",
+    "e2el_s": "E2EL",
+    "queue_s": "queue time",
+    "prefill_s": "prefill time",
+    "decode_s": "decode time",
+    "output_tokens_per_s": "output tokens/s",
+    "power_w": "power",
+    "kv_usage": "KV use",
+    "prefix_hit_rate": "prefix hit rate",
+    "duration_s": "duration",
+}
+"""How metrics are called in tables and reports."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """The terminal; plain text, 100 columns wide, when it is none."""
+    from rich.console import Console
+
+    found = Console(stderr=stderr, highlight=False)
+    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=100)
+
+
+def seconds(value: float | None) -> str:
+    """A duration with the unit that suits it."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
+        if abs(value) * scale >= 1:
+            return f"{value * scale:.4g} {unit}"
+    return f"{value:.3g} s"
+
+
+def percent(value: float | None) -> str:
+    """A signed relative error in percent."""
+    return "–" if value is None else f"{value:+.1%}"
+
+
+def interval(ci95: list[float] | None) -> str:
+    """A 95 % interval of a relative error."""
+    return "–" if ci95 is None else f"[{ci95[0]:+.1%}, {ci95[1]:+.1%}]"
+
+
+def figure_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """The rows of the table of metrics: metric, measured, simulated, error, interval."""
+    rows = []
+    for name, figures in {**result["metrics"], **result["stages"]}.items():
+        if figures is None:
+            rows.append((LABELS[name], "not measured", "", "", ""))
+        elif "measured" in figures:
+            show = seconds if name.endswith("_s") and not name.endswith("per_s") else "{:.1f}".format
+            rows.append(_row(LABELS[name], figures, show))
+        else:
+            statistics = ("mean",) if name in result["stages"] else tuple(figures)
+            rows += [_row(f"{LABELS[name]} {key}", figures[key], seconds) for key in statistics if figures[key]]
+    return rows
+
+
+def _row(label: str, figure: dict[str, Any], show: Any) -> tuple[str, str, str, str, str]:
+    measured, simulated = show(figure["measured"]), show(figure["simulated"])
+    return label, measured, simulated, percent(figure["error"]), interval(figure["ci95"])
+
+
+def table(title: str, columns: list[str], rows: Sequence[tuple[str, ...]]) -> Table:
+    """A table whose columns but the first are right-aligned."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def paired_rows(result: dict[str, Any], floor: dict[str, Any] | None = None) -> list[tuple[str, ...]]:
+    """The rows of the table of paired errors; with a noise floor, a column more."""
+    rows = []
+    for name, figures in result["paired"].items():
+        if figures is None:
+            continue
+        row = [LABELS[name], f"{figures['mape']:.1%}", f"{figures['median_ape']:.1%}", seconds(figures["mae"])]
+        if floor is not None:
+            row.append(f"{floor['paired'][name]['mape']:.1%}" if floor["paired"][name] else "–")
+        rows.append((*row, str(figures["n"])))
+    return rows
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """What the figures say, in one sentence."""
+    if not result["valid"]:
+        return "INVALID, not to be relied on: " + "; ".join(result["reasons"])
+    parts = []
+    for name in ("ttft_s", "tpot_s", "e2el_s"):
+        figures = result["metrics"][name]
+        if figures is None or figures["mean"]["error"] is None:
+            continue
+        error = figures["mean"]["error"]
+        side = "above" if error > 0 else "below"
+        ci95 = interval(figures["mean"]["ci95"])
+        parts.append(f"mean {LABELS[name]} is {abs(error):.1%} {side} the measured one (95 % interval {ci95})")
+    return f"VALID over {result['n_scored']} requests: the simulated " + ", ".join(parts) + "."
+
+
+def print_validation(result: dict[str, Any], floor: dict[str, Any] | None = None) -> None:
+    """Print a validation: metrics, paired errors, notes, verdict."""
+    out = console()
+    out.print(
+        table(
+            "Measured and simulated", ["metric", "measured", "simulated", "error", "95 % interval"], figure_rows(result)
+        )
+    )
+    columns = ["per request", "mean |error|", "median |error|", "mean |difference|"]
+    columns += ["noise floor"] if floor is not None else []
+    out.print(table("Paired by request", [*columns, "requests"], paired_rows(result, floor)))
+    if floor is not None:
+        out.print("Noise floor: the mean |error| between two recordings of the same load.\n")
+    for note in result["notes"]:
+        out.print(f"note: {note}", style="dim")
+    out.print(f"\n{verdict(result)}")
+
+
+def print_summary(figures: dict[str, Any]) -> None:
+    """Print one run's figures."""
+    rows = []
+    for name, values in figures["metrics"].items():
+        if isinstance(values, dict):
+            rows.append((LABELS[name], *(seconds(values[key]) for key in ("mean", "p50", "p90", "p95", "p99"))))
+    out = console()
+    out.print(table("Latencies", ["", "mean", "p50", "p90", "p95", "p99"], rows))
+    counts = ("n_requests", "n_finished", "prompt_tokens", "output_tokens", "cached_tokens", "num_preemptions", "steps")
+    shown = [f"{name} {figures[name]}" for name in counts if figures.get(name) is not None]
+    rates = [
+        f"{name} {figures['metrics'][name]:.4g}"
+        for name in ("output_tokens_per_s", "duration_s")
+        if figures["metrics"][name]
+    ]
+    out.print(", ".join([*shown, *rates]))

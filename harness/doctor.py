@@ -1,0 +1,62 @@
+"""Checks the installation: Python, packages, bundled data, and an engine environment where there is one."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from harness.demo import BUNDLED
+from profiles.catalog import BUNDLED as PROFILES
+from profiles.catalog import list_profiles
+from profiles.profile import read_profile
+from traces.capture import read_capture
+from traces.errors import ServetwinError
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at: ok is None where it is optional and absent."""
+
+    name: str
+    ok: bool | None
+    found: str
+
+
+def doctor(engine: Path = Path(".venv-engine")) -> list[Check]:
+    """Look at everything; nothing raises."""
+    python = platform.python_version()
+    checks = [Check("Python", sys.version_info >= (3, 11), python), *_packages()]
+    folders = sorted((BUNDLED / "captures").glob("*")) if (BUNDLED / "captures").is_dir() else []
+    checks += [
+        _readable(f"capture {folder.name}", folder, lambda f: str(read_capture(f).meta.engine)) for folder in folders
+    ]
+    for info in list_profiles([PROFILES]):
+        checks.append(_readable(f"profile {info.key}", info.path, lambda f: read_profile(f).sha256[:18]))
+    python_at = engine / "bin" / "python"
+    found = str(python_at) if python_at.exists() else "absent; scripts/install_engine.sh installs one"
+    checks.append(Check("engine for live tests (optional)", True if python_at.exists() else None, found))
+    return checks
+
+
+def _packages() -> list[Check]:
+    checks = [Check("servetwin", True, version("servetwin"))]
+    for requirement in requires("servetwin") or []:
+        if "extra ==" in requirement:
+            continue
+        name = requirement.split(">")[0].split("=")[0].strip()
+        try:
+            checks.append(Check(name, True, version(name)))
+        except PackageNotFoundError:
+            checks.append(Check(name, False, f"absent; {requirement} is needed"))
+    return checks
+
+
+def _readable(name: str, folder: Path, read: Callable[[Path], str]) -> Check:
+    try:
+        return Check(name, True, read(folder))
+    except ServetwinError as error:
+        return Check(name, False, str(error))

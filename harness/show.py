@@ -1,0 +1,113 @@
+"""Traces, profiles and captures in a few facts, for the terminal and for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from profiles.catalog import BUNDLED, list_profiles, model_configs, with_bundled
+from profiles.llmservingsim import import_profiles
+from profiles.profile import Curve, Profile, write_profile
+from traces.capture import Capture, new_folder
+from traces.trace import Trace
+
+
+def trace_facts(trace: Trace) -> dict[str, Any]:
+    """A trace in a few facts."""
+    prompts = np.array([row.prompt_tokens for row in trace.rows])
+    outputs = np.array([row.output_tokens for row in trace.rows])
+    span_s = trace.rows[-1].arrival_s - trace.rows[0].arrival_s
+    hashes = [hash_ for row in trace.rows for hash_ in row.block_hashes or ()]
+    return {
+        "source": trace.source,
+        "sha256": trace.sha256,
+        "requests": len(trace),
+        "span_s": span_s,
+        "requests_per_s": (len(trace) - 1) / span_s if span_s > 0 else None,
+        "prompt_tokens": int(prompts.sum()),
+        "prompt_tokens_mean_max": [float(prompts.mean()), int(prompts.max())],
+        "output_tokens": int(outputs.sum()),
+        "output_tokens_mean_max": [float(outputs.mean()), int(outputs.max())],
+        "hash_block_size": trace.hash_block_size,
+        "blocks_seen_before": (len(hashes) - len(set(hashes))) / len(hashes) if hashes else None,
+        "notes": list(trace.notes),
+    }
+
+
+def import_profiles_to(source: Path, out: Path) -> list[Path]:
+    """Import every profile at or below `source` into a new folder, as device/model/dtype. Returns their places."""
+    imported = import_profiles(source, model_configs([BUNDLED]))
+    places = []
+    with new_folder(out) as folder:
+        for profile in imported:
+            meta = profile.meta
+            kv = "" if meta.kv_cache_dtype == "auto" else f"-kv-{meta.kv_cache_dtype}"
+            place = Path(meta.device) / meta.model / f"{meta.dtype}{kv}"
+            write_profile(profile, folder / place)
+            places.append(out / place)
+    return places
+
+
+def profile_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The profiles that are there, the user's folders first."""
+    names = ("device", "model", "dtype", "kv_cache_dtype", "engine", "recorded_at", "source")
+    there = list_profiles(with_bundled(folders))
+    return [{**{name: getattr(info.meta, name) for name in names}, "path": str(info.path)} for info in there]
+
+
+def profile_facts(profile: Profile) -> dict[str, Any]:
+    """A profile in a few facts."""
+    meta = profile.meta
+    facts: dict[str, Any] = {
+        "device": meta.device,
+        "model": meta.model,
+        "dtype": meta.dtype,
+        "kv_cache_dtype": meta.kv_cache_dtype,
+        "engine": meta.engine,
+        "source": meta.source,
+        "recorded_at": meta.recorded_at,
+        "method": meta.method,
+        "sha256": profile.sha256,
+    }
+    for tp, tables in sorted(profile.tables.items()):
+        rows = tables.attention
+        facts[f"tp {tp}"] = [
+            *(f"{name}: {len(curve.x)} points to {curve.x[-1]:.0f} tokens" for name, curve in tables.dense.items()),
+            *(
+                f"{name}: {len(curve.x)} points to {curve.x[-1]:.0f} requests"
+                for name, curve in tables.per_request.items()
+            ),
+            f"attention: {len(rows.time_s)} points, prefill to {rows.prefill_tokens.max():.0f} tokens, history to "
+            f"{max(rows.prefill_kv_tokens.max(), rows.decode_kv_tokens.max()):.0f}, {rows.n_decode.max():.0f} decodes",
+            *([f"moe: {len(tables.moe.time_s)} points"] if tables.moe is not None else []),
+            *([f"skew: {len(tables.skew.time_s)} points"] if tables.skew is not None else []),
+            *([f"whole steps: {len(tables.steps.step_s)} points"] if tables.steps is not None else []),
+        ]
+    facts["notes"] = list(meta.notes)
+    return facts
+
+
+def _range(curve: Curve) -> str:
+    return f"{len(curve.x)} points to {curve.x[-1]:.0f}"
+
+
+def capture_facts(capture: Capture) -> dict[str, Any]:
+    """What ran, in a few facts."""
+    meta = capture.meta
+    options = [f"{name} {value}" for name, value in meta.engine_options.items()]
+    return {
+        "kind": meta.kind,
+        "engine": meta.engine,
+        "model": meta.model,
+        "device": meta.device,
+        "recorded_at": meta.recorded_at,
+        "num_gpu_blocks": meta.num_gpu_blocks,
+        "engine_options": options,
+        "steps_recorded": None if capture.steps is None else len(capture.steps),
+        "clock": meta.clock,
+        "reasons_not_to_score": list(meta.reasons),
+        "notes": list(meta.notes),
+    }

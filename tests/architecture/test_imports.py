@@ -1,0 +1,51 @@
+"""The house's one-way order: traces < profiles < simulator < calibrate; collectors beside them; harness on top."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+BELOW = {
+    "traces": set(),
+    "profiles": {"traces"},
+    "simulator": {"traces", "profiles"},
+    "collectors": {"traces", "profiles"},
+    "calibrate": {"traces", "profiles", "simulator"},
+    "harness": {"traces", "profiles", "simulator", "collectors", "calibrate"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level packages that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("folder", BELOW)
+def test_imports_run_downward_only(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    for file in files:
+        upward = (imported(file) & BELOW.keys()) - BELOW[folder] - {folder}
+        assert not upward, f"{file.relative_to(ROOT)} imports {upward}"
+
+
+@pytest.mark.parametrize("name", ["recorder", "worker"])
+def test_what_runs_inside_the_engine_needs_nothing_of_ours(name: str) -> None:
+    assert not imported(ROOT / "collectors" / f"{name}.py") & BELOW.keys()
+
+
+def test_the_base_install_has_neither_torch_nor_vllm() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    dependencies = text[text.index("dependencies = [") : text.index("[project.optional-dependencies]")]
+    assert "torch>" not in dependencies
+    assert "vllm>" not in dependencies

@@ -1,0 +1,253 @@
+"""The commands from outside: what they write, and how they refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.harness.scenarios import write_scenario
+from traces.capture import read_capture
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    return write_scenario(tmp_path)
+
+
+def servetwin(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def ok(*arguments: object) -> str:
+    ran = servetwin(*arguments)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_simulate_writes_a_capture_and_its_summary(scenario: Path, tmp_path: Path) -> None:
+    printed = ok("simulate", scenario, "--out", tmp_path / "run")
+    assert "TTFT" in printed
+    figures = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert figures["n_finished"] == 40
+    assert figures["metrics"]["ttft_s"]["p50"] > 0
+    assert figures["steps"] >= figures["events"] > 0
+    assert read_capture(tmp_path / "run").meta.kind == "simulated"
+
+
+def test_simulate_twice_gives_the_same_bytes(scenario: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        ok("simulate", scenario, "--out", tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert "outcomes.parquet" in files
+    for name in files:
+        if name != "summary.json":
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_twin_validated_against_itself_has_no_error(scenario: Path, tmp_path: Path) -> None:
+    ok("simulate", scenario, "--out", tmp_path / "run")
+    printed = ok("validate", scenario, "--capture", tmp_path / "run", "--out", tmp_path / "check")
+    assert "VALID over 40 requests" in printed
+    result = json.loads((tmp_path / "check" / "validation.json").read_text())
+    assert result["valid"] is True
+    assert result["n_scored"] == 40
+    assert result["metrics"]["e2el_s"]["mean"] == {
+        "measured": result["metrics"]["e2el_s"]["mean"]["simulated"],
+        "simulated": result["metrics"]["e2el_s"]["mean"]["simulated"],
+        "error": 0.0,
+        "ci95": [0.0, 0.0],
+    }
+    assert result["paired"]["ttft_s"]["mape"] == 0
+    assert result["metrics"]["ttft_s"]["p99"] is None or result["metrics"]["ttft_s"]["p99"]["measured"] is not None
+    assert result["series"]["power_w"] is None
+    assert set(result) >= {"metrics", "paired", "stages", "series", "notes", "provenance", "wall_s", "reasons"}
+
+
+def test_a_contradiction_between_scenario_and_capture_makes_it_invalid(scenario: Path, tmp_path: Path) -> None:
+    ok("simulate", scenario, "--out", tmp_path / "run")
+    arguments = ["--capture", tmp_path / "run", "--out", tmp_path / "check", "--set", "engine.max_num_seqs=8"]
+    assert "configuration mismatch: max_num_seqs 8 simulated, 16 measured" in ok("validate", scenario, *arguments)
+    assert json.loads((tmp_path / "check" / "validation.json").read_text())["valid"] is False
+
+
+def test_the_report_is_one_file_that_needs_no_network(scenario: Path, tmp_path: Path) -> None:
+    ok("simulate", scenario, "--out", tmp_path / "run")
+    ok("validate", scenario, "--capture", tmp_path / "run", "--out", tmp_path / "check")
+    page = (tmp_path / "check" / "report.html").read_text()
+    assert len(page) < 6_000_000
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
+    assert "const CHARTS = [" in page
+    assert "distribution-ttft_s" in page
+    assert "series-n_running" in page
+
+
+def test_an_option_changes_the_result(scenario: Path, tmp_path: Path) -> None:
+    ok("simulate", scenario, "--out", tmp_path / "wide")
+    ok("simulate", scenario, "--out", tmp_path / "narrow", "--set", "engine.max_num_seqs=1")
+    wide, narrow = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("wide", "narrow"))
+    assert narrow["metrics"]["queue_s"]["mean"] > wide["metrics"]["queue_s"]["mean"]
+
+
+def test_the_looking_commands(scenario: Path, tmp_path: Path) -> None:
+    assert json.loads(ok("trace", "show", tmp_path / "requests.jsonl", "--json"))["requests"] == 40
+    ok("trace", "import", tmp_path / "requests.jsonl", "--out", tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "requests.jsonl").read_bytes()
+    ok("profile", "import", tmp_path / "bundle", "--out", tmp_path / "imported")
+    rows = json.loads(ok("profile", "list", "--profiles", tmp_path / "imported", "--json"))
+    assert rows[0]["device"] == "TESTGPU"
+    assert "qkv_proj: 2 points to 64 tokens" in ok("profile", "show", tmp_path / "profiles" / "tiny")
+    assert "attention" in ok("profile", "diff", tmp_path / "profiles" / "tiny", rows[0]["path"])
+    ok("simulate", scenario, "--out", tmp_path / "run")
+    assert "simulated" in ok("capture", "show", tmp_path / "run")
+    ok("report", tmp_path / "run")
+    assert "const CHARTS" in (tmp_path / "run" / "report.html").read_text()
+    ok("collect", "recorder", "--out", tmp_path / "recorder.py")
+    compile((tmp_path / "recorder.py").read_text(), "recorder.py", "exec")
+    assert "Python" in ok("doctor")
+
+
+@pytest.mark.parametrize("command", ["simulate", "validate", "trace show", "profile import", "capture import", "demo"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    assert "Example: servetwin" in ok(*command.split(), "--help")
+
+
+def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        file = folder / name
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new, 1))
+
+    return apply
+
+
+WRONG = {
+    "a missing trace": (lambda f: (f / "requests.jsonl").unlink(), r"requests.jsonl: no such file"),
+    "an empty trace": (lambda f: (f / "requests.jsonl").write_text(""), r"requests.jsonl: is empty"),
+    "a trace with a header alone": (
+        lambda f: (f / "requests.jsonl").write_text('{"schema":"servetwin.trace/1"}\n'),
+        r"requests.jsonl: holds no requests",
+    ),
+    "a bad JSON line": (
+        replace("requests.jsonl", '{"request_id":"3"', '{"request_id":"3'),
+        r"requests.jsonl:5: is not JSON",
+    ),
+    "a negative count": (
+        replace("requests.jsonl", '"prompt_tokens":33', '"prompt_tokens":-33'),
+        r"requests.jsonl:3: field 'prompt_tokens': found -33: accepted: int >= 1",
+    ),
+    "a NaN arrival": (
+        replace("requests.jsonl", '"arrival_s":0.01', '"arrival_s":NaN'),
+        r"requests.jsonl:3: field 'arrival_s': found nan",
+    ),
+    "unsorted arrivals": (
+        replace("requests.jsonl", '"arrival_s":0.02', '"arrival_s":9.0'),
+        r"requests.jsonl:5: field 'arrival_s': found 0.03: accepted: arrivals in ascending order",
+    ),
+    "an unknown field": (
+        replace("requests.jsonl", '"prompt_tokens"', '"prompt_token"'),
+        r"requests.jsonl:2: field 'prompt_token': is unknown: accepted: 'prompt_tokens'",
+    ),
+    "a file of no known format": (
+        lambda f: (f / "requests.jsonl").write_text("a,b\n1,2\n"),
+        r"requests.jsonl:1: is of no known format",
+    ),
+    "a missing key": (
+        replace("scenario.yaml", "trace: requests.jsonl", "seed: 1"),
+        r"scenario.yaml:1: field 'trace': is missing",
+    ),
+    "an unknown key": (
+        replace("scenario.yaml", "seqs: 16", "seq: 16"),
+        r"field 'engine.max_num_seq': is unknown.*'max_num_seqs'",
+    ),
+    "an unknown key at the top": (
+        replace("scenario.yaml", "profiles:", "profile:"),
+        r"scenario.yaml:6: field 'profile': is unknown: accepted: 'profiles'",
+    ),
+    "a wrong type": (
+        replace("scenario.yaml", "seqs: 16", "seqs: many"),
+        r"scenario.yaml:8: field 'engine.max_num_seqs': found 'many'",
+    ),
+    "a value out of range": (
+        replace("scenario.yaml", "seqs: 16", "seqs: 0"),
+        r"scenario.yaml:8: .*found 0: accepted: int >= 1",
+    ),
+    "a broken file": (replace("scenario.yaml", "engine:", "engine: ["), r"scenario.yaml:\d+: is not YAML"),
+    "an unknown model": (replace("scenario.yaml", "test/tiny", "test/tinny"), r"no profile of TESTGPU / test/tinny"),
+    "an unknown device": (replace("scenario.yaml", "TESTGPU", "TESTGPV"), r"no profile of TESTGPV.*there are: TESTGPU"),
+    "a missing profiles folder": (
+        replace("scenario.yaml", "[profiles]", "[nowhere]"),
+        r"nowhere: field 'profiles': no such folder",
+    ),
+    "a profile without an operator": (
+        replace("profiles/tiny/profile.json", '"down_proj"', '"up_proj"'),
+        r"dense.csv:\d+: field 'operator': found 'down_proj'",
+    ),
+    "two engines": (
+        replace("scenario.yaml", "    - model", "    - {model: a, device: b}\n    - model"),
+        r"scenario.yaml:\d+: field 'instances\[1\]': more than one engine",
+    ),
+    "tensor parallelism": (
+        replace("scenario.yaml", "device: TESTGPU", "device: TESTGPU\n      tensor_parallel_size: 2"),
+        r"field 'instances\[0\].tensor_parallel_size': found 2: accepted: 1",
+    ),
+    "options that contradict": (
+        replace("scenario.yaml", "tokens: 256", "tokens: 8"),
+        r"found 8: accepted: at least max_num_seqs 16",
+    ),
+    "a calibration": (
+        replace("scenario.yaml", "engine:", "calibration: x.json\nengine:"),
+        r"field 'calibration': found 'x.json'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_gives_one_clear_error_and_no_output(scenario: Path, tmp_path: Path, case: str) -> None:
+    damage, message = WRONG[case]
+    damage(tmp_path)
+    ran = servetwin("simulate", scenario, "--out", tmp_path / "run")
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert re.search(message, ran.stderr), ran.stderr
+    assert ran.stderr.startswith("error: ")
+    assert ran.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.glob(".run*"))
+
+
+def test_an_output_folder_is_never_overwritten(scenario: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("precious")
+    ran = servetwin("simulate", scenario, "--out", tmp_path / "run")
+    assert ran.returncode == 2
+    assert "already exists" in ran.stderr
+    assert (tmp_path / "run" / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("engine.max_num_seqs", "accepted: key=value"),
+        ("engine.max_seqs=4", "'max_num_seqs' is the nearest known name"),
+        ("seed.deep=4", "accepted: int"),
+        ("engine.max_num_seqs=[", "is not YAML"),
+    ],
+)
+def test_a_wrong_override_is_named(scenario: Path, tmp_path: Path, override: str, message: str) -> None:
+    ran = servetwin("simulate", scenario, "--out", tmp_path / "run", "--set", override)
+    assert ran.returncode == 2
+    assert message in ran.stderr
+
+
+def test_usage_errors_exit_2(tmp_path: Path) -> None:
+    assert servetwin("simulate").returncode == 2
+    assert servetwin("nonsense").returncode == 2
+    assert servetwin("validate", tmp_path / "x.yaml", "--capture", tmp_path, "--out", tmp_path / "o").returncode == 2
