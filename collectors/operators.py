@@ -4,8 +4,9 @@ Runs inside the engine's environment, with servetwin on its path:
 
     PYTHONPATH=. .venv-engine/bin/python -m collectors.operators --model DIR --model-name NAME --out DIR --budget-s 170
 
-The whole grid of shots is measured several times over, so that a disturbance meets few samples of any one shot; times
-are medians of all samples. Models are vLLM's Llama-like ones: those whose modules `collectors.worker` knows by name.
+The whole grid of shots is measured several times over, so that a disturbance meets few samples of any one shot. A
+sample is an operator's mean over the layers of one step, so that operators add up to their step; a time is the median
+of its samples. Models are vLLM's Llama-like ones: those whose modules `collectors.worker` knows by name.
 """
 
 from __future__ import annotations
@@ -55,14 +56,16 @@ COMPOSITION = Composition(
 )
 """Operators of vLLM's Llama (0.32 `model_executor/models/llama.py`), in order."""
 
-REPEATS_PER_PASS = 2
-FEWEST_PASSES, MOST_PASSES = 2, 8
+FEWEST_PASSES, MOST_PASSES = 3, 15
+WARM_UP_PASSES = 0.5
+"""What the warm-ups of the first pass take: one run beside the two of a visit."""
+
 DTYPE = "bfloat16"
 
 
 @dataclass(slots=True)
 class Samples:
-    """What the worker measured of one shot, in microseconds: a number per step, and per operator and layer."""
+    """What the worker measured of one shot, in microseconds: one number per step, for an operator its layers' mean."""
 
     step_us: list[float] = field(default_factory=list)
     instrumented_us: list[float] = field(default_factory=list)
@@ -70,10 +73,10 @@ class Samples:
 
     def add(self, answer: dict[str, Any]) -> None:
         """Take in an answer of `collectors.worker.OperatorTimer.time_shot`."""
-        self.step_us += answer["step_us"]
-        self.instrumented_us += answer["instrumented_us"]
-        for operator, values in answer["modules"].items():
-            self.operator_us.setdefault(operator, []).extend(values)
+        self.step_us.append(answer["step_us"])
+        self.instrumented_us.append(answer["instrumented_us"])
+        for operator, values in answer["operators"].items():
+            self.operator_us.setdefault(operator, []).append(statistics.fmean(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,11 @@ class Plan:
     passes: int
     pass_s: float
     every: int
+
+    @property
+    def estimated_s(self) -> float:
+        """Seconds for all passes."""
+        return (self.passes + WARM_UP_PASSES) * self.pass_s
 
 
 def plan_within(budget_s: float, limits: Limits, measure: Callable[[Shot], float]) -> Plan:
@@ -106,26 +114,37 @@ def plan_within(budget_s: float, limits: Limits, measure: Callable[[Shot], float
     for every in range(1, 7):
         kept = plan_shots(limits, every)
         pass_s = sum(cost_s[shot] for shot in kept)
-        if (passes := int(budget_s / pass_s)) >= FEWEST_PASSES:
+        if (passes := int(budget_s / pass_s - WARM_UP_PASSES)) >= FEWEST_PASSES:
             return Plan(kept, min(passes, MOST_PASSES), pass_s, every)
-    raise InputError(field="budget_s", found=budget_s, accepted=f"at least {FEWEST_PASSES * pass_s:.0f} s here")
+    needed_s = (FEWEST_PASSES + WARM_UP_PASSES) * pass_s
+    raise InputError(field="budget_s", found=budget_s, accepted=f"at least {needed_s:.1f} s here")
 
 
 def measure_within(
-    budget_s: float, plan: Plan, fire: Callable[[Shot], dict[str, Any]], clock: Callable[[], float] = time.perf_counter
+    budget_s: float,
+    plan: Plan,
+    fire: Callable[[Shot, int], dict[str, Any]],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Shot, Samples]:
-    """Run the plan's passes; after the fewest, one that would not end within the budget is left out."""
+    """Run the plan's passes; after the fewest, one that would not end within the budget is left out.
+
+    Args:
+        budget_s: seconds for all passes.
+        plan: what to measure.
+        fire: measures a shot after so many warm-ups; in the first pass one, which makes the kernels of its size ready.
+        clock: seconds.
+    """
     samples = {shot: Samples() for shot in plan.shots}
     begun_s = clock()
-    longest_s = 0.0
+    last_s = 0.0
     for done in range(plan.passes):
         pass_begun_s = clock()
-        if done >= FEWEST_PASSES and pass_begun_s - begun_s + longest_s > budget_s:
+        if done >= FEWEST_PASSES and pass_begun_s - begun_s + last_s > budget_s:
             _say(f"slower than estimated: {done} passes of {plan.passes}")
             break
         for shot in plan.shots:
-            samples[shot].add(fire(shot))
-        longest_s = max(longest_s, clock() - pass_begun_s)
+            samples[shot].add(fire(shot, int(done == 0)))
+        last_s = clock() - pass_begun_s
     return samples
 
 
@@ -160,7 +179,7 @@ def tables_of(samples: dict[Shot, Samples]) -> OperatorTables:
 
 def _operators_us(samples: Samples) -> dict[str, list[float]]:
     """Samples of every operator of the composition; the rotary embedding by difference where no hook saw it."""
-    seen = {name: values for name, values in samples.operator_us.items() if values}
+    seen = dict(samples.operator_us)
     if "rotary_emb" not in seen and "self_attn" in seen:
         parts = zip(*(seen[name] for name in ("self_attn", "qkv_proj", "attention", "o_proj")), strict=True)
         seen["rotary_emb"] = [whole - qkv - attention - o for whole, qkv, attention, o in parts]
@@ -192,19 +211,19 @@ def measure(options: argparse.Namespace) -> Profile:
     limits = _limits(options)
     engine = _engine(options.model, model, limits)
 
-    def fire(shot: Shot, repeats: int = REPEATS_PER_PASS) -> dict[str, Any]:
-        (answer,) = engine.collective_rpc("time_shot", args=(shot.requests(), repeats))
+    def fire(shot: Shot, warm_ups: int) -> dict[str, Any]:
+        (answer,) = engine.collective_rpc("time_shot", args=(shot.requests(), warm_ups))
         return dict(answer)
 
     def seconds(shot: Shot) -> float:
-        fire(shot, 1)  # the first of its size makes the kernels ready
+        fire(shot, 1)
         begun_s = time.perf_counter()
-        fire(shot)
+        fire(shot, 0)
         return time.perf_counter() - begun_s
 
     plan = plan_within(options.budget_s, limits, seconds)
     thinned = "" if plan.every == 1 else f", every {plan.every} values of each axis to fit the budget"
-    _say(f"{len(plan.shots)} shots{thinned}; {plan.passes} passes, estimated {plan.passes * plan.pass_s:.0f} s")
+    _say(f"{len(plan.shots)} shots{thinned}; {plan.passes} passes, estimated {plan.estimated_s:.0f} s")
     begun_s = time.perf_counter()
     samples = measure_within(options.budget_s, plan, fire)
     took_s = time.perf_counter() - begun_s
@@ -249,7 +268,7 @@ def _meta(
 ) -> ProfileMeta:
     first = next(iter(samples.values()))
     hooked = bool(first.operator_us.get("rotary_emb"))
-    on_gpu = facts["device_type"] == "cuda"
+    timers = "events" if facts["device_type"] == "cuda" else "host timers"
     return ProfileMeta(
         device=options.device or cpu_name(),
         model=options.model_name,
@@ -257,7 +276,7 @@ def _meta(
         engine=f"vllm {facts['vllm']}",
         source="collectors.operators",
         recorded_at=datetime.date.today().isoformat(),
-        method=f"{'events' if on_gpu else 'host timers'} around modules in eager steps; medians over layers and steps",
+        method=f"{timers} around modules in eager steps; median over steps of the mean over layers",
         model_config=config,
         composition=COMPOSITION,
         notes=(
@@ -265,7 +284,7 @@ def _meta(
             "random weights; every request samples greedily",
         ),
         measured={
-            "statistic": "median",
+            "statistic": "median over steps of the mean over layers",
             "repeats": len(first.step_us),
             "n_shots": len(samples),
             "rotary_emb": "its own module" if hooked else "self-attention less qkv_proj, attention and o_proj",

@@ -197,7 +197,7 @@ def check_kind(kind: type, vllm_config: Any) -> None:
     asynchronous = bool(vllm_config.scheduler_config.async_scheduling)
     if asynchronous != issubclass(kind, AsyncScheduler):
         right = "RecordingAsyncScheduler" if asynchronous else "RecordingScheduler"
-        raise RuntimeError(f"this server schedules {'' if asynchronous else 'a'}synchronously: load recorder.{right}")
+        raise RuntimeError(f"this server schedules {'a' if asynchronous else ''}synchronously: load recorder.{right}")
 
 
 def header(config: Any, scheduler: Any) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Times a model's operators inside a vLLM worker: loaded with `worker_extension_cls`, called by `collective_rpc`.
 
 A shot is a batch of synthetic requests, each `(new_tokens, history)`, given to vLLM's own model runner without the
-scheduler. What the history's KV blocks hold does not matter for time. Steps with timers around the model's modules
-(host timers on a CPU, events on a GPU) alternate with steps without, so that a disturbance meets both alike. Needs
-`enforce_eager`: compiled graphs call no module hooks.
+scheduler. What the history's KV blocks hold does not matter for time. A step with timers around the model's modules
+(host timers on a CPU, events on a GPU) is followed by one without. Needs `enforce_eager`: compiled graphs call no
+module hooks.
 
 This file imports the standard library, torch and vLLM alone, because it runs in the engine's environment.
 """
@@ -38,31 +38,34 @@ OPERATORS = {
 class OperatorTimer:
     """Mixed into vLLM's worker."""
 
-    def time_shot(self, shot: list[list[int]], repeats: int) -> dict[str, Any]:
-        """Run a shot once to warm up, then `repeats` times without timers and with them in turn.
+    def time_shot(self, shot: list[list[int]], warm_ups: int) -> dict[str, Any]:
+        """Run a shot `warm_ups` times, then once with timers and once without.
 
-        The first run brings the requests in, as a scheduler does with new ones; every further run computes the same
-        tokens again for requests that the worker knows, as in a decode step.
+        The first run brings the requests in, as a scheduler does with new ones. Every further run, the one without
+        timers always among them, computes the same tokens again for requests that the worker knows, as in a decode
+        step.
 
         Returns:
-            Microseconds: `step_us` [repeats] without timers, `instrumented_us` [repeats] with them, and `modules`,
-            by operator, one sample for each layer and repeat.
+            Microseconds: `step_us` without timers, `instrumented_us` with them, and `operators`, a time for each layer,
+            of those whose hooks fired.
         """
         requests = {f"shot-{i}": (new_tokens, history) for i, (new_tokens, history) in enumerate(shot)}
+        first, again = _step_of_new(requests, self._blocks(requests)), _step_again(requests)
+        steps = [first, *[again] * warm_ups]
+        for step in steps[:-1]:
+            self._run(step)
         samples: dict[str, list[float]] = {}
-        step_us, instrumented_us = [], []
-        self._run(_step_of_new(requests, self._blocks(requests)))
-        for _ in range(repeats):
-            step_us.append(self._run(_step_again(requests)))
-            timers = self._attach(samples)
-            try:
-                instrumented_us.append(self._run(_step_again(requests)))
-            finally:
-                for timer in timers:
-                    timer.remove()
-            self._read_events()
+        timers = self._attach(samples)
+        try:
+            instrumented_us = self._run(steps[-1])
+        finally:
+            for timer in timers:
+                timer.remove()
+        self._read_events()
+        step_us = self._run(again)
         self.model_runner.execute_model(_step_of_none(set(requests)))
-        return {"step_us": step_us, "instrumented_us": instrumented_us, "modules": samples}
+        seen = {operator: values for operator, values in samples.items() if values}
+        return {"step_us": step_us, "instrumented_us": instrumented_us, "operators": seen}
 
     def worker_facts(self) -> dict[str, Any]:
         """Versions and settings that a profile records."""

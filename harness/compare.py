@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from harness.scenario import Scenario
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES, itl_by_request, requests, throughput
 from traces.outcome import Outcome, Status
@@ -18,6 +20,23 @@ PAIRED = ("ttft_s", "tpot_s", "e2el_s")
 SERIES = ("output_tokens_per_s", "power_w", "kv_usage", "prefix_hit_rate")
 FEWEST_REQUESTS = 20
 """Below this many scored requests a comparison is not valid: no percentile but the median has an interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A comparison, and the two runs it compares.
+
+    Attributes:
+        result: what validation.json holds.
+        measured: the capture.
+        simulated: the twin's capture, of the same requests at the same arrivals.
+        scenario: what was simulated.
+    """
+
+    result: dict[str, Any]
+    measured: Capture
+    simulated: Capture
+    scenario: Scenario
 
 
 def compare(measured: Capture, simulated: Capture, *, seed: int = 0, reasons: Sequence[str] = ()) -> dict[str, Any]:
@@ -43,7 +62,7 @@ def compare(measured: Capture, simulated: Capture, *, seed: int = 0, reasons: Se
     for name in ("output_tokens_per_s", "duration_s"):
         values = [None if rate is None else getattr(rate, name) for rate in rates]
         metrics[name] = _figure(values[0], values[1], None)
-    why = [*reasons, *measured.meta.reasons, *_reasons(len(pairs), left_out)]
+    why = [*reasons, *measured.meta.reasons, *_reasons(pairs, left_out)]
     return {
         "valid": not why,
         "reasons": why,
@@ -72,10 +91,13 @@ def _pairs(measured: Capture, simulated: Capture) -> tuple[list[tuple[Outcome, O
     return pairs, left_out
 
 
-def _reasons(n_scored: int, left_out: dict[str, int]) -> list[str]:
+def _reasons(pairs: Sequence[tuple[Outcome, Outcome]], left_out: dict[str, int]) -> list[str]:
     reasons = [f"{count} requests {what}" for what, count in sorted(left_out.items())]
-    if n_scored < FEWEST_REQUESTS:
-        reasons.append(f"{n_scored} requests scored, fewer than {FEWEST_REQUESTS}")
+    lengths = [[(o.prompt_tokens, o.output_tokens) for o in pair] for pair in pairs]
+    if other := sum(before != after for before, after in lengths):
+        reasons.append(f"{other} requests differ in tokens between the two sides")
+    if len(pairs) < FEWEST_REQUESTS:
+        reasons.append(f"{len(pairs)} requests scored, fewer than {FEWEST_REQUESTS}")
     return reasons
 
 

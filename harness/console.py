@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+WIDTH = 160
+"""Columns where there is no terminal to ask: enough that no table is cut."""
+
 LABELS = {
     "ttft_s": "TTFT",
     "tpot_s": "TPOT",
@@ -27,11 +30,11 @@ LABELS = {
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The terminal; plain text, 100 columns wide, when it is none."""
+    """The terminal; plain text of a fixed width when it is none."""
     from rich.console import Console
 
     found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=100)
+    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH)
 
 
 def seconds(value: float | None) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.compare import compare
-from harness.validate import Validation, validate, write_validation
+from harness.compare import Validation, compare
+from harness.validate import validate, write_validation
 from traces.capture import read_capture
 
 BUNDLED = Path(__file__).parent / "bundled"

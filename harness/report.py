@@ -18,7 +18,7 @@ from traces.series import derive, grid_over
 from traces.steps import Floats
 
 if TYPE_CHECKING:
-    from harness.validate import Validation
+    from harness.compare import Validation
 
 MEASURED, SIMULATED = "#0072b2", "#d55e00"
 """Okabe and Ito's blue and vermillion: apart for every kind of colour vision, on white and on black."""

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from harness.compare import compare
+from harness.compare import Validation, compare
 from harness.deployment import deploy, with_run_notes
-from harness.scenario import Scenario, read_scenario
+from harness.report import validation_report
+from harness.scenario import read_scenario
 from simulator.simulate import simulate
 from traces.capture import Capture, new_folder, read_capture, write_capture
 from traces.errors import InputError
 from traces.formats import read_any_trace
 from traces.trace import Trace
-
-
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """A comparison, and the two runs it compares.
-
-    Attributes:
-        result: what validation.json holds.
-        measured: the capture.
-        simulated: the twin's capture, of the same requests at the same arrivals.
-        scenario: what was simulated.
-    """
-
-    result: dict[str, Any]
-    measured: Capture
-    simulated: Capture
-    scenario: Scenario
 
 
 def validate(scenario_path: Path, capture_path: Path, overrides: Sequence[str] = ()) -> Validation:
@@ -46,7 +28,7 @@ def validate(scenario_path: Path, capture_path: Path, overrides: Sequence[str] =
     started = time.perf_counter()
     scenario = read_scenario(scenario_path, overrides)
     measured = read_capture(capture_path)
-    trace, arrival_note = _at_measured_arrivals(read_any_trace(scenario.trace_path), measured)
+    trace = _at_measured_arrivals(read_any_trace(scenario.trace_path), measured)
     deployment = deploy(scenario, measured.meta)
     loaded = time.perf_counter()
     simulation = simulate(trace, deployment.engine)
@@ -58,7 +40,7 @@ def validate(scenario_path: Path, capture_path: Path, overrides: Sequence[str] =
         simulation.capture.steps,
     )
     result = compare(measured, twin, seed=scenario.file.seed, reasons=deployment.mismatches)
-    result["notes"] = [arrival_note, *twin.meta.notes, *measured.meta.notes]
+    result["notes"] = [*twin.meta.notes, *measured.meta.notes]
     result["provenance"] = {
         "trace": trace.sha256,
         "capture": measured.trace.sha256,
@@ -76,8 +58,6 @@ def validate(scenario_path: Path, capture_path: Path, overrides: Sequence[str] =
 
 def write_validation(validation: Validation, out: Path) -> None:
     """Write validation.json, the twin's capture under simulated/, and report.html; all of it or nothing."""
-    from harness.report import validation_report
-
     with new_folder(out) as folder:
         text = msgspec.json.format(msgspec.json.encode(validation.result), indent=1)
         (folder / "validation.json").write_bytes(text + b"\n")
@@ -85,7 +65,7 @@ def write_validation(validation: Validation, out: Path) -> None:
         (folder / "report.html").write_text(validation_report(validation), encoding="utf-8")
 
 
-def _at_measured_arrivals(trace: Trace, measured: Capture) -> tuple[Trace, str]:
+def _at_measured_arrivals(trace: Trace, measured: Capture) -> Trace:
     """The trace's requests at the times at which they really arrived."""
     arrivals_s = {outcome.request_id: outcome.arrival_s for outcome in measured.outcomes}
     known = [row for row in trace.rows if row.request_id in arrivals_s]
@@ -93,4 +73,4 @@ def _at_measured_arrivals(trace: Trace, measured: Capture) -> tuple[Trace, str]:
         raise InputError("has no request in common with the capture", file=trace.source, field="request_id")
     late_s = max(abs(arrivals_s[row.request_id] - row.arrival_s) for row in known)
     note = f"served at the measured arrivals, which differ from the trace's by {late_s * 1e3:.1f} ms at most"
-    return trace.with_arrivals(arrivals_s, note), note
+    return trace.with_arrivals(arrivals_s, note)

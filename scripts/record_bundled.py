@@ -1,8 +1,8 @@
-"""Record the bundled captures: a small model on a real vLLM on this machine's CPU, three loads, each twice.
+"""Record the bundled data: a small model on a real vLLM on this machine's CPU, its operators, three loads each twice.
 
     scripts/install_engine.sh .venv-engine
-    .venv/bin/python scripts/record_bundled.py                    # all, about 12 minutes
-    .venv/bin/python scripts/record_bundled.py --load light-1     # one
+    .venv/bin/python scripts/record_bundled.py                 # all, about 12 minutes
+    .venv/bin/python scripts/record_bundled.py --only light-1  # one recording; `profile` is one too
 
 The machine should do nothing else meanwhile. Loads are drawn from fixed seeds; both recordings of a load serve the
 same requests at the same times, from a freshly started server.
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +37,7 @@ from traces.trace import Trace, TraceRow
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "harness" / "bundled" / "captures"
+PROFILES = ROOT / "profiles" / "bundled"
 MODEL = "servetwin/llama-s"
 BLOCK_SIZE = 32
 FLUSHED_WITHIN_S = 1.5  # the recorder writes what it has at least every half second
@@ -128,6 +131,16 @@ def record(name: str, engine_python: Path, work: Path) -> None:
     print("   preemptions", figures["num_preemptions"], "hit rate", figures["prefix_hit_rate"])
 
 
+def record_profile(engine_python: Path, work: Path) -> None:
+    """Record the operator profile of the same model into the bundled profiles."""
+    model = write_small_model(work / "model", "s")
+    out = PROFILES / cpu_name() / MODEL
+    shutil.rmtree(out, ignore_errors=True)
+    command = [engine_python, "-m", "collectors.operators", "--model", model, "--model-name", MODEL, "--out", out]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    subprocess.run(command, check=True, env=environment)
+
+
 def warm_up() -> Trace:
     """A few requests of all kinds, so that the first measured one is not the first ever."""
     rows = [
@@ -140,15 +153,18 @@ def warm_up() -> Trace:
 def main() -> None:
     """Record what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [f"{load}-{repeat}" for repeat in (1, 2) for load in LOADS]
-    parser.add_argument("--load", choices=names, action="append", help="one recording; may be repeated; default: all")
+    names = ["profile", *(f"{load}-{repeat}" for repeat in (1, 2) for load in LOADS)]
+    parser.add_argument("--only", choices=names, action="append", help="one recording; may be repeated; default: all")
     parser.add_argument("--engine-python", type=Path, default=ROOT / ".venv-engine" / "bin" / "python")
     chosen = parser.parse_args()
     if not chosen.engine_python.exists():
         sys.exit(f"no engine at {chosen.engine_python}; run scripts/install_engine.sh first")
     with tempfile.TemporaryDirectory() as folder:
-        for name in chosen.load or names:
-            record(name, chosen.engine_python, Path(folder))
+        for name in chosen.only or names:
+            if name == "profile":
+                record_profile(chosen.engine_python, Path(folder))
+            else:
+                record(name, chosen.engine_python, Path(folder))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from simulator.plan import StepPlan
 from simulator.request import Request, RequestStatus
 from simulator.scheduler import Scheduler
 from simulator.step_time import StepCost, StepTimeModel
+from traces.errors import EngineError
 from traces.steps import Batches, Floats, Ints
 from traces.trace import TraceRow
 
@@ -105,9 +106,16 @@ class Instance:
         self._arrivals.append((row, index, hashes))
 
     def run(self) -> None:
-        """Serve all that was submitted."""
+        """Serve all that was submitted. Raises EngineError when a request can never go on, and says which."""
         while self._step():
             pass
+        if self._scheduler.waiting:
+            stuck = self._scheduler.waiting[0]
+            free = self._scheduler.kv_cache.num_free
+            raise EngineError(
+                f"the simulation is stuck at {self.now_s:.3f} s: request '{stuck.row.request_id}' waits with "
+                f"{stuck.num_tokens} tokens, {free} KV blocks are free, nothing is running"
+            )
 
     def _step(self) -> bool:
         """Plan, price and run a step, or several alike; or wait for what comes next. False when nothing is left."""
