@@ -327,6 +327,37 @@ def collect_recorder(out: Out) -> None:
     typer.echo(f"(asynchronous scheduling: {out.stem}.RecordingAsyncScheduler); SERVETWIN_STEPS names its output")
 
 
+@collect_app.command("replay")
+def collect_replay(
+    url: Annotated[str, typer.Option(help="The server, without a path.")],
+    trace: Annotated[Path, typer.Option(help="What to send.")],
+    steps: Annotated[Path, typer.Option(help="The file that the server's recorder writes (SERVETWIN_STEPS).")],
+    model: Annotated[str, typer.Option(help="The model's name at the server.")],
+    vocab_size: Annotated[int, typer.Option(min=4, help="Token ids are drawn below it.")],
+    device: Annotated[str, typer.Option(help="The device's name, for the record and for profiles.")],
+    out: Out,
+) -> None:
+    """Send a trace to a live vLLM that runs the recorder, on this host, and write the capture.
+
+    Example: servetwin collect replay --url http://127.0.0.1:8000 --trace t.jsonl --steps steps.jsonl --model m
+    --vocab-size 128256 --device H100 --out captures/mine
+    """
+    import datetime
+
+    from collectors.client import Target
+    from collectors.join import Subject
+    from collectors.replay import replay_and_join
+    from traces.capture import new_folder, write_capture
+    from traces.formats import read_any_trace
+
+    subject = Subject(model, device, datetime.date.today().isoformat())
+    with new_folder(out) as folder:  # refuse an output that cannot be written before the load is sent
+        folder.rmdir()
+        capture, _ = replay_and_join(read_any_trace(trace), Target(url.rstrip("/"), model, vocab_size), steps, subject)
+        write_capture(capture, folder)
+    capture_show(out)
+
+
 def _print_facts(facts: dict[str, Any]) -> None:
     """Print a mapping, a fact a line; a list, an entry a line."""
     width = max(len(name) for name in facts)

@@ -48,12 +48,12 @@ const dark = matchMedia('(prefers-color-scheme: dark)');
 function draw() {
   const text = dark.matches ? '#ececec' : '#1b1b1b', grid = dark.matches ? '#3a3d44' : '#d9d9d9';
   for (const chart of CHARTS) {
-    const axis = {gridcolor: grid, zerolinecolor: grid, automargin: true};
+    const axis = {gridcolor: grid, zerolinecolor: grid, automargin: true, rangemode: 'tozero'};
     Plotly.react(chart.id, chart.data, {
       margin: {l: 50, r: 10, t: 10, b: 45}, height: 320, font: {color: text},
       paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
-      legend: {orientation: 'h', y: 1.12}, ...chart.layout,
-      xaxis: {...axis, ...chart.layout.xaxis}, yaxis: {...axis, ...chart.layout.yaxis},
+      legend: {orientation: 'h', y: 1.12}, modebar: {bgcolor: 'rgba(0,0,0,0)', color: grid, activecolor: text},
+      xaxis: {...axis, title: {text: chart.x}}, yaxis: {...axis, title: {text: chart.y}},
     }, {responsive: true, displaylogo: false});
   }
 }
@@ -120,11 +120,8 @@ def _distributions(runs: dict[str, Capture]) -> list[dict[str, Any]]:
                 share = (np.arange(len(values)) + 1) / len(values)
                 keep = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_POINTS)).astype(int))
                 data.append(_line(run, values[keep], share[keep], shape="hv"))
-        axes = {
-            "xaxis": {"title": f"{LABELS[name]} (s)", "rangemode": "tozero"},
-            "yaxis": {"title": "share of requests"},
-        }
-        charts.append(_chart(f"distribution-{name}", f"{LABELS[name]}: share of requests within the time", data, axes))
+        caption = f"{LABELS[name]}: share of requests within the time"
+        charts.append(_chart(f"distribution-{name}", caption, data, f"{LABELS[name]} (s)", "share of requests"))
     return charts
 
 
@@ -148,8 +145,8 @@ def _scatter(validation: Validation) -> dict[str, Any]:
     }
     equal: dict[str, Any] = {"type": "scatter", "mode": "lines", "name": "equal", "x": [0, most], "y": [0, most]}
     equal["line"] = {"color": "#888888", "dash": "dot"}
-    axes = {"xaxis": {"title": "measured E2EL (s)"}, "yaxis": {"title": "simulated E2EL (s)"}}
-    return _chart("scatter", "E2EL of each request, simulated over measured", [equal, points], axes)
+    caption = "E2EL of each request, simulated over measured"
+    return _chart("scatter", caption, [equal, points], "measured E2EL (s)", "simulated E2EL (s)")
 
 
 def _over_time(runs: dict[str, Capture]) -> list[dict[str, Any]]:
@@ -165,8 +162,7 @@ def _over_time(runs: dict[str, Capture]) -> list[dict[str, Any]]:
     ):
         data = [_line(run, s[name].time_s, s[name].value) for run, s in series.items() if name in s]
         if data:
-            axes = {"xaxis": {"title": "time (s)"}, "yaxis": {"title": title, "rangemode": "tozero"}}
-            charts.append(_chart(f"series-{name}", title.capitalize(), data, axes))
+            charts.append(_chart(f"series-{name}", f"{title[0].upper()}{title[1:]} over time", data, "time (s)", title))
     return charts
 
 
@@ -182,8 +178,9 @@ def _rounded(values: Floats) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def _chart(name: str, caption: str, data: list[dict[str, Any]], layout: dict[str, Any]) -> dict[str, Any]:
-    return {"id": name, "caption": caption, "data": data, "layout": layout}
+def _chart(name: str, caption: str, data: list[dict[str, Any]], x: str, y: str) -> dict[str, Any]:
+    """What the page's script draws: traces of Plotly, and the axes' titles."""
+    return {"id": name, "caption": caption, "data": data, "x": x, "y": y}
 
 
 def _charts(charts: list[dict[str, Any]]) -> str:
@@ -214,7 +211,7 @@ def _json(value: Any) -> str:
 def _page(title: str, body: list[str], charts: list[dict[str, Any]]) -> str:
     from plotly.offline import get_plotlyjs
 
-    data = json.dumps([{key: chart[key] for key in ("id", "data", "layout")} for chart in charts]).replace("</", "<\\/")
+    data = json.dumps(charts).replace("</", "<\\/")
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"

@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,8 @@ import numpy as np
 from collectors import recorder_path
 from collectors.client import Target, replay
 from collectors.host import cpu_name
-from collectors.join import Subject, join, read_recording
+from collectors.join import Subject
+from collectors.replay import replay_and_join
 from collectors.server import local_server
 from collectors.small_model import VOCAB_SIZE, write_small_model
 from traces.capture import write_capture
@@ -40,7 +40,6 @@ OUT = ROOT / "harness" / "bundled" / "captures"
 PROFILES = ROOT / "profiles" / "bundled"
 MODEL = "servetwin/llama-s"
 BLOCK_SIZE = 32
-FLUSHED_WITHIN_S = 1.5  # the recorder writes what it has at least every half second
 KV_BYTES_PER_TOKEN = 8192  # model s: 2 * 8 layers * 4 KV heads * 64 * 2 bytes
 
 
@@ -110,18 +109,16 @@ def record(name: str, engine_python: Path, work: Path) -> None:
     flags += ["--scheduler-cls", "recorder.RecordingScheduler"]
     environment = {"PYTHONPATH": str(recorder_path().parent), "SERVETWIN_STEPS": str(recorded)}
     trace = Trace(tuple(load.make()), BLOCK_SIZE, f"scripts/record_bundled.py {name}", "sha256:none")
-    with local_server(engine_python, model, work / f"{name}.log", flags=flags, environment=environment) as url:
-        target = Target(url, "model", VOCAB_SIZE)
-        asyncio.run(replay(warm_up(), target))
-        records = asyncio.run(replay(trace, target))
-        time.sleep(FLUSHED_WITHIN_S)
     subject = Subject(
         MODEL,
         cpu_name(),
         datetime.date.today().isoformat(),
         (f"load '{name}' of scripts/record_bundled.py; random weights; server and client shared 2 vCPUs",),
     )
-    capture = join(trace, records, read_recording(recorded), subject)
+    with local_server(engine_python, model, work / f"{name}.log", flags=flags, environment=environment) as url:
+        target = Target(url, "model", VOCAB_SIZE)
+        asyncio.run(replay(warm_up(), target))
+        capture, _ = replay_and_join(trace, target, recorded, subject)
     shutil.rmtree(OUT / name, ignore_errors=True)
     write_capture(capture, OUT / name)
     figures = summary(capture)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from collectors import recorder_path
-from collectors.client import ClientRecord, Target, replay
-from collectors.join import Subject, join, read_recording
+from collectors.client import ClientRecord, Target
+from collectors.join import Subject
 from collectors.prompts import prompt_token_ids
+from collectors.replay import replay_and_join
 from collectors.server import local_server
 from collectors.small_model import VOCAB_SIZE, write_small_model
 from simulator.step_replay import replay_steps
@@ -87,10 +86,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     sent = load()
     with local_server(python, model, folder / "server.log", flags=flags, environment=environment) as url:
         before = counters(url)
-        records = asyncio.run(replay(sent, Target(url, "model", VOCAB_SIZE)))
-        time.sleep(1.5)
+        subject = Subject("servetwin/llama-xs", "CPU", "2026-01-01")
+        capture, records = replay_and_join(sent, Target(url, "model", VOCAB_SIZE), recorded, subject)
         after = counters(url)
-    capture = join(sent, records, read_recording(recorded), Subject("servetwin/llama-xs", "CPU", "2026-01-01"))
     return Run(sent, records, recorded, capture, {name: after[name] - before.get(name, 0.0) for name in after})
 
 
