@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from simulator.plan import StepPlan
-from simulator.request import Request, RequestStatus
+from simulator.request import Request
 from simulator.scheduler import Scheduler
 from simulator.step_time import StepCost, StepTimeModel
 from traces.errors import EngineError
@@ -190,11 +190,6 @@ def token_times_s(request: Request, end_s: Floats) -> Floats:
     if not request.token_spans:
         return np.zeros(0)
     return np.concatenate([end_s[first : last + 1] for first, last in request.token_spans])
-
-
-def is_rejected(request: Request) -> bool:
-    """Whether the engine refused the request."""
-    return request.status is RequestStatus.REJECTED
 
 
 def _joined(parts: list[Floats]) -> Floats:

@@ -103,11 +103,14 @@ class OperatorModel:
                 self._outside[what] += times
 
     def notes(self) -> tuple[str, ...]:
-        """How many steps were priced beyond the measured range, by axis."""
-        return tuple(
+        """What of the profile was not measured, and how many steps were priced beyond its range, by axis."""
+        outside = [
             f"{count} of {self._steps} steps priced beyond the profile's measured range: {what}"
             for what, count in sorted(self._outside.items())
-        )
+        ]
+        if filled := self._attention.filled_corners:
+            outside.append(f"{filled} corners of the profile's mixed attention grid were filled from their neighbours")
+        return tuple(outside)
 
 
 def _compiled(counts: Counter[str], curves: dict[str, Curve], largest: int) -> tuple[Floats, float]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.instance import Instance, is_rejected, token_times_s
+import msgspec
+
+from simulator.instance import Instance, token_times_s
 from simulator.options import EngineOptions
-from simulator.request import Request
+from simulator.request import Request, RequestStatus
 from simulator.scheduler import Scheduler
 from simulator.step_time import StepTimeModel
 from traces.capture import Capture, CaptureMeta
@@ -119,7 +121,7 @@ def _check(engine: Engine) -> None:
 
 def _outcome(request: Request, end_s: Floats) -> Outcome:
     row = request.row
-    if is_rejected(request):
+    if request.status is RequestStatus.REJECTED:
         return Outcome(
             request_id=row.request_id,
             status=Status.REJECTED,
@@ -149,8 +151,6 @@ def _outcome(request: Request, end_s: Floats) -> Outcome:
 
 
 def _meta(trace: Trace, engine: Engine, outcomes: tuple[Outcome, ...]) -> CaptureMeta:
-    import msgspec
-
     rejected = sum(outcome.status is Status.REJECTED for outcome in outcomes)
     capped = sum(
         outcome.status is Status.FINISHED and outcome.output_tokens < row.output_tokens
