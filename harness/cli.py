@@ -59,21 +59,17 @@ def demo(
 
     Example: servetwin demo --out out/demo
     """
-    import shutil
-
     from harness.console import print_validation
     from harness.demo import LOADS
     from harness.demo import demo as run
 
     if load not in LOADS:
         raise typer.BadParameter(f"{load!r} is none of {', '.join(LOADS)}", param_hint="--load")
-    if out is not None and (out / "validation.json").is_file():
-        shutil.rmtree(out)
-    validation, floor = run(out, load)
+    validation, repeat = run(out, load)
     if as_json:
         _print_json(validation.result)
         return
-    print_validation(validation.result, floor)
+    print_validation(validation.result, repeat)
     if out is not None:
         typer.echo(f"\nReport: {out / 'report.html'}")
 
@@ -171,7 +167,7 @@ def trace_synth(
     rate: Annotated[float, typer.Option(help="Mean arrivals per second.")] = 10.0,
     prompt_tokens: Annotated[str, typer.Option(help="A count, or least:most.")] = "64:1024",
     output_tokens: Annotated[str, typer.Option(help="A count, or least:most.")] = "16:256",
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write a synthetic trace: Poisson arrivals, uniform lengths, no shared prefixes.
 
@@ -195,13 +191,11 @@ def trace_show(source: Path, format: Format = None, as_json: Json = False) -> No
 
 
 def _write_new_trace(trace: Trace, out: Path) -> None:
-    from traces.errors import InputError
+    from harness.files import new_file
     from traces.trace import write_trace
 
-    if out.exists():
-        raise InputError("already exists", file=out, accepted="a new file")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_trace(trace, out)
+    with new_file(out) as file:
+        write_trace(trace, file)
     _show_trace(trace, as_json=False)
 
 
@@ -318,11 +312,10 @@ def collect_recorder(out: Out) -> None:
     Example: servetwin collect recorder --out recorder.py
     """
     from collectors import recorder_path
-    from traces.errors import InputError
+    from harness.files import new_file
 
-    if out.exists():
-        raise InputError("already exists", file=out, accepted="a new file")
-    out.write_text(recorder_path().read_text())
+    with new_file(out) as file:
+        file.write_text(recorder_path().read_text())
     typer.echo(f"Start vLLM with PYTHONPATH={out.parent} --scheduler-cls {out.stem}.RecordingScheduler")
     typer.echo(f"(asynchronous scheduling: {out.stem}.RecordingAsyncScheduler); SERVETWIN_STEPS names its output")
 
@@ -356,6 +349,26 @@ def collect_replay(
         capture, _ = replay_and_join(read_any_trace(trace), Target(url.rstrip("/"), model, vocab_size), steps, subject)
         write_capture(capture, folder)
     capture_show(out)
+
+
+@collect_app.command("operators")
+def collect_operators(
+    model: Annotated[Path, typer.Option(help="The model's folder, with config.json and tokenizer.")],
+    model_name: Annotated[str, typer.Option(help="The name scenarios will use.")],
+    out: Out,
+    engine_python: Annotated[Path, typer.Option(help="vLLM's Python.")] = Path(".venv-engine/bin/python"),
+    device: Annotated[str | None, typer.Option(help="The device's name; default: this machine's CPU.")] = None,
+    budget_s: Annotated[float, typer.Option(min=1, help="Seconds to measure, the engine's start not counted.")] = 170.0,
+) -> None:
+    """Measure the operator profile of a model with vLLM's own kernels on this machine.
+
+    Example: servetwin collect operators --model llama --model-name my/llama --out profiles/mine
+    """
+    from harness.profiler import profile_operators
+
+    arguments = ["--model", model, "--model-name", model_name, "--out", out, "--budget-s", budget_s]
+    profile_operators(engine_python, [*arguments, *(["--device", device] if device else [])])
+    profile_show(out)
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

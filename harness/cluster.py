@@ -7,6 +7,7 @@ does; nothing it says is ignored without a note.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -51,15 +52,26 @@ class InstanceSpec:
         model: name of its model.
         device: name of its device.
         said_options: engine options that the cluster description states.
+        document: the description itself.
+        at: where in it the engine stands.
+        keys: how it spells `model` and `device`.
         memory_bytes: device memory that it states; None: the catalogue's.
         notes: what it states that this prediction does not use.
     """
 
     model: str
     device: str
-    said_options: dict[str, Any] = field(default_factory=dict)
+    said_options: dict[str, Any]
+    document: Document
+    at: tuple[str | int, ...]
+    keys: dict[str, str] = field(default_factory=dict)
     memory_bytes: float | None = None
     notes: tuple[str, ...] = ()
+
+    def place_of(self, name: str | None) -> tuple[Path, int | None]:
+        """File and line where its model or device stands; where it begins for anything else."""
+        key = self.keys.get(name or "", name)
+        return self.document.path, self.document.error([*self.at, *([key] if key else [])]).line
 
 
 def read_cluster(scenario: Scenario) -> InstanceSpec:
@@ -87,7 +99,7 @@ def _from_own(document: Document) -> InstanceSpec:
         accepted = "1: collectives between devices are not modelled in this version"
         raise document.error(["instances", 0, "tensor_parallel_size"], accepted=accepted)
     said = document.value["instances"][0].get("engine") or {}
-    return InstanceSpec(instance.model, instance.device, dict(said))
+    return InstanceSpec(instance.model, instance.device, dict(said), document, ("instances", 0))
 
 
 # -- LLMServingSim 2.0 (serving/core/config_builder.py; its documentation reference/cluster-config.md) ---------------
@@ -170,7 +182,16 @@ def _from_llmservingsim(document: Document) -> InstanceSpec:
     unused += ["nodes[0].cpu_mem"] if cluster.nodes[0].cpu_mem is not None else []
     unused += ["npu_mem.mem_bw", "npu_mem.mem_latency"]
     note = f"{document.path.name}: not used by a prediction of one engine on one device: {', '.join(unused)}"
-    return InstanceSpec(instance.model_name, instance.hardware, said, instance.npu_mem.mem_size * GIB, (note,))
+    return InstanceSpec(
+        instance.model_name,
+        instance.hardware,
+        said,
+        document,
+        ("nodes", 0, "instances", 0),
+        {"model": "model_name", "device": "hardware"},
+        instance.npu_mem.mem_size * GIB,
+        (note,),
+    )
 
 
 def _refuse_what_is_not_modelled(cluster: _Cluster, document: Document) -> None:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from harness.demo import Repeat
+
 WIDTH = 160
 """Columns where there is no terminal to ask: enough that no table is cut."""
 
@@ -92,15 +94,15 @@ def table(title: str, columns: list[str], rows: Sequence[tuple[str, ...]]) -> Ta
     return made
 
 
-def paired_rows(result: dict[str, Any], floor: dict[str, Any] | None = None) -> list[tuple[str, ...]]:
-    """The rows of the table of paired errors; with a noise floor, a column more."""
+def paired_rows(result: dict[str, Any], repeat: Repeat | None = None) -> list[tuple[str, ...]]:
+    """The rows of the table of paired errors; with a second recording, its columns too."""
     rows = []
     for name, figures in result["paired"].items():
         if figures is None:
             continue
         row = [LABELS[name], f"{figures['mape']:.1%}", f"{figures['median_ape']:.1%}", seconds(figures["mae"])]
-        if floor is not None:
-            row.append(f"{floor['paired'][name]['mape']:.1%}" if floor["paired"][name] else "–")
+        others = () if repeat is None else (repeat.again["paired"][name], repeat.floor["paired"][name])
+        row += [f"{other['mape']:.1%}" if other else "–" for other in others]
         rows.append((*row, str(figures["n"])))
     return rows
 
@@ -121,7 +123,7 @@ def verdict(result: dict[str, Any]) -> str:
     return f"VALID over {result['n_scored']} requests: the simulated " + ", ".join(parts) + "."
 
 
-def print_validation(result: dict[str, Any], floor: dict[str, Any] | None = None) -> None:
+def print_validation(result: dict[str, Any], repeat: Repeat | None = None) -> None:
     """Print a validation: metrics, paired errors, notes, verdict."""
     out = console()
     out.print(
@@ -130,10 +132,11 @@ def print_validation(result: dict[str, Any], floor: dict[str, Any] | None = None
         )
     )
     columns = ["per request", "mean |error|", "median |error|", "mean |difference|"]
-    columns += ["noise floor"] if floor is not None else []
-    out.print(table("Paired by request", [*columns, "requests"], paired_rows(result, floor)))
-    if floor is not None:
-        out.print("Noise floor: the mean |error| between two recordings of the same load.\n")
+    columns += ["2nd recording", "noise floor"] if repeat is not None else []
+    out.print(table("Paired by request", [*columns, "requests"], paired_rows(result, repeat)))
+    if repeat is not None:
+        out.print("The load was recorded twice. 2nd recording: the twin's mean |error| against the other recording;")
+        out.print("noise floor: the mean |error| between the two recordings.\n")
     for note in result["notes"]:
         out.print(f"note: {note}", style="dim")
     out.print(f"\n{verdict(result)}")

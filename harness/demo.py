@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from harness.compare import Validation, compare
 from harness.validate import validate, write_validation
@@ -13,16 +17,47 @@ BUNDLED = Path(__file__).parent / "bundled"
 LOADS = ("light", "prefix", "saturated")
 
 
-def bundled_validation(load: str) -> tuple[Validation, dict[str, Any]]:
-    """A bundled load validated, and its noise floor: its second recording scored against its first."""
-    validation = validate(BUNDLED / f"{load}.yaml", BUNDLED / "captures" / f"{load}-1")
-    floor = compare(validation.measured, read_capture(BUNDLED / "captures" / f"{load}-2"))
-    return validation, floor
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """What the second recording of a load adds: one recording alone can flatter a twin.
+
+    Attributes:
+        again: the twin scored against the second recording, in the shape of validation.json.
+        floor: the second recording scored against the first: what no twin of one of them can do better at the other.
+    """
+
+    again: dict[str, Any]
+    floor: dict[str, Any]
 
 
-def demo(out: Path | None, load: str = "saturated") -> tuple[Validation, dict[str, Any]]:
-    """Validate a bundled load; with `out`, write the result there. Needs no GPU, no server and no extra."""
-    validation, floor = bundled_validation(load)
+def bundled_validation(load: str) -> tuple[Validation, Repeat]:
+    """A bundled load validated against its first recording, and what its second says."""
+    first, second = (BUNDLED / "captures" / f"{load}-{number}" for number in (1, 2))
+    validation = validate(BUNDLED / f"{load}.yaml", first)
+    again = validate(BUNDLED / f"{load}.yaml", second).result
+    return validation, Repeat(again, compare(validation.measured, read_capture(second)))
+
+
+def demo(out: Path | None, load: str = "saturated") -> tuple[Validation, Repeat]:
+    """Validate a bundled load; with `out`, write the result there, over an earlier demo's but over nothing else.
+
+    Needs no GPU, no server and no extra. Raises InputError when `out` holds anything else.
+    """
+    validation, repeat = bundled_validation(load)
+    validation.result["demo"] = load
+    validation.result["second_recording"] = {"paired": repeat.again["paired"], "noise_floor": repeat.floor["paired"]}
     if out is not None:
+        if _is_earlier_demo(out):
+            shutil.rmtree(out)
         write_validation(validation, out)
-    return validation, floor
+    return validation, repeat
+
+
+def _is_earlier_demo(out: Path) -> bool:
+    """Whether a folder holds what an earlier demo wrote and nothing else, so that it may be replaced."""
+    if not out.is_dir() or {path.name for path in out.iterdir()} != {"validation.json", "report.html", "simulated"}:
+        return False
+    try:
+        return "demo" in msgspec.json.decode((out / "validation.json").read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError):
+        return False

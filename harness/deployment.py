@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from harness.agreement import agree
 from harness.cluster import InstanceSpec, read_cluster
 from harness.scenario import Scenario
 from profiles.catalog import find_device, find_model, find_profile, with_bundled
@@ -19,8 +23,6 @@ from simulator.profile_overhead import profile_overhead
 from simulator.simulate import Engine
 from traces.capture import CaptureMeta
 from traces.errors import InputError
-
-KNOWN_OPTIONS = tuple(field.encode_name for field in msgspec.structs.fields(EngineOptions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,44 +50,42 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None) -> Deploymen
         measured: of the capture to compare with: what it recorded of its engine fills what the scenario leaves unsaid.
     """
     spec = read_cluster(scenario)
-    said = {**scenario.said_options, **spec.said_options}
-    notes = list(spec.notes)
-    mismatches: list[str] = []
-    if measured is not None:
-        taken, mismatches = _from_capture(said, measured)
-        said = {**taken, **said}
-        if taken:
-            stated = ", ".join(f"{name} {value}" for name, value in sorted(taken.items()))
-            notes.append(f"engine options taken from the capture, since the scenario does not state them: {stated}")
-    options = _options(said, scenario)
     folders = with_bundled(scenario.profile_folders)
-    profile = find_profile(spec.device, spec.model, options.dtype, options.kv_cache_dtype, folders)
-    model = _model(profile, spec, scenario)
+    said = {name: value for name, value in {**scenario.said_options, **spec.said_options}.items() if value is not None}
+    notes = list(spec.notes)
+    mismatches: tuple[str, ...] = ()
+    if measured is not None:
+        agreement = agree(said, spec, measured, folders)
+        said, mismatches = {**agreement.taken, **said}, agreement.mismatches
+        notes += agreement.notes
+    options = _options(said, scenario)
+    with located(spec):
+        profile = find_profile(spec.device, spec.model, options.dtype, options.kv_cache_dtype, folders)
+        model = _model(profile, spec, folders)
+        num_gpu_blocks = _num_gpu_blocks(options, model, spec, folders, notes)
     overhead = (
         scenario.file.overhead.overhead() if scenario.file.overhead else profile_overhead(profile, model.num_layers)
     )
     notes.append(f"time of a step beside its operators: {overhead.source}")
-    num_gpu_blocks = _num_gpu_blocks(options, model, spec, scenario, notes)
     max_model_len = options.max_model_len or model.max_position_embeddings
     if max_model_len is None:
-        raise InputError("is not said, and the model's config has none", field="engine.max_model_len")
+        message = "is not said, and the model's config has none"
+        raise InputError(message, file=scenario.path, field="engine.max_model_len")
     step_time = OperatorModel(profile, options, num_layers=model.num_layers, overhead=overhead)
     engine = Engine(spec.model, spec.device, options, num_gpu_blocks, max_model_len, step_time)
-    return Deployment(engine, tuple(notes), tuple(mismatches), {"profile": profile.sha256, "calibration": None})
+    return Deployment(engine, tuple(notes), mismatches, {"profile": profile.sha256, "calibration": None})
 
 
-def _from_capture(said: dict[str, Any], measured: CaptureMeta) -> tuple[dict[str, Any], list[str]]:
-    """What the capture recorded and the scenario leaves unsaid; and where the two contradict each other."""
-    recorded = {name: value for name, value in measured.engine_options.items() if name in KNOWN_OPTIONS}
-    if measured.num_gpu_blocks is not None:
-        recorded["num_gpu_blocks"] = measured.num_gpu_blocks
-    taken = {name: value for name, value in recorded.items() if name not in said and value is not None}
-    mismatches = [
-        f"configuration mismatch: {name} {said[name]} simulated, {value} measured"
-        for name, value in sorted(recorded.items())
-        if name in said and value is not None and said[name] is not None and said[name] != value
-    ]
-    return taken, mismatches
+@contextmanager
+def located(asked: InstanceSpec | Scenario) -> Iterator[None]:
+    """An error that names no file says in which file and line it was asked for what cannot be had."""
+    try:
+        yield
+    except InputError as error:
+        if error.file is not None:
+            raise
+        file, line = asked.place_of(error.field)
+        raise type(error)(str(error), file=file, line=line) from None
 
 
 def _options(said: dict[str, Any], scenario: Scenario) -> EngineOptions:
@@ -95,20 +95,20 @@ def _options(said: dict[str, Any], scenario: Scenario) -> EngineOptions:
         raise InputError(f"engine options cannot be used ({error})", file=scenario.path, field="engine") from None
 
 
-def _model(profile: Profile, spec: InstanceSpec, scenario: Scenario) -> ModelSpec:
+def _model(profile: Profile, spec: InstanceSpec, folders: Sequence[Path]) -> ModelSpec:
     """The model's dimensions: those the profile was measured with, else the catalogue's."""
     if profile.meta.model_config is not None:
         return model_of(profile.meta.model_config, spec.model, profile.path / "profile.json")
-    return find_model(spec.model, with_bundled(scenario.profile_folders))
+    return find_model(spec.model, folders)
 
 
 def _num_gpu_blocks(
-    options: EngineOptions, model: ModelSpec, spec: InstanceSpec, scenario: Scenario, notes: list[str]
+    options: EngineOptions, model: ModelSpec, spec: InstanceSpec, folders: Sequence[Path], notes: list[str]
 ) -> int:
     if options.num_gpu_blocks is not None:
         return options.num_gpu_blocks
     if spec.memory_bytes is None:
-        device = find_device(spec.device, with_bundled(scenario.profile_folders))
+        device = find_device(spec.device, folders)
         memory_bytes, source = device.memory_bytes, f"the catalogue's {device.name}"
     else:
         memory_bytes, source = spec.memory_bytes, "the cluster description"

@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import yaml
 
 from simulator.options import EngineOptions
 from simulator.step_time import Overhead
-from traces.decoding import read_document
+from traces.decoding import Document, read_document, yaml_value
 from traces.errors import InputError
+
+Duration = Annotated[float, msgspec.Meta(ge=0, le=60)]
+"""Seconds of a step beside its operators: above a minute the unit is wrong, and infinity is no time."""
+
+Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class OverheadFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Measured time of a step beside its operators, as `simulator.step_time.Overhead`; it must name its source."""
 
-    source: str
-    device_step_s: float = 0.0
-    host_step_s: float = 0.0
-    host_request_s: float = 0.0
+    source: Text
+    device_step_s: Duration = 0.0
+    host_step_s: Duration = 0.0
+    host_request_s: Duration = 0.0
 
     def overhead(self) -> Overhead:
         """The same for the step-time model."""
@@ -42,13 +47,13 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seed: of everything drawn at random.
     """
 
-    trace: str
+    trace: Text
     cluster: str | dict[str, Any]
     profiles: tuple[str, ...] = ()
     calibration: None = None
     engine: EngineOptions = EngineOptions()
     overhead: OverheadFile | None = None
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,13 @@ class Scenario:
         path: its file.
         requested: what the user asked for, overrides applied, otherwise verbatim.
         file: the same, typed.
+        document: the file as it was read, with its lines.
     """
 
     path: Path
     requested: dict[str, Any]
     file: ScenarioFile
+    document: Document
 
     @property
     def trace_path(self) -> Path:
@@ -80,13 +87,17 @@ class Scenario:
         """The engine options that the user wrote down; all others have their defaults."""
         return dict(self.requested.get("engine") or {})
 
+    def place_of(self, name: str | None) -> tuple[Path, int | None]:
+        """The file, and the line where a key such as `engine.block_size` stands."""
+        return self.path, self.document.error(name.split(".")).line if name else None
+
 
 def read_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
     """Read a scenario, with `key.sub=value` overrides; values are YAML. Raises InputError with file, line and field."""
     document = read_document(path)
     for override in overrides:
         _apply(document.value, override)
-    return Scenario(path, document.value, document.convert(ScenarioFile))
+    return Scenario(path, document.value, document.convert(ScenarioFile), document)
 
 
 def _apply(requested: dict[str, Any], override: str) -> None:
@@ -96,9 +107,10 @@ def _apply(requested: dict[str, Any], override: str) -> None:
     if not equals or not all(names):
         raise InputError(field="--set", found=override, accepted="key=value or key.sub=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml_value(text)
     except yaml.YAMLError as error:
-        raise InputError(f"is not YAML ({error})", field=f"--set {key}", found=text) from None
+        problem = getattr(error, "problem", None) or "no value can be told from it"
+        raise InputError(f"is not YAML ({problem})", field=f"--set {key}", found=text) from None
     at = requested
     for name in names[:-1]:
         at = at.setdefault(name, {})

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from harness.deployment import deploy, with_run_notes
+from harness.deployment import deploy, located, with_run_notes
 from harness.scenario import read_scenario
 from simulator.simulate import Simulation, simulate
 from traces.capture import Capture, new_folder, write_capture
@@ -24,7 +24,8 @@ def simulate_scenario(scenario_path: Path, overrides: Sequence[str] = ()) -> tup
     trace = read_any_trace(scenario.trace_path)
     deployment = deploy(scenario)
     loaded = time.perf_counter()
-    run = simulate(trace, deployment.engine)
+    with located(scenario):
+        run = simulate(trace, deployment.engine)
     simulated = time.perf_counter()
     capture = Capture(with_run_notes(run.capture.meta, deployment), trace, run.capture.outcomes, run.capture.steps)
     figures = summary(capture)

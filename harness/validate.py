@@ -10,11 +10,12 @@ from pathlib import Path
 import msgspec
 
 from harness.compare import Validation, compare
-from harness.deployment import deploy, with_run_notes
+from harness.deployment import deploy, located, with_run_notes
 from harness.report import validation_report
 from harness.scenario import read_scenario
 from simulator.simulate import simulate
 from traces.capture import Capture, new_folder, read_capture, write_capture
+from traces.decoding import read_bytes, sha256
 from traces.errors import InputError
 from traces.formats import read_any_trace
 from traces.trace import Trace
@@ -31,7 +32,8 @@ def validate(scenario_path: Path, capture_path: Path, overrides: Sequence[str] =
     trace = _at_measured_arrivals(read_any_trace(scenario.trace_path), measured)
     deployment = deploy(scenario, measured.meta)
     loaded = time.perf_counter()
-    simulation = simulate(trace, deployment.engine)
+    with located(scenario):
+        simulation = simulate(trace, deployment.engine)
     simulated = time.perf_counter()
     twin = Capture(
         with_run_notes(simulation.capture.meta, deployment),
@@ -43,7 +45,7 @@ def validate(scenario_path: Path, capture_path: Path, overrides: Sequence[str] =
     result["notes"] = [*twin.meta.notes, *measured.meta.notes]
     result["provenance"] = {
         "trace": trace.sha256,
-        "capture": measured.trace.sha256,
+        "capture": _digest(capture_path),
         **deployment.provenance,
         "version": version("servetwin"),
     }
@@ -63,6 +65,11 @@ def write_validation(validation: Validation, out: Path) -> None:
         (folder / "validation.json").write_bytes(text + b"\n")
         write_capture(validation.simulated, folder / "simulated")
         (folder / "report.html").write_text(validation_report(validation), encoding="utf-8")
+
+
+def _digest(capture: Path) -> str:
+    """Digest of a capture's description and outcomes: what a comparison scores."""
+    return sha256(b"".join(read_bytes(capture / name) for name in ("meta.json", "outcomes.parquet")))
 
 
 def _at_measured_arrivals(trace: Trace, measured: Capture) -> Trace:

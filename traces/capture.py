@@ -149,12 +149,15 @@ def read_capture(path: Path) -> Capture:
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` once the block ends well; on an error nothing is left behind.
 
-    Raises InputError when `out` exists and is not an empty folder.
+    Raises InputError when `out` exists and is not an empty folder, or when nothing can be written where it should be.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("already exists", file=out, accepted="a new or empty folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", file=out) from None
     try:
         yield folder
         folder.chmod(0o777 & ~_umask())

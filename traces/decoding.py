@@ -34,7 +34,19 @@ _MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML with the floats of YAML 1.2: PyYAML's own rule, of YAML 1.1, reads 1.6e12 as a text."""
+    """YAML with the floats of YAML 1.2: PyYAML's own rule, of YAML 1.1, reads 1.6e12 as a text.
+
+    A key that stands twice is an error; PyYAML would keep the last and forget the others.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                twice = f"the key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, twice, key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
+        return super().construct_mapping(node, deep)
 
 
 _YamlLoader.add_implicit_resolver(
@@ -184,6 +196,11 @@ def read_document(path: Path) -> Document:
     if (keys := _not_finite(value)) is not None:
         raise document.error(keys, accepted="a finite number")
     return document
+
+
+def yaml_value(text: str) -> Any:
+    """A YAML value by the rules of the files. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_YamlLoader)
 
 
 def decode_yaml(path: Path, type_: type[T]) -> T:

@@ -1,17 +1,26 @@
 """Print what a simulation costs: steps, sweeps and seconds by stage. Counts are asserted in tests, times are not.
 
-.venv/bin/python tests/benchmarks/speed.py
+    .venv/bin/python tests/benchmarks/speed.py
+
+The bundled loads and synthetic ones, and the ground-truth run where it is present.
 """
 
 from __future__ import annotations
 
+import sys
+import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from harness.console import console, table
 from harness.demo import LOADS, bundled_validation
 from simulator.simulate import simulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, `tests` is not on the path
+from tests.benchmarks.fidelity import GROUND_TRUTH, ground_truth_case
 from tests.engines import LinearStepTime, engine, trace
 
 
@@ -28,20 +37,30 @@ def synthetic(n_requests: int) -> tuple[str, ...]:
     begun = time.perf_counter()
     run = simulate(made, chosen)
     took_s = time.perf_counter() - begun
-    counts = (n_requests, run.n_steps, run.n_sweeps)
-    return (f"synthetic {n_requests}", *map(str, counts), f"{took_s:.2f}", f"{took_s / n_requests * 1e3:.2f}")
+    return cells(f"synthetic {n_requests}", n_requests, run.n_steps, run.n_sweeps, {"simulate": took_s})
+
+
+def validated(name: str, result: dict[str, Any]) -> tuple[str, ...]:
+    """What a validation cost."""
+    return cells(name, result["n_requests"], result["steps"], result["events"], result["wall_s"])
+
+
+def cells(name: str, n_requests: int, n_steps: int, n_sweeps: int, wall_s: dict[str, float]) -> tuple[str, ...]:
+    """A row; a stage that was not timed has none."""
+    stages = [f"{wall_s[stage]:.2f}" if stage in wall_s else "–" for stage in ("load", "simulate", "total")]
+    return (name, *map(str, (n_requests, n_steps, n_sweeps)), *stages, f"{n_requests / wall_s['simulate']:.0f}")
 
 
 def main() -> None:
     """Print the table."""
-    rows = []
-    for load in LOADS:
-        result = bundled_validation(load)[0].result
-        n, took_s = result["n_requests"], result["wall_s"]["simulate"]
-        counts = (n, result["steps"], result["events"])
-        rows.append((f"bundled {load}", *map(str, counts), f"{took_s:.2f}", f"{took_s / n * 1e3:.2f}"))
+    rows = [validated(f"bundled {load}", bundled_validation(load)[0].result) for load in LOADS]
+    if not GROUND_TRUTH.is_dir():
+        sys.stderr.write(f"no ground truth at {GROUND_TRUTH}: the GPU run is left out\n")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(validated("RTXPRO6000 Llama-3.1-8B", ground_truth_case(Path(folder))))
     rows += [synthetic(n) for n in (1000, 10_000)]
-    columns = ["case", "requests", "steps", "sweeps", "simulate s", "ms per request"]
+    columns = ["case", "requests", "steps", "sweeps", "load s", "simulate s", "total s", "requests per s simulated"]
     console().print(table("Cost of a simulation", columns, rows))
 
 

@@ -181,8 +181,14 @@ WRONG = {
         r"scenario.yaml:8: .*found 0: accepted: int >= 1",
     ),
     "a broken file": (replace("scenario.yaml", "engine:", "engine: ["), r"scenario.yaml:\d+: is not YAML"),
-    "an unknown model": (replace("scenario.yaml", "test/tiny", "test/tinny"), r"no profile of TESTGPU / test/tinny"),
-    "an unknown device": (replace("scenario.yaml", "TESTGPU", "TESTGPV"), r"no profile of TESTGPV.*there are: TESTGPU"),
+    "an unknown model": (
+        replace("scenario.yaml", "test/tiny", "test/tinny"),
+        r"scenario.yaml:4: no profile of TESTGPU / test/tinny",
+    ),
+    "an unknown device": (
+        replace("scenario.yaml", "TESTGPU", "TESTGPV"),
+        r"scenario.yaml:4: no profile of TESTGPV.*there are: TESTGPU",
+    ),
     "a missing profiles folder": (
         replace("scenario.yaml", "[profiles]", "[nowhere]"),
         r"nowhere: field 'profiles': no such folder",
@@ -201,7 +207,36 @@ WRONG = {
     ),
     "options that contradict": (
         replace("scenario.yaml", "tokens: 256", "tokens: 8"),
-        r"found 8: accepted: at least max_num_seqs 16",
+        r"scenario.yaml:9: field 'engine.max_num_batched_tokens': found 8: accepted: at least max_num_seqs 16",
+    ),
+    "a key that stands twice": (
+        replace("scenario.yaml", "engine:", "seed: 1\nseed: 2\nengine:"),
+        r"scenario.yaml:8: is not YAML \(the key 'seed' stands twice\)",
+    ),
+    "an empty path": (
+        replace("scenario.yaml", "requests.jsonl", '""'),
+        r"scenario.yaml:1: field 'trace': found ''",
+    ),
+    "a negative seed": (replace("scenario.yaml", "engine:", "seed: -1\nengine:"), r"scenario.yaml:7: field 'seed'"),
+    "a negative overhead": (
+        replace("scenario.yaml", "engine:", "overhead: {source: x, host_step_s: -0.1}\nengine:"),
+        r"scenario.yaml:7: field 'overhead.host_step_s': found -0.1",
+    ),
+    "an overhead in milliseconds": (
+        replace("scenario.yaml", "engine:", "overhead: {source: x, host_step_s: 250}\nengine:"),
+        r"found 250: accepted: float <= 60.0",
+    ),
+    "an overhead from nowhere": (
+        replace("scenario.yaml", "engine:", "overhead: {host_step_s: 0.1}\nengine:"),
+        r"scenario.yaml:7: field 'overhead.source': is missing",
+    ),
+    "KV blocks that cannot be predicted": (
+        replace("scenario.yaml", "  num_gpu_blocks: 200\n", ""),
+        r"scenario.yaml:5: field 'device': found 'TESTGPU'",
+    ),
+    "a model whose size nobody knows": (
+        lambda f: (f / "profiles/models/test/tiny/config.json").unlink(),
+        r"scenario.yaml:4: field 'model': found 'test/tiny'",
     ),
     "a calibration": (
         replace("scenario.yaml", "engine:", "calibration: x.json\nengine:"),
@@ -239,12 +274,79 @@ def test_an_output_folder_is_never_overwritten(scenario: Path, tmp_path: Path) -
         ("engine.max_seqs=4", "'max_num_seqs' is the nearest known name"),
         ("seed.deep=4", "accepted: int"),
         ("engine.max_num_seqs=[", "is not YAML"),
+        ("seed=-1", "accepted: int >= 0"),
+        ("overhead={source: x, device_step_s: .nan}", "field 'overhead.device_step_s': found nan"),
+        ("overhead={source: x, device_step_s: .inf}", "field 'overhead.device_step_s': found inf"),
     ],
 )
 def test_a_wrong_override_is_named(scenario: Path, tmp_path: Path, override: str, message: str) -> None:
     ran = servetwin("simulate", scenario, "--out", tmp_path / "run", "--set", override)
     assert ran.returncode == 2
     assert message in ran.stderr
+    assert ran.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_number_means_the_same_in_the_file_and_in_an_override(scenario: Path, tmp_path: Path) -> None:
+    override = "overhead={source: x, host_step_s: 1e-3}"
+    ok("simulate", scenario, "--out", tmp_path / "run", "--set", override)
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["simulate {0}/scenario.yaml", "trace import {0}/requests.jsonl", "collect recorder", "trace synth --requests 3"],
+)
+def test_an_output_that_cannot_be_written_is_an_input_error(scenario: Path, tmp_path: Path, command: str) -> None:
+    ran = servetwin(*command.format(tmp_path).split(), "--out", scenario / "below" / "run")
+    assert ran.returncode == 2, ran.stderr
+    assert "below/run: cannot be written" in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_blocks_that_the_scenario_calls_null_are_taken_from_the_capture(scenario: Path, tmp_path: Path) -> None:
+    ok("simulate", scenario, "--out", tmp_path / "run")
+    override = "engine.num_gpu_blocks=null"
+    ok("validate", scenario, "--capture", tmp_path / "run", "--out", tmp_path / "check", "--set", override)
+    assert read_capture(tmp_path / "check" / "simulated").meta.num_gpu_blocks == 200
+    assert json.loads((tmp_path / "check" / "validation.json").read_text())["valid"] is True
+
+
+def test_a_demo_replaces_an_earlier_demo_and_nothing_else(tmp_path: Path) -> None:
+    ok("demo", "--out", tmp_path / "demo", "--load", "light")
+    ok("demo", "--out", tmp_path / "demo", "--load", "light")
+    (tmp_path / "demo" / "mine.txt").write_text("precious")
+    ran = servetwin("demo", "--out", tmp_path / "demo", "--load", "light")
+    assert ran.returncode == 2
+    assert "already exists" in ran.stderr
+    assert (tmp_path / "demo" / "mine.txt").read_text() == "precious"
+
+
+def test_a_demo_does_not_replace_a_validation(scenario: Path, tmp_path: Path) -> None:
+    ok("simulate", scenario, "--out", tmp_path / "run")
+    ok("validate", scenario, "--capture", tmp_path / "run", "--out", tmp_path / "check")
+    assert servetwin("demo", "--out", tmp_path / "check", "--load", "light").returncode == 2
+    assert (tmp_path / "check" / "validation.json").is_file()
+
+
+def test_the_demo_shows_both_recordings(tmp_path: Path) -> None:
+    assert "2nd recording   noise floor" in ok("demo", "--out", tmp_path / "demo", "--load", "light")
+    result = json.loads((tmp_path / "demo" / "validation.json").read_text())
+    assert result["second_recording"]["paired"]["e2el_s"]["mape"] != result["paired"]["e2el_s"]["mape"] > 0
+
+
+def test_the_profiler_speaks_for_itself(tmp_path: Path) -> None:
+    """This Python has no vLLM, which is enough to see how the profiler's refusals and failures come out."""
+    arguments = ["collect", "operators", "--model", tmp_path, "--model-name", "m", "--out", tmp_path / "out"]
+    ran = servetwin(*arguments, "--engine-python", tmp_path / "nowhere")
+    assert ran.returncode == 2
+    assert "nowhere: field '--engine-python': no such file" in ran.stderr
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    ran = servetwin(*arguments, "--engine-python", sys.executable)
+    assert ran.returncode == 2
+    assert "already exists" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_usage_errors_exit_2(tmp_path: Path) -> None:

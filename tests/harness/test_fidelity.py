@@ -33,11 +33,13 @@ def test_a_gpu_run_with_nothing_fitted(ground_truth: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("load", LOADS)
 def test_the_bundled_loads(load: str) -> None:
-    validation, floor = bundled_validation(load)
-    assert validation.result["valid"], validation.result["reasons"]
-    assert floor["valid"], floor["reasons"]
-    ceilings = {"light": 0.06, "prefix": 0.13, "saturated": 0.12}
-    assert validation.result["paired"]["e2el_s"]["mape"] <= ceilings[load]
+    """Against both recordings: they differ by up to 12 %, so that either one alone could flatter the twin."""
+    validation, repeat = bundled_validation(load)
+    for result in (validation.result, repeat.again, repeat.floor):
+        assert result["valid"], result["reasons"]
+    ceilings = {"light": (0.06, 0.14), "prefix": (0.13, 0.10), "saturated": (0.12, 0.15)}
+    for result, ceiling in zip((validation.result, repeat.again), ceilings[load], strict=True):
+        assert result["paired"]["e2el_s"]["mape"] <= ceiling
 
 
 def test_the_saturated_load_preempts_and_the_prefix_load_shares() -> None:
