@@ -39,6 +39,19 @@ class Validation:
     scenario: Scenario
 
 
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """What the second recording of a load adds: one recording alone can flatter a twin.
+
+    Attributes:
+        again: the twin scored against the second recording, in the shape of validation.json.
+        floor: the second recording scored against the first: what no twin of one of them can do better at the other.
+    """
+
+    again: dict[str, Any]
+    floor: dict[str, Any]
+
+
 def compare(measured: Capture, simulated: Capture, *, seed: int = 0, reasons: Sequence[str] = ()) -> dict[str, Any]:
     """The figures of validation.json for two captures of the same requests.
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from harness.demo import Repeat
+    from harness.compare import Repeat
 
 WIDTH = 160
 """Columns where there is no terminal to ask: enough that no table is cut."""

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from harness.compare import Validation, compare
+from harness.compare import Repeat, Validation, compare
 from harness.validate import validate, write_validation
 from traces.capture import read_capture
 
 BUNDLED = Path(__file__).parent / "bundled"
 LOADS = ("light", "prefix", "saturated")
-
-
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """What the second recording of a load adds: one recording alone can flatter a twin.
-
-    Attributes:
-        again: the twin scored against the second recording, in the shape of validation.json.
-        floor: the second recording scored against the first: what no twin of one of them can do better at the other.
-    """
-
-    again: dict[str, Any]
-    floor: dict[str, Any]
 
 
 def bundled_validation(load: str) -> tuple[Validation, Repeat]:
