@@ -66,7 +66,7 @@ def test_a_twin_validated_against_itself_has_no_error(scenario: Path, tmp_path: 
         "ci95": [0.0, 0.0],
     }
     assert result["paired"]["ttft_s"]["mape"] == 0
-    assert result["metrics"]["ttft_s"]["p99"] is None or result["metrics"]["ttft_s"]["p99"]["measured"] is not None
+    assert result["metrics"]["ttft_s"]["p99"] is None  # 40 requests have none
     assert result["series"]["power_w"] is None
     assert set(result) >= {"metrics", "paired", "stages", "series", "notes", "provenance", "wall_s", "reasons"}
 
