@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.collect_cli import collect_app
+from harness.console import print_facts, print_json
 from traces.errors import ServetwinError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ app = typer.Typer(
 trace_app = typer.Typer(help="Traces: the requests to serve.", no_args_is_help=True)
 profile_app = typer.Typer(help="Profiles: what a model's operators cost on a device.", no_args_is_help=True)
 capture_app = typer.Typer(help="Captures: what a run did, real or simulated.", no_args_is_help=True)
-collect_app = typer.Typer(help="Collect from a real engine.", no_args_is_help=True)
 app.add_typer(trace_app, name="trace")
 app.add_typer(profile_app, name="profile")
 app.add_typer(capture_app, name="capture")
@@ -45,10 +45,6 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
-
-
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="Folder for validation.json and report.html.")] = None,
@@ -67,7 +63,7 @@ def demo(
         raise typer.BadParameter(f"{load!r} is none of {', '.join(LOADS)}", param_hint="--load")
     validation, repeat = run(out, load)
     if as_json:
-        _print_json(validation.result)
+        print_json(validation.result)
         return
     print_validation(validation.result, repeat)
     if out is not None:
@@ -85,7 +81,7 @@ def simulate(scenario: Path, out: Out, overrides: Set = None, as_json: Json = Fa
 
     simulation, figures = simulate_scenario(scenario, overrides or ())
     write_simulation(simulation, figures, out)
-    _print_json(figures) if as_json else print_summary(figures)
+    print_json(figures) if as_json else print_summary(figures)
 
 
 @app.command()
@@ -106,7 +102,7 @@ def validate(
 
     validation = run(scenario, capture, overrides or ())
     write_validation(validation, out)
-    _print_json(validation.result) if as_json else print_validation(validation.result)
+    print_json(validation.result) if as_json else print_validation(validation.result)
 
 
 @app.command()
@@ -141,7 +137,7 @@ def doctor(as_json: Json = False) -> None:
 
     checks = run()
     if as_json:
-        _print_json([dataclasses.asdict(check) for check in checks])
+        print_json([dataclasses.asdict(check) for check in checks])
     else:
         marks = {True: "ok", False: "WRONG", None: "–"}
         rows = [(check.name, marks[check.ok], check.found) for check in checks]
@@ -203,7 +199,7 @@ def _show_trace(trace: Trace, *, as_json: bool) -> None:
     from harness.show import trace_facts
 
     facts = trace_facts(trace)
-    _print_json(facts) if as_json else _print_facts(facts)
+    print_json(facts) if as_json else print_facts(facts)
 
 
 @profile_app.command("import")
@@ -229,7 +225,7 @@ def profile_list(folders: Folders = None, as_json: Json = False) -> None:
 
     rows = profile_rows(folders or [])
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     columns = ["device", "model", "dtype", "kv_cache_dtype", "engine", "recorded_at", "source"]
     console().print(table("Profiles", columns, [tuple(str(row[column]) for column in columns) for row in rows]))
@@ -245,7 +241,7 @@ def profile_show(folder: Path, as_json: Json = False) -> None:
     from profiles.profile import read_profile
 
     facts = profile_facts(read_profile(folder))
-    _print_json(facts) if as_json else _print_facts(facts)
+    print_json(facts) if as_json else print_facts(facts)
 
 
 @profile_app.command("diff")
@@ -260,7 +256,7 @@ def profile_diff(a: Path, b: Path, as_json: Json = False) -> None:
 
     rows = diff_profiles(read_profile(a), read_profile(b))
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     columns = ["operator", "tp", "n_common", "ratio_min", "ratio_median", "ratio_max"]
     cells = [tuple(f"{v:.3f}" if isinstance(v := row[name], float) else str(v) for name in columns) for row in rows]
@@ -299,82 +295,7 @@ def capture_show(folder: Path, as_json: Json = False) -> None:
     capture = read_capture(folder)
     facts, figures = capture_facts(capture), summary(capture)
     if as_json:
-        _print_json({**facts, **figures})
+        print_json({**facts, **figures})
         return
-    _print_facts(facts)
+    print_facts(facts)
     print_summary(figures)
-
-
-@collect_app.command("recorder")
-def collect_recorder(out: Out) -> None:
-    """Write the step recorder: one file to put on a vLLM server's PYTHONPATH.
-
-    Example: servetwin collect recorder --out recorder.py
-    """
-    from collectors import recorder_path
-    from harness.files import new_file
-
-    with new_file(out) as file:
-        file.write_text(recorder_path().read_text())
-    typer.echo(f"Start vLLM with PYTHONPATH={out.parent} --scheduler-cls {out.stem}.RecordingScheduler")
-    typer.echo(f"(asynchronous scheduling: {out.stem}.RecordingAsyncScheduler); SERVETWIN_STEPS names its output")
-
-
-@collect_app.command("replay")
-def collect_replay(
-    url: Annotated[str, typer.Option(help="The server, without a path.")],
-    trace: Annotated[Path, typer.Option(help="What to send.")],
-    steps: Annotated[Path, typer.Option(help="The file that the server's recorder writes (SERVETWIN_STEPS).")],
-    model: Annotated[str, typer.Option(help="The model's name at the server.")],
-    vocab_size: Annotated[int, typer.Option(min=4, help="Token ids are drawn below it.")],
-    device: Annotated[str, typer.Option(help="The device's name, for the record and for profiles.")],
-    out: Out,
-) -> None:
-    """Send a trace to a live vLLM that runs the recorder, on this host, and write the capture.
-
-    Example: servetwin collect replay --url http://127.0.0.1:8000 --trace t.jsonl --steps steps.jsonl --model m
-    --vocab-size 128256 --device H100 --out captures/mine
-    """
-    import datetime
-
-    from collectors.client import Target
-    from collectors.join import Subject
-    from collectors.replay import replay_and_join
-    from traces.capture import new_folder, write_capture
-    from traces.formats import read_any_trace
-
-    subject = Subject(model, device, datetime.date.today().isoformat())
-    with new_folder(out) as folder:  # refuse an output that cannot be written before the load is sent
-        folder.rmdir()
-        capture, _ = replay_and_join(read_any_trace(trace), Target(url.rstrip("/"), model, vocab_size), steps, subject)
-        write_capture(capture, folder)
-    capture_show(out)
-
-
-@collect_app.command("operators")
-def collect_operators(
-    model: Annotated[Path, typer.Option(help="The model's folder, with config.json and tokenizer.")],
-    model_name: Annotated[str, typer.Option(help="The name scenarios will use.")],
-    out: Out,
-    engine_python: Annotated[Path, typer.Option(help="vLLM's Python.")] = Path(".venv-engine/bin/python"),
-    device: Annotated[str | None, typer.Option(help="The device's name; default: this machine's CPU.")] = None,
-    budget_s: Annotated[float, typer.Option(min=1, help="Seconds to measure, the engine's start not counted.")] = 170.0,
-) -> None:
-    """Measure the operator profile of a model with vLLM's own kernels on this machine.
-
-    Example: servetwin collect operators --model llama --model-name my/llama --out profiles/mine
-    """
-    from harness.profiler import profile_operators
-
-    arguments = ["--model", model, "--model-name", model_name, "--out", out, "--budget-s", budget_s]
-    profile_operators(engine_python, [*arguments, *(["--device", device] if device else [])])
-    profile_show(out)
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    """Print a mapping, a fact a line; a list, an entry a line."""
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        values = value if isinstance(value, list) else [value]
-        for i, one in enumerate(values or ["–"]):
-            typer.echo(f"{name if i == 0 else '':<{width}}  {'–' if one is None else one}")

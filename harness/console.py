@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -158,3 +160,17 @@ def print_summary(figures: dict[str, Any]) -> None:
         if figures["metrics"][name]
     ]
     out.print(", ".join([*shown, *rates]))
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """Print a mapping, a fact a line; a list, an entry a line."""
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        values = value if isinstance(value, list) else [value]
+        for i, one in enumerate(values or ["–"]):
+            sys.stdout.write(f"{name if i == 0 else '':<{width}}  {'–' if one is None else one}\n")
