@@ -1,84 +1,30 @@
-"""What the client saw and what the engine recorded, joined by request id into one capture.
+"""What the client saw, what the engine recorded and what its front end reported, joined by request id into one capture.
 
-Both clocks are the host's monotonic one. The front end stamps arrivals with the wall clock; the recorder's header
-pairs the two. Second 0 of the capture is second 0 of the trace that the client sent.
+All times are put on the host's monotonic clock, minus the origin. The front end stamps arrivals with the wall clock;
+the header of every file pairs the two clocks. Of each request the best witness is believed: the step recorder, else
+the front end's spans, else the client.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from collectors.client import ClientRecord
-from traces.capture import Capture, CaptureMeta
-from traces.decoding import decode_json, lines, read_bytes
-from traces.errors import CollectorError
+from collectors.client_log import ClientHistory
+from collectors.counted import disagreements
+from collectors.engine_info import EngineInfo
+from collectors.engine_steps import steps_of
+from collectors.scrape_file import Scrapes, series_of
+from collectors.served import RECORDER, Served, served_by
+from collectors.step_file import Recording, client_id
+from traces.capture import Capture, CaptureMeta, Series
 from traces.outcome import Outcome, Status
-from traces.steps import Batches, Steps, steps_from_columns
 from traces.trace import Trace, TraceRow
-
-_ENGINE_ID = re.compile(r"^cmpl-(?P<id>.+)-\d+-[0-9a-f]{8}$")
-"""vLLM 0.32: `cmpl-<X-Request-Id>` in the API, `-<prompt>` added per prompt, and 8 random digits in the engine."""
-
-
-class RecordedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A `request` line of the recorder."""
-
-    id: str
-    arrival_wall_s: float
-    queued_ns: int
-    end_ns: int
-    prompt_tokens: int
-    max_tokens: int
-    output_tokens: int
-    num_preemptions: int
-    reason: str
-    block_hashes: tuple[int, ...] = ()
-    scheduled_ns: int | None = None
-    first_token_ns: int | None = None
-    last_token_ns: int | None = None
-    cached_tokens: int | None = None
-
-
-class RecordedStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A `step` line of the recorder."""
-
-    index: int
-    schedule_begin_ns: int
-    schedule_end_ns: int
-    output_ns: int
-    update_end_ns: int
-    requests: tuple[tuple[str, int, int], ...]
-    tokens: tuple[tuple[str, int], ...]
-    preempted: tuple[str, ...]
-    n_running: int
-    n_waiting: int
-    kv_blocks: int
-
-
-class RecordedHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """The `header` line of the recorder."""
-
-    vllm_version: str
-    wall_ns: int
-    monotonic_ns: int
-    num_gpu_blocks: int
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """A recorder's file: the header, the steps in order, the requests by the id that the client gave them."""
-
-    header: RecordedHeader
-    steps: list[RecordedStep]
-    requests: dict[str, RecordedRequest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,211 +32,269 @@ class Subject:
     """What a capture is of, beyond what the engine says of itself."""
 
     model: str
-    device: str
+    device: str | None
     recorded_at: str
     notes: tuple[str, ...] = ()
 
 
-def read_recording(path: Path) -> Recording:
-    """Read a recorder's file; a last line that was cut off is left out. Raises InputError or CollectorError."""
-    header, steps, requests = None, [], {}
-    data = read_bytes(path)
-    whole = data[: data.rfind(b"\n") + 1]
-    for number, line in lines(whole):
-        kind = decode_json(line, dict[str, Any], file=path, line=number).get("kind")
-        if kind == "header":
-            header = decode_json(line, RecordedHeader, file=path, line=number)
-        elif kind == "step":
-            steps.append(decode_json(line, RecordedStep, file=path, line=number))
-        else:
-            request = decode_json(line, RecordedRequest, file=path, line=number)
-            if (name := client_id(request.id)) in requests:
-                raise CollectorError(f"{path}:{number}: request {name!r} was served twice; replay on a fresh server")
-            requests[name] = request
-    if header is None:
-        raise CollectorError(f"{path}: holds no header; was the server started with the recorder?")
-    steps.sort(key=lambda step: step.index)
-    return Recording(header, steps, requests)
+@dataclass(frozen=True, slots=True)
+class Witnesses:
+    """Everything that was recorded of one run.
 
-
-def client_id(engine_id: str) -> str:
-    """The client's X-Request-Id inside an engine's request id; an id of another form is returned as it is."""
-    match = _ENGINE_ID.match(engine_id)
-    return match["id"] if match else engine_id
-
-
-def join(trace: Trace, records: Sequence[ClientRecord], recording: Recording, subject: Subject) -> Capture:
-    """One capture of the trace's requests; what else the server served is left out.
-
-    Args:
-        trace: as it was sent.
-        records: the client's, one per row.
-        recording: the engine's.
-        subject: what the capture is of.
+    Attributes:
+        trace: as it was sent; None: the requests were others' and the serving side tells them.
+        origin_s: second 0 of the capture on the host's monotonic clock.
+        until_s: when recording ended, on the same clock; None: when the last request of the trace had.
+        client: of a client of ours.
+        recordings: of the step recorder, one for each engine.
+        reported: what the front end reported of requests, by the client's id.
+        scrapes: of the server's metrics.
+        series: over time, on the capture's clock, beside those of the metrics.
+        reasons: why the run must not be scored, from those who recorded it.
+        notes: likewise.
     """
-    origin_s = records[0].due_s - trace.rows[0].arrival_s
-    wall_minus_monotonic_s = (recording.header.wall_ns - recording.header.monotonic_ns) / 1e9
-    token_times_s = _token_times_s(recording, origin_s)
-    rows = {row.request_id: row for row in trace.rows}
+
+    trace: Trace | None
+    origin_s: float
+    until_s: float | None = None
+    client: ClientHistory | None = None
+    recordings: Sequence[Recording] = ()
+    reported: Mapping[str, Served] = field(default_factory=dict)
+    scrapes: Scrapes | None = None
+    series: Mapping[str, Series] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def join(witnesses: Witnesses, subject: Subject) -> Capture:
+    """One capture of the trace's requests, or of all that the server was seen to serve from arrival to end."""
+    served = {**witnesses.reported, **served_by(witnesses.recordings)}
+    trace, left_out = (witnesses.trace, 0) if witnesses.trace is not None else _trace_of(served, witnesses)
+    records = {} if witnesses.client is None else witnesses.client.records
     outcomes = [
-        _outcome(rows[record.request_id], record, recording, token_times_s, origin_s, wall_minus_monotonic_s)
-        for record in records
+        _outcome(row, served.get(row.request_id), records.get(row.request_id), witnesses.origin_s) for row in trace.rows
     ]
     outcomes.sort(key=lambda outcome: outcome.arrival_s)
-    served = tuple(_served_row(rows[o.request_id], o, recording.requests.get(o.request_id)) for o in outcomes)
-    ids = {outcome.request_id: i for i, outcome in enumerate(outcomes)}
-    options = {key: value for key, value in recording.header.options.items() if value is not None}
+    rows = {row.request_id: row for row in trace.rows}
+    engine = _engine(witnesses)
     meta = CaptureMeta(
         kind="measured",
-        engine=f"vllm {recording.header.vllm_version}",
+        engine=engine.engine or None,
         model=subject.model,
         device=subject.device,
-        engine_options=options,
-        num_gpu_blocks=recording.header.num_gpu_blocks,
-        clock="monotonic clock of the engine's host; second 0 is second 0 of the trace that the client sent",
+        engine_options=engine.options,
+        num_gpu_blocks=engine.num_gpu_blocks,
+        clock=_clock(witnesses),
         recorded_at=subject.recorded_at,
-        reasons=(*_reasons(records, recording), *_clock_reasons(outcomes)),
-        notes=(*subject.notes, _lateness_note(records)),
+        reasons=(*witnesses.reasons, *_reasons(trace, served, witnesses), *_outcome_reasons(outcomes, witnesses)),
+        notes=(*subject.notes, *witnesses.notes, *_notes(outcomes, served, witnesses, left_out)),
         provenance={"trace": trace.sha256},
     )
-    size = int(options["block_size"]) if options.get("enable_prefix_caching") else None
-    served_trace = Trace(served, size, trace.source, trace.sha256, trace.notes)
-    return Capture(meta, served_trace, tuple(outcomes), _steps(recording, ids, origin_s))
+    ids = {outcome.request_id: i for i, outcome in enumerate(outcomes)}
+    steps = steps_of(witnesses.recordings, ids, witnesses.origin_s) if witnesses.recordings else None
+    scraped = {} if witnesses.scrapes is None else series_of(witnesses.scrapes, witnesses.origin_s)
+    kept = _trace_as_served([rows[o.request_id] for o in outcomes], outcomes, served, trace, engine)
+    return Capture(meta, kept, tuple(outcomes), steps, {**scraped, **witnesses.series})
 
 
-def _served_row(row: TraceRow, outcome: Outcome, request: RecordedRequest | None) -> TraceRow:
-    """The row as it was served: at its true arrival, with the engine's own hashes of its full blocks."""
-    hashes = request.block_hashes or None if request is not None else None
-    return msgspec.structs.replace(row, arrival_s=max(outcome.arrival_s, 0.0), block_hashes=hashes)
-
-
-def _token_times_s(recording: Recording, origin_s: float) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {}
-    for step in recording.steps:
-        for engine_id, count in step.tokens:
-            times.setdefault(client_id(engine_id), []).extend([step.output_ns / 1e9 - origin_s] * count)
-    return times
-
-
-def _outcome(
-    row: TraceRow,
-    record: ClientRecord,
-    recording: Recording,
-    token_times_s: dict[str, list[float]],
-    origin_s: float,
-    wall_minus_monotonic_s: float,
-) -> Outcome:
-    sent_s = (record.due_s if record.sent_s is None else record.sent_s) - origin_s
-    seen = [time_s - origin_s for time_s in record.token_times_s]
-    client: dict[str, Any] = {
-        "sent_s": None if record.sent_s is None else sent_s,
-        "client_first_token_s": seen[0] if seen else None,
-        "client_finish_s": seen[-1] if seen else None,
+def _trace_of(served: Mapping[str, Served], witnesses: Witnesses) -> tuple[Trace, int]:
+    """The requests that arrived while recording went on and ended before it did, and the number of the others."""
+    until_s = np.inf if witnesses.until_s is None else witnesses.until_s
+    inside = {
+        name: one
+        for name, one in served.items()
+        if one.arrival_s >= witnesses.origin_s and (one.finish_s is None or one.finish_s <= until_s)
     }
-    request = recording.requests.get(record.request_id)
-    if request is None:
-        refused = record.status is not None and 400 <= record.status < 500
-        return Outcome(
-            request_id=record.request_id,
-            status=Status.REJECTED if refused else Status.FAILED,
-            reason=record.error or "the engine has no record of it",
-            prompt_tokens=row.prompt_tokens,
-            output_tokens=len(seen),
-            arrival_s=sent_s,
-            **client,
+    rows = [
+        TraceRow(
+            request_id=name,
+            arrival_s=one.arrival_s - witnesses.origin_s,
+            prompt_tokens=one.prompt_tokens,
+            output_tokens=max(1, one.output_tokens if one.complete else one.max_tokens or one.output_tokens),
+            priority=one.priority,
         )
+        for name, one in sorted(inside.items(), key=lambda entry: entry[1].arrival_s)
+    ]
+    return Trace(tuple(rows), None, "requests of others", "sha256:none"), len(served) - len(inside)
 
-    def at(time_ns: int | None) -> float | None:
-        return None if time_ns is None else time_ns / 1e9 - origin_s
 
-    complete = request.output_tokens == request.max_tokens
+def _trace_as_served(
+    rows: Sequence[TraceRow],
+    outcomes: Sequence[Outcome],
+    served: Mapping[str, Served],
+    trace: Trace,
+    engine: EngineInfo,
+) -> Trace:
+    """The trace at its true arrivals, with the engine's own hashes of full blocks where the engine was recorded."""
+    recorded = any(one.witness == RECORDER for one in served.values())
+    hashed = engine.options.get("enable_prefix_caching")
+    size = (int(engine.options["block_size"]) if hashed else None) if recorded else trace.hash_block_size
+    kept = []
+    for row, outcome in zip(rows, outcomes, strict=True):
+        one = served.get(row.request_id)
+        hashes = (None if one is None else one.block_hashes) if recorded else row.block_hashes
+        arrival_s = max(outcome.arrival_s, 0.0)
+        kept.append(msgspec.structs.replace(row, arrival_s=arrival_s, delay_s=None, block_hashes=hashes))
+    some = any(row.block_hashes for row in kept)
+    return Trace(tuple(kept), size if some else None, trace.source, trace.sha256, trace.notes)
+
+
+def _outcome(row: TraceRow, served: Served | None, record: ClientRecord | None, origin_s: float) -> Outcome:
+    times = {} if record is None else _client_times(record, origin_s)
+    if served is None:
+        return _outcome_at_the_client(row, record, times)
+
+    def at(time_s: float | None) -> float | None:
+        return None if time_s is None else time_s - origin_s
+
     return Outcome(
-        request_id=record.request_id,
-        status=Status.FINISHED if complete else Status.ABORTED,
-        reason=request.reason if record.error is None else record.error,
-        prompt_tokens=request.prompt_tokens,
-        output_tokens=request.output_tokens,
-        arrival_s=request.arrival_wall_s - wall_minus_monotonic_s - origin_s,
-        instance=0,
-        queued_s=at(request.queued_ns),
-        scheduled_s=at(request.scheduled_ns),
-        first_token_s=at(request.first_token_ns),
-        finish_s=at(request.last_token_ns),
-        cached_tokens=request.cached_tokens,
-        num_preemptions=request.num_preemptions,
-        token_times_s=tuple(token_times_s.get(record.request_id, ())),
-        **client,
+        request_id=row.request_id,
+        status=Status.FINISHED if served.complete else Status.ABORTED,
+        reason=served.reason if record is None or record.error is None else record.error,
+        prompt_tokens=served.prompt_tokens,
+        output_tokens=served.output_tokens,
+        arrival_s=served.arrival_s - origin_s,
+        instance=served.instance,
+        queued_s=at(served.queued_s),
+        scheduled_s=at(served.scheduled_s),
+        first_token_s=at(served.first_token_s),
+        finish_s=at(served.finish_s),
+        cached_tokens=served.cached_tokens,
+        num_preemptions=served.num_preemptions,
+        token_times_s=None if served.token_times_s is None else tuple(t - origin_s for t in served.token_times_s),
+        **times,
     )
 
 
-def _steps(recording: Recording, ids: dict[str, int], origin_s: float) -> Steps:
-    """The steps in which a request of the trace took part, with those requests."""
-    kept = [
-        (step, entries)
-        for step in recording.steps
-        if (entries := [(ids[client_id(rid)], n, done) for rid, n, done in step.requests if client_id(rid) in ids])
-    ]
-    decodes = [_decodes(step) for step, _ in kept]
-    columns = {
-        "instance": [0] * len(kept),
-        "scheduled_s": [step.schedule_begin_ns / 1e9 - origin_s for step, _ in kept],
-        "end_s": [step.output_ns / 1e9 - origin_s for step, _ in kept],
-        "n_requests": [len(step.requests) for step, _ in kept],
-        "n_prefill_tokens": [
-            sum(n for _, n, _ in step.requests) - count for (step, _), count in zip(kept, decodes, strict=True)
-        ],
-        "n_decode_tokens": decodes,
-        "n_preempted": [len(step.preempted) for step, _ in kept],
-        "n_running": [step.n_running for step, _ in kept],
-        "n_waiting": [step.n_waiting for step, _ in kept],
-        "kv_blocks": [step.kv_blocks for step, _ in kept],
+def _outcome_at_the_client(row: TraceRow, record: ClientRecord | None, times: dict[str, Any]) -> Outcome:
+    """The outcome of a request that only the client speaks of: its times are the client's."""
+    pieces = times.get("client_token_times_s") or ()
+    finished = record is not None and record.error is None
+    refused = record is not None and record.status is not None and 400 <= record.status < 500
+    stopped = record is not None and (record.error or "").startswith(("stopped", "not sent"))
+    status = Status.REJECTED if refused else Status.ABORTED if stopped else Status.FAILED
+    n_tokens = len(pieces) if record is None or record.output_tokens is None else record.output_tokens
+    return Outcome(
+        request_id=row.request_id,
+        status=Status.FINISHED if finished else status,
+        reason="nobody has a record of it" if record is None else record.error or record.reason,
+        prompt_tokens=row.prompt_tokens if record is None or record.prompt_tokens is None else record.prompt_tokens,
+        output_tokens=n_tokens,
+        arrival_s=row.arrival_s if times.get("sent_s") is None else times["sent_s"],
+        first_token_s=times.get("client_first_token_s"),
+        finish_s=times.get("client_finish_s"),
+        cached_tokens=None if record is None else record.cached_tokens,
+        token_times_s=pieces if finished and len(pieces) == n_tokens else None,
+        **times,
+    )
+
+
+def _client_times(record: ClientRecord, origin_s: float) -> dict[str, Any]:
+    seen = tuple(time_s - origin_s for time_s in record.token_times_s)
+    return {
+        "sent_s": None if record.sent_s is None else record.sent_s - origin_s,
+        "client_first_token_s": seen[0] if seen else None,
+        "client_finish_s": seen[-1] if seen else None,
+        "client_token_times_s": seen or None,
     }
-    flat = np.array([entry for _, entries in kept for entry in entries], dtype=np.int64).reshape(-1, 3)
-    offsets = np.concatenate([[0], np.cumsum([len(entries) for _, entries in kept])]).astype(np.int64)
-    return steps_from_columns(columns, Batches(offsets, flat[:, 0], flat[:, 1], flat[:, 2]))
 
 
-def _decodes(step: RecordedStep) -> int:
-    """Requests of a step that computed one token to produce the next; one token of an unfinished prompt is none."""
-    brought = {engine_id for engine_id, _ in step.tokens}
-    return sum(new == 1 and engine_id in brought for engine_id, new, _ in step.requests)
+def _engine(witnesses: Witnesses) -> EngineInfo:
+    """What is known of the engine: from the recorder, else from what the server told and its metrics."""
+    if witnesses.recordings:
+        header = witnesses.recordings[0].header
+        options = {name: value for name, value in header.options.items() if value is not None}
+        engine = f"vllm {header.vllm_version}"
+        return EngineInfo(engine=engine, options=options, num_gpu_blocks=header.num_gpu_blocks)
+    scrapes = witnesses.scrapes
+    if scrapes is None or scrapes.server is None:
+        return EngineInfo(engine="")
+    engine = scrapes.server if scrapes.told is None else scrapes.told.engine
+    return EngineInfo(engine=engine, options=scrapes.engine_options(), num_gpu_blocks=scrapes.num_gpu_blocks())
 
 
-def _clock_reasons(outcomes: Sequence[Outcome]) -> list[str]:
-    """An arrival lies between sending and queueing, unless the wall clock was set while the server ran."""
+def _clock(witnesses: Witnesses) -> str:
+    zero = "second 0 of the trace that the client sent" if witnesses.client is not None else "the start of recording"
+    whose = "engine's" if witnesses.recordings or witnesses.reported else "client's"
+    return f"monotonic clock of the {whose} host; second 0 is {zero}"
+
+
+def _outcome_reasons(outcomes: Sequence[Outcome], witnesses: Witnesses) -> Iterator[str]:
+    """Why the capture must not be scored: clocks that do not agree, or a server that counted something else.
+
+    An arrival lies between sending and queueing, unless the wall clock was set while the server ran.
+    """
     astray = [
         outcome.request_id
         for outcome in outcomes
-        if outcome.sent_s is not None
-        and outcome.queued_s is not None
-        and not outcome.sent_s <= outcome.arrival_s <= outcome.queued_s
+        if (outcome.sent_s is not None and outcome.sent_s > outcome.arrival_s)
+        or (outcome.queued_s is not None and outcome.arrival_s > outcome.queued_s)
     ]
-    if not astray:
+    if astray:
+        when = "before they were sent or after they were queued"
+        yield f"{len(astray)} requests arrived {when}, the first is {astray[0]}"
+    if witnesses.scrapes is not None:
+        yield from disagreements(outcomes, witnesses.scrapes)
+
+
+def _reasons(trace: Trace, served: Mapping[str, Served], witnesses: Witnesses) -> list[str]:
+    """Why the capture must not be scored: two sides do not agree, requests failed, or the client was too slow."""
+    if witnesses.client is None:
         return []
-    return [f"{len(astray)} requests arrived before they were sent or after they were queued, the first is {astray[0]}"]
-
-
-def _reasons(records: Sequence[ClientRecord], recording: Recording) -> list[str]:
-    """Why the capture must not be scored: the two sides do not agree, or requests failed."""
-    missing = [record.request_id for record in records if record.request_id not in recording.requests]
+    records = [witnesses.client.records.get(row.request_id) for row in trace.rows]
+    failed = [record for record in records if record is not None and record.error is not None]
     differing = [
         record.request_id
         for record in records
-        if (request := recording.requests.get(record.request_id)) is not None
+        if record is not None
         and record.error is None
-        and (record.output_tokens, record.prompt_tokens) != (request.output_tokens, request.prompt_tokens)
+        and (one := served.get(record.request_id)) is not None
+        and (record.output_tokens, record.prompt_tokens) != (one.output_tokens, one.prompt_tokens)
     ]
-    failed = [record for record in records if record.error is not None]
     reasons = []
-    if missing:
+    if unsent := sum(record is None or record.sent_s is None for record in records):
+        reasons.append(f"{unsent} requests were not sent")
+    engine_speaks = bool(witnesses.recordings or witnesses.reported)
+    if engine_speaks and (missing := [row.request_id for row in trace.rows if row.request_id not in served]):
         reasons.append(f"{len(missing)} requests are not in the engine's record, the first is {missing[0]}")
     if differing:
         reasons.append(f"{len(differing)} requests differ in tokens between client and engine, first {differing[0]}")
     if failed:
         reasons.append(f"{len(failed)} requests failed at the client, the first with: {failed[0].error}")
+    if (slow := witnesses.client.bottleneck(only_witness=not engine_speaks)) is not None:
+        reasons.append(slow)
     return reasons
 
 
-def _lateness_note(records: Sequence[ClientRecord]) -> str:
-    late_ms = np.array([record.late_s for record in records]) * 1e3
-    return f"the client sent {late_ms.mean():.1f} ms late on average, {late_ms.max():.1f} ms at most"
+def _notes(
+    outcomes: Sequence[Outcome], served: Mapping[str, Served], witnesses: Witnesses, left_out: int
+) -> Iterator[str]:
+    if left_out:
+        yield f"{left_out} requests that arrived before recording began or ended after it did are left out"
+    if witnesses.client is not None:
+        late_ms = np.array([record.late_s for record in witnesses.client.records.values()] or [0.0]) * 1e3
+        yield f"the client sent {late_ms.mean():.1f} ms late on average, {late_ms.max():.1f} ms at most"
+        lag_ms = np.quantile(np.array(witnesses.client.lags_s or [0.0]) * 1e3, [0.5, 0.99])
+        yield f"its event loop answered {lag_ms[0]:.1f} ms late (median), {lag_ms[1]:.1f} ms (99th percentile)"
+        if not served:
+            yield "all times are the client's; the server's own were not recorded"
+    pieces = sum(
+        o.client_token_times_s is not None and len(o.client_token_times_s) != o.output_tokens
+        for o in outcomes
+        if o.status is Status.FINISHED
+    )
+    if pieces:
+        yield f"{pieces} answers came in fewer pieces than tokens; their tokens' times at the client are not known"
+    if witnesses.scrapes is not None:
+        yield from witnesses.scrapes.notes
+    yield from _recorder_notes(witnesses.recordings, outcomes, witnesses.origin_s)
+
+
+def _recorder_notes(recordings: Sequence[Recording], outcomes: Sequence[Outcome], origin_s: float) -> Iterator[str]:
+    known = {outcome.request_id for outcome in outcomes}
+    steps = [step for recording in recordings for step in recording.steps if step.schedule_begin_ns / 1e9 >= origin_s]
+    if foreign := sum(any(client_id(rid) not in known for rid, _, _ in step.requests) for step in steps):
+        yield f"{foreign} of {len(steps)} recorded steps also held requests that are not in this capture"
+    own_us = [step.recorder_ns / 1e3 for step in steps if step.recorder_ns is not None]
+    if own_us:
+        yield f"the recorder took {np.median(own_us):.0f} us of a step (median)"

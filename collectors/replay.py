@@ -1,38 +1,144 @@
-"""Send a trace to a live server that records its steps, and bring home one capture."""
+"""Send a trace to a live server and bring home one capture, with what the server itself recorded."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from collectors.client import ClientRecord, Target, replay
-from collectors.join import Subject, join, read_recording
-from traces.capture import Capture
-from traces.errors import CollectorError
+import msgspec
+
+from collectors import scrape
+from collectors.client import Target
+from collectors.client_log import ClientLog
+from collectors.journal import Journal
+from collectors.load import Pacing, send_trace
+from collectors.recording import About, finish_recording, new_recording
+from collectors.scrape import Scraper
+from collectors.step_file import FLUSHED_WITHIN_S, sizes
+from traces.capture import Capture, check_new_folder, write_capture
+from traces.errors import CollectorError, InputError
+from traces.outcome import Status
 from traces.trace import Trace
 
-FLUSHED_WITHIN_S = 1.5
-"""By when the recorder has written what it knows: it flushes at least every second."""
+REACH_TIMEOUT_S = 10.0
+PROGRESS_EVERY_S = 1.0
 
 
-def replay_and_join(trace: Trace, target: Target, steps: Path, subject: Subject) -> tuple[Capture, list[ClientRecord]]:
-    """Send the trace, wait for the recorder, and join the two.
+def replay(trace: Trace, target: Target, pacing: Pacing, about: About, out: Path) -> Capture:
+    """Send the trace, join what all sides recorded, and write the capture `out`.
+
+    An interrupt ends the sending; what was recorded becomes a capture all the same, with its reasons not to be scored.
 
     Args:
         trace: what to send.
-        target: the server.
-        steps: the file that the server's recorder writes, on this host.
-        subject: what the capture is of.
-
-    Returns:
-        The capture, and the client's own records.
+        target: the server; its model's name may be empty when it serves but one.
+        pacing: when each request is sent.
+        about: what the capture is of, and where the server's recorder writes.
+        out: the folder to write, new or empty.
 
     Raises:
-        CollectorError: the recorder's file is not there, or is none.
+        InputError: `out` cannot be written, or the server serves several models and none is named.
+        CollectorError: the server does not answer, serves no request, or its record cannot be read; what was recorded
+            then stays.
     """
-    if not steps.is_file():
-        raise CollectorError(f"{steps}: no such file; is the server running with the recorder and SERVETWIN_STEPS?")
-    records = asyncio.run(replay(trace, target))
-    time.sleep(FLUSHED_WITHIN_S)
-    return join(trace, records, read_recording(steps), subject), records
+    check_new_folder(out)  # before the load is sent
+    target = replace(target, model=asyncio.run(model_served(target)))
+    written = {} if about.steps is None else sizes(Path(about.steps))
+    if about.steps is not None and not written:
+        where = "is the server running with the recorder and SERVETWIN_STEPS?"
+        raise CollectorError(f"{about.steps}: no such file; {where}")
+    about = msgspec.structs.replace(about, model=about.model or target.model, skipped_bytes=written)
+    recording = new_recording(out, about, trace)
+    asyncio.run(record_replay(trace, target, pacing, recording))
+    capture = finish_recording(recording)
+    if not any(outcome.status is Status.FINISHED for outcome in capture.outcomes):
+        why = "; ".join(capture.meta.reasons)
+        raise CollectorError(f"{target.url}: no request was served ({why}); what was recorded is in {recording}")
+    write_capture(capture, out)
+    shutil.rmtree(recording)
+    return capture
+
+
+async def record_replay(trace: Trace, target: Target, pacing: Pacing, recording: Path) -> None:
+    """Send the trace and keep the client's journal in the recording, until all have ended or an interrupt.
+
+    The server's metrics are read right before second 0 and at the end, and not between: that would delay the client.
+    """
+    import aiohttp
+
+    stop = asyncio.Event()
+    with (
+        ClientLog(recording / "client.jsonl") as log,
+        Journal(recording / "metrics.jsonl", scrape.SCHEMA, every_s=0.0) as journal,
+    ):
+        showing = asyncio.ensure_future(_show(log, len(trace)))
+        async with aiohttp.ClientSession(headers=target.headers()) as session:
+            scraper = Scraper(session, target.url, journal, report=lambda _: None)
+            try:
+                with _interrupts(stop):
+                    await send_trace(trace, target, pacing, log, stop, scraper.scrape)
+                await asyncio.sleep(FLUSHED_WITHIN_S)
+                await scraper.scrape()
+                await scraper.told()
+            finally:
+                showing.cancel()
+                await scraper.close()
+
+
+async def model_served(target: Target) -> str:
+    """The name of the target's model: as given, or the only one that the server lists.
+
+    Raises CollectorError when the server does not answer, InputError when it lists several and none is named.
+    """
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=REACH_TIMEOUT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"{target.url}/v1/models", headers=target.headers()) as answer,
+        ):
+            if answer.status in (401, 403):
+                raise CollectorError(f"{target.url}: HTTP {answer.status}; which API key does the server want?")
+            models = [entry["id"] for entry in (await answer.json())["data"]] if answer.status == 200 else []
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise CollectorError(f"{target.url}: does not answer ({error or type(error).__name__})") from None
+    except (ValueError, KeyError, TypeError):
+        models = []
+    if target.model:
+        return target.model
+    if len(models) == 1:
+        return str(models[0])
+    raise InputError(
+        field="--model", found="none named", accepted=", ".join(models) or "the model's name at the server"
+    )
+
+
+async def _show(log: ClientLog, n_rows: int) -> None:
+    """A line of progress on a terminal, until cancelled."""
+    while sys.stderr.isatty():
+        under_way = log.n_sent - log.n_ended
+        line = f"{log.n_sent} of {n_rows} sent, {under_way} under way, {log.n_failed} failed"
+        sys.stderr.write(f"\r{line}\033[K")
+        sys.stderr.flush()
+        await asyncio.sleep(PROGRESS_EVERY_S)
+
+
+@contextmanager
+def _interrupts(stop: asyncio.Event) -> Iterator[None]:
+    """Within the block, an interrupt or a termination sets `stop`."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)

@@ -10,7 +10,8 @@ import numpy as np
 
 from profiles.catalog import BUNDLED, list_profiles, model_configs, with_bundled
 from profiles.llmservingsim import import_profiles
-from profiles.profile import Curve, Profile, write_profile
+from profiles.profile import AttentionRows, Curve, Profile, write_profile
+from profiles.spread import worst_spreads
 from traces.capture import Capture, new_folder
 from traces.trace import Trace
 
@@ -80,14 +81,25 @@ def profile_facts(profile: Profile) -> dict[str, Any]:
                 f"{name}: {len(curve.x)} points to {curve.x[-1]:.0f} requests"
                 for name, curve in tables.per_request.items()
             ),
-            f"attention: {len(rows.time_s)} points, prefill to {rows.prefill_tokens.max():.0f} tokens, history to "
-            f"{max(rows.prefill_kv_tokens.max(), rows.decode_kv_tokens.max()):.0f}, {rows.n_decode.max():.0f} decodes",
+            *([_attention_range(rows)] if len(rows.time_s) else []),
             *([f"moe: {len(tables.moe.time_s)} points"] if tables.moe is not None else []),
             *([f"skew: {len(tables.skew.time_s)} points"] if tables.skew is not None else []),
             *([f"whole steps: {len(tables.steps.step_s)} points"] if tables.steps is not None else []),
         ]
+        if spreads := worst_spreads(tables):
+            facts[f"tp {tp}: spread of the samples"] = spreads
+    for op, by_ranks in (profile.collectives or {}).items():
+        facts[op] = [f"{ranks} ranks: {len(c.x)} points to {c.x[-1]:.0f} bytes" for ranks, c in by_ranks.items()]
     facts["notes"] = list(meta.notes)
     return facts
+
+
+def _attention_range(rows: AttentionRows) -> str:
+    history = max(rows.prefill_kv_tokens.max(), rows.decode_kv_tokens.max())
+    return (
+        f"attention: {len(rows.time_s)} points, prefill to {rows.prefill_tokens.max():.0f} tokens, history to "
+        f"{history:.0f}, {rows.n_decode.max():.0f} decodes"
+    )
 
 
 def _range(curve: Curve) -> str:

@@ -12,6 +12,10 @@ neighbours, where a time could not be. Batches that the grid does not hold are c
 * several prefill chunks are one chunk of the same number of tokens and the same work, and never faster than the
   slowest of them alone. Work is token pairs, sum of q * (history + q / 2): what FlashAttention computes under a causal
   mask (Dao, FlashAttention-2, arXiv:2307.08691, section 3.1);
+* that holds where a device has room for chunks beside each other. One that a single chunk fills computes them in turn,
+  each padded to the kernel's tile of queries, and each token of each at its own cost beside its pairs (a CPU's cores,
+  vLLM 0.32 `csrc/cpu/cpu_attn_impl.hpp`). Where batches of several chunks were measured, they tell the share of the way
+  from the one to the other, by tokens of the batch;
 * decodes of unequal history are `n` decodes of the mean history plus a measured share (`skew`) of the distance to `n`
   decodes of the longest: one long request keeps its thread blocks busy after the others are done.
 """
@@ -54,7 +58,8 @@ class AttentionTable:
 
     def __init__(self, rows: AttentionRows, skew: SkewRows | None = None) -> None:
         """Make the tables. Raises ProfileError when there is no prefill-only or no decode-only point."""
-        prefill = (rows.n_decode == 0) & (rows.prefill_tokens > 0)
+        one_chunk = np.full(len(rows.time_s), True) if rows.n_chunks is None else rows.n_chunks == 1
+        prefill = (rows.n_decode == 0) & (rows.prefill_tokens > 0) & one_chunk
         decode = (rows.prefill_tokens == 0) & (rows.n_decode > 0)
         mixed = (rows.prefill_tokens > 0) & (rows.n_decode > 0)
         if not prefill.any() or not decode.any():
@@ -72,16 +77,44 @@ class AttentionTable:
         )
         self._r_axes, self._r, self.filled_corners = self._mixed_ratio(rows, mixed)
         self._skew = _skew_shares(skew) if skew is not None else {}
+        self._serial = self._serial_shares(rows, ~one_chunk)
 
     def prefill_s(self, chunks: list[Chunk]) -> float:
         """Seconds for prefill chunks alone."""
         if len(chunks) == 1:
             return self._chunk_s(chunks[0].new_tokens, chunks[0].computed_tokens)
+        together_s, in_turn_s, slowest_s = self._several_s(chunks)
+        if self._serial is not None:
+            tokens = sum(chunk.new_tokens for chunk in chunks)
+            together_s += float(np.interp(tokens, *self._serial)) * (in_turn_s - together_s)
+        return max(together_s, slowest_s)
+
+    def _several_s(self, chunks: list[Chunk]) -> tuple[float, float, float]:
+        """Seconds of several chunks as one of their tokens and work, of one after another, and of the slowest alone."""
+        alone_s = [self._chunk_s(chunk.new_tokens, chunk.computed_tokens) for chunk in chunks]
+        in_turn_s = sum(alone_s) - (len(chunks) - 1) * float(self._p.min())
         tokens = sum(chunk.new_tokens for chunk in chunks)
         work = sum(chunk.work for chunk in chunks)
         history = work / tokens - tokens / 2
-        together = self._chunk_s(tokens, history) if history >= 0 else self._chunk_s(float(np.sqrt(2 * work)), 0)
-        return max(together, *(self._chunk_s(chunk.new_tokens, chunk.computed_tokens) for chunk in chunks))
+        together_s = self._chunk_s(tokens, history) if history >= 0 else self._chunk_s(float(np.sqrt(2 * work)), 0)
+        return together_s, in_turn_s, max(alone_s)
+
+    def _serial_shares(self, rows: AttentionRows, several: Mask) -> tuple[Floats, Floats] | None:
+        """Share of the way from one chunk of the same tokens and work to chunks one after another, by tokens.
+
+        From 0 to 1, since the two are bounds: what lies outside is the error of a short way. None where several chunks
+        were not measured.
+        """
+        if not several.any() or rows.n_chunks is None:
+            return None
+        chunks = [
+            [Chunk(int(rows.prefill_tokens[i]), int(rows.prefill_kv_tokens[i]))] * int(rows.n_chunks[i])
+            for i in np.flatnonzero(several)
+        ]
+        tokens = np.array([sum(chunk.new_tokens for chunk in own) for own in chunks], dtype=np.float64)
+        bounds = np.array([self._several_s(own)[:2] for own in chunks])
+        sizes, share = _shares(tokens, bounds[:, 1] - bounds[:, 0], rows.time_s[several] - bounds[:, 0])
+        return sizes, np.clip(share, 0.0, 1.0)
 
     def decode_s(self, n: int, mean_kv: Floats, max_kv: Floats, prefill_tokens: int = 0) -> Floats:
         """Seconds for n decodes of the given mean and longest history, [k] -> [k]."""
@@ -161,12 +194,19 @@ def _grid(columns: tuple[Floats, ...], values: Floats, chosen: Mask) -> tuple[tu
     return axes, dense
 
 
-def _skew_shares(rows: SkewRows) -> dict[bool, tuple[Floats, Floats]]:
-    """Share of the way from the mean to the longest that unequal decodes cost, by batch size: with prefill, without.
+def _shares(sizes: Floats, way: Floats, cost: Floats) -> tuple[Floats, Floats]:
+    """Sizes and, of each, the share of the way that it costs: least squares of `cost = share * way`.
 
-    Least squares through the origin per batch size, so that points where the two uniform batches hardly differ, and
-    noise rules, have no weight.
+    So points where the way is short, and noise rules, have no weight; where there is none the share is 0.
     """
+    distinct = np.unique(sizes)
+    squares = np.array([(way**2)[sizes == size].sum() for size in distinct])
+    share = np.array([(way * cost)[sizes == size].sum() for size in distinct])
+    return distinct, np.divide(share, squares, out=np.zeros_like(share), where=squares > 0)
+
+
+def _skew_shares(rows: SkewRows) -> dict[bool, tuple[Floats, Floats]]:
+    """Share of the way from the mean to the longest that unequal decodes cost, by batch size: with prefill, without."""
     shares: dict[bool, tuple[Floats, Floats]] = {}
     for with_prefill in (False, True):
         own = (rows.prefill_tokens > 0) == with_prefill
@@ -174,11 +214,7 @@ def _skew_shares(rows: SkewRows) -> dict[bool, tuple[Floats, Floats]]:
             continue
         way = rows.uniform_max_s - rows.uniform_mean_s
         cost = rows.time_s - rows.uniform_mean_s
-        sizes = np.unique(rows.n_decode[own])
-        share = [
-            (way * cost)[own & (rows.n_decode == n)].sum() / (way**2)[own & (rows.n_decode == n)].sum() for n in sizes
-        ]
-        shares[with_prefill] = (sizes, np.asarray(share))
+        shares[with_prefill] = _shares(rows.n_decode[own], way[own], cost[own])
     if len(shares) == 1:
         shares[not next(iter(shares))] = next(iter(shares.values()))
     return shares

@@ -156,7 +156,8 @@ def _points(tables: OperatorTables | None) -> dict[str, dict[tuple[float, ...], 
         return {}
     points = {name: _curve_points(curve) for name, curve in {**tables.dense, **tables.per_request}.items()}
     rows = tables.attention
-    at = zip(rows.prefill_tokens, rows.prefill_kv_tokens, rows.n_decode, rows.decode_kv_tokens, strict=True)
+    n_chunks = np.ones(len(rows.time_s)) if rows.n_chunks is None else rows.n_chunks
+    at = zip(rows.prefill_tokens, rows.prefill_kv_tokens, rows.n_decode, rows.decode_kv_tokens, n_chunks, strict=True)
     points["attention"] = dict(zip(at, rows.time_s, strict=True))
     if tables.moe is not None:
         points["moe"] = dict(

@@ -28,21 +28,37 @@ class CsvTable:
     file: Path
     rows: pa.Table
 
-    def numbers(self, name: str, *, above_0: bool = False, whole: bool = False) -> Floats:
-        """A column of finite numbers, 0 or above, [n]. Raises InputError at the first cell that is not."""
+    def has(self, name: str) -> bool:
+        """Whether an optional column is there."""
+        return name in self.rows.column_names
+
+    def numbers(self, name: str, *, above_0: bool = False, whole: bool = False, gaps: bool = False) -> Floats:
+        """A column of finite numbers, 0 or above, [n]. Raises InputError at the first cell that is not.
+
+        Args:
+            name: the column.
+            above_0: 0 is wrong too.
+            whole: so is a fraction.
+            gaps: a cell may be empty, and reads as NaN.
+        """
         import pyarrow as pa
         import pyarrow.compute as pc
 
         kind = "whole number" if whole else "finite number"
         accepted = f"a {kind} above 0" if above_0 else f"a {kind}, 0 or above"
+        cells = self.rows.column(name)
+        empty = np.asarray(pc.equal(cells, "").to_numpy()) if gaps else np.zeros(len(cells), dtype=np.bool_)
+        if gaps:
+            cells = pc.if_else(pc.equal(cells, ""), "0", cells)
         try:
-            values = np.asarray(pc.cast(self.rows.column(name), pa.float64()).to_numpy(), dtype=np.float64)
+            values = np.array(pc.cast(cells, pa.float64()).to_numpy(), dtype=np.float64)
         except pa.ArrowInvalid:
-            i = next(i for i, text in enumerate(self.texts(name)) if not _is_number(text))
+            i = next(i for i, text in enumerate(self.texts(name)) if not _is_number(text) and not empty[i])
             raise self.error(i, name, found=self.texts(name)[i], accepted=accepted) from None
-        bad = ~np.isfinite(values) | (values <= 0 if above_0 else values < 0)
+        bad = (~np.isfinite(values) | (values <= 0 if above_0 else values < 0)) & ~empty
         if whole:
             bad |= values % 1 != 0
+        values[empty] = np.nan
         if bad.any():
             i = int(np.flatnonzero(bad)[0])
             raise self.error(i, name, found=float(values[i]), accepted=accepted)
@@ -68,13 +84,22 @@ class CsvTable:
         return InputError(message, file=self.file, line=line, field=field, found=found, accepted=accepted)
 
 
-def read_csv(file: Path, columns: Sequence[str], *, others: bool = False) -> CsvTable:
-    """Read a CSV file that has these columns, and no others unless told so. Raises InputError."""
+def read_csv(file: Path, columns: Sequence[str], *, optional: Sequence[str] = (), others: bool = False) -> CsvTable:
+    """Read a CSV file that has these columns, and no others unless told so. Raises InputError.
+
+    Args:
+        file: the file.
+        columns: those that must be there.
+        optional: those that may be.
+        others: whether further ones are passed over.
+    """
     import pyarrow as pa
     import pyarrow.csv as pa_csv
 
     data = read_bytes(file)
-    _check_header(_header(data, file), file, columns, others=others)
+    header = _header(data, file)
+    _check_header(header, file, columns, optional, others=others)
+    columns = [*columns, *(name for name in optional if name in header)]
     # Every column as text: what a cell means is decided when it is asked for, and an error can show it as it stands.
     convert = pa_csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns))
     try:
@@ -96,15 +121,18 @@ def _header(data: bytes, file: Path) -> list[str]:
     return next(csv.reader([first]), [])
 
 
-def _check_header(header: Sequence[str], file: Path, columns: Sequence[str], *, others: bool) -> None:
-    for name in columns:
-        if name not in header:
+def _check_header(
+    header: Sequence[str], file: Path, columns: Sequence[str], optional: Sequence[str], *, others: bool
+) -> None:
+    known = [*columns, *optional]
+    for name in known:
+        if name in columns and name not in header:
             raise InputError("is missing", file=file, line=1, field=name, accepted=", ".join(columns))
         if header.count(name) > 1:
-            raise InputError("stands twice", file=file, line=1, field=name, accepted=", ".join(columns))
-    unknown = [name for name in header if name not in columns]
+            raise InputError("stands twice", file=file, line=1, field=name, accepted=", ".join(known))
+    unknown = [name for name in header if name not in known]
     if unknown and not others:
-        raise InputError("is unknown", file=file, line=1, field=unknown[0], accepted=nearest(unknown[0], columns))
+        raise InputError("is unknown", file=file, line=1, field=unknown[0], accepted=nearest(unknown[0], known))
 
 
 def _is_number(text: str) -> bool:

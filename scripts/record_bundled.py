@@ -11,7 +11,6 @@ same requests at the same times, from a freshly started server.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import datetime
 import os
 import shutil
@@ -25,13 +24,13 @@ from pathlib import Path
 import numpy as np
 
 from collectors import recorder_path
-from collectors.client import Target, replay
+from collectors.client import Target
 from collectors.host import cpu_name
-from collectors.join import Subject
-from collectors.replay import replay_and_join
+from collectors.load import Pacing
+from collectors.recording import About
+from collectors.replay import replay
 from collectors.server import local_server
 from collectors.small_model import VOCAB_SIZE, write_small_model
-from traces.capture import write_capture
 from traces.metrics import summary
 from traces.trace import Trace, TraceRow
 
@@ -109,18 +108,17 @@ def record(name: str, engine_python: Path, work: Path) -> None:
     flags += ["--scheduler-cls", "recorder.RecordingScheduler"]
     environment = {"PYTHONPATH": str(recorder_path().parent), "SERVETWIN_STEPS": str(recorded)}
     trace = Trace(tuple(load.make()), BLOCK_SIZE, f"scripts/record_bundled.py {name}", "sha256:none")
-    subject = Subject(
-        MODEL,
-        cpu_name(),
-        datetime.date.today().isoformat(),
-        (f"load '{name}' of scripts/record_bundled.py; random weights; server and client shared 2 vCPUs",),
+    about = About(
+        model=MODEL,
+        device=cpu_name(),
+        recorded_at=datetime.date.today().isoformat(),
+        steps=str(recorded),
+        notes=(f"load '{name}' of scripts/record_bundled.py; random weights; server and client shared 2 vCPUs",),
     )
     with local_server(engine_python, model, work / f"{name}.log", flags=flags, environment=environment) as url:
-        target = Target(url, "model", VOCAB_SIZE)
-        asyncio.run(replay(warm_up(), target))
-        capture, _ = replay_and_join(trace, target, recorded, subject)
-    shutil.rmtree(OUT / name, ignore_errors=True)
-    write_capture(capture, OUT / name)
+        shutil.rmtree(OUT / name, ignore_errors=True)
+        target = Target(url, "model", vocab_size=VOCAB_SIZE)
+        capture = replay(trace, target, Pacing(warm_up=12), about, OUT / name)
     figures = summary(capture)
     print(name, capture.meta.reasons, capture.meta.notes[-1])
     for key in ("ttft_s", "tpot_s", "e2el_s"):
@@ -136,15 +134,6 @@ def record_profile(engine_python: Path, work: Path) -> None:
     command = [engine_python, "-m", "collectors.operators", "--model", model, "--model-name", MODEL, "--out", out]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     subprocess.run(command, check=True, env=environment)
-
-
-def warm_up() -> Trace:
-    """A few requests of all kinds, so that the first measured one is not the first ever."""
-    rows = [
-        TraceRow(request_id=f"warmup-{i}", arrival_s=0.2 * i, prompt_tokens=40 * (i + 1), output_tokens=8)
-        for i in range(12)
-    ]
-    return Trace(tuple(rows), None, "warm-up", "sha256:none")
 
 
 def main() -> None:

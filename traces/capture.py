@@ -149,22 +149,31 @@ def read_capture(path: Path) -> Capture:
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` once the block ends well; on an error nothing is left behind.
 
-    Raises InputError when `out` exists and is not an empty folder, or when nothing can be written where it should be.
+    Raises InputError when `out` exists and is not an empty folder, or cannot be written.
     """
+    check_new_folder(out)
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        yield folder
+        folder.chmod(0o777 & ~_umask())
+        folder.replace(out)
+    except BaseException as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise InputError(f"cannot be written ({error.strerror or error})", file=out) from None
+        raise
+
+
+def check_new_folder(out: Path) -> None:
+    """Raise InputError unless `out` can become a new folder; makes the folder it is to stand in."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("already exists", file=out, accepted="a new or empty folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror})", file=out) from None
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        folder.replace(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _umask() -> int:

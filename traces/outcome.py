@@ -40,6 +40,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         sent_s: when the client sent it, for captures taken by a client.
         client_first_token_s: when its first token reached that client.
         client_finish_s: when its last token reached that client.
+        client_token_times_s: when each piece of the answer reached that client; a piece is a token where the server
+            streams token by token.
         token_times_s: when each output token was out of the engine, [output_tokens].
     """
 
@@ -59,4 +61,22 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     sent_s: float | None = None
     client_first_token_s: float | None = None
     client_finish_s: float | None = None
+    client_token_times_s: tuple[float, ...] | None = None
     token_times_s: tuple[float, ...] | None = None
+
+
+def as_the_client_saw(outcome: Outcome) -> Outcome:
+    """The outcome with the client's times in place of the engine's: arrival is sending, tokens are pieces received.
+
+    What every load generator reports. Stages inside the engine are not seen from there.
+    """
+    pieces = outcome.client_token_times_s
+    return msgspec.structs.replace(
+        outcome,
+        arrival_s=outcome.arrival_s if outcome.sent_s is None else outcome.sent_s,
+        queued_s=None,
+        scheduled_s=None,
+        first_token_s=outcome.client_first_token_s,
+        finish_s=outcome.client_finish_s,
+        token_times_s=pieces if pieces is not None and len(pieces) == outcome.output_tokens else None,
+    )

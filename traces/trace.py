@@ -34,6 +34,8 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             then, as far as they are known, the answer's. Each hash covers everything before its block too, so equal
             hashes mean equal prefixes. None: unknown, nothing is shared.
         session_id: requests of one conversation carry the same.
+        delay_s: it arrives so long after the request before it in its session has ended, and not before `arrival_s`;
+            None: it arrives at `arrival_s`, whatever becomes of the others.
         priority: as vLLM's: lower is served first, under the priority policy only.
     """
 
@@ -43,6 +45,7 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     output_tokens: Tokens
     block_hashes: tuple[int, ...] | None = None
     session_id: str | None = None
+    delay_s: Seconds | None = None
     priority: int = 0
 
 
@@ -68,11 +71,14 @@ class Trace:
         return len(self.rows)
 
     def with_arrivals(self, arrivals_s: dict[str, float], note: str) -> Trace:
-        """The same requests at other times (seconds by request id); a request without one raises InputError."""
+        """The same requests at other times (seconds by request id), which nothing delays any more.
+
+        Raises InputError for a request without one.
+        """
         missing = next((row.request_id for row in self.rows if row.request_id not in arrivals_s), None)
         if missing is not None:
             raise InputError(f"request {missing!r} has no measured arrival", file=self.source)
-        rows = [msgspec.structs.replace(row, arrival_s=arrivals_s[row.request_id]) for row in self.rows]
+        rows = [msgspec.structs.replace(row, arrival_s=arrivals_s[row.request_id], delay_s=None) for row in self.rows]
         rows.sort(key=lambda row: row.arrival_s)
         return replace(self, rows=tuple(rows), notes=(*self.notes, note))
 
@@ -86,13 +92,14 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 def checked_rows(rows: Sequence[TraceRow], file: str | Path, line_of: Sequence[int]) -> tuple[TraceRow, ...]:
-    """The rows as they are, once arrivals ascend, ids are unique and there is at least one.
+    """The rows as they are, once arrivals ascend, ids are unique, delays follow something and there is at least one.
 
     `line_of` gives each row's line for the message. Raises InputError.
     """
     if not rows:
         raise InputError("holds no requests", file=file, accepted="at least one request")
     seen: set[str] = set()
+    sessions: set[str] = set()
     previous_s = 0.0
     for row, line in zip(rows, line_of, strict=True):
         if row.arrival_s < previous_s:
@@ -101,8 +108,13 @@ def checked_rows(rows: Sequence[TraceRow], file: str | Path, line_of: Sequence[i
         if row.request_id in seen:
             accepted = "an id that no earlier row has"
             raise InputError(file=file, line=line, field="request_id", found=row.request_id, accepted=accepted)
+        if row.delay_s is not None and (row.session_id is None or row.session_id not in sessions):
+            accepted = "a session_id that an earlier row has, when there is a delay_s"
+            raise InputError(file=file, line=line, field="session_id", found=row.session_id, accepted=accepted)
         previous_s = row.arrival_s
         seen.add(row.request_id)
+        if row.session_id is not None:
+            sessions.add(row.session_id)
     return tuple(rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,23 @@ def test_imports_run_downward_only(folder: str) -> None:
         assert not upward, f"{file.relative_to(ROOT)} imports {upward}"
 
 
-@pytest.mark.parametrize("name", ["recorder", "worker"])
-def test_what_runs_inside_the_engine_needs_nothing_of_ours(name: str) -> None:
+@pytest.mark.parametrize("name", ["recorder", "stat_logger"])
+def test_what_is_dropped_into_a_server_needs_nothing_of_ours(name: str) -> None:
     assert not imported(ROOT / "collectors" / f"{name}.py") & BELOW.keys()
+
+
+LOADED_BY_A_WORKER = {"worker", "operators", "operators.kernels", "operators.routing", "operators.timers"}
+
+
+@pytest.mark.parametrize("name", sorted(LOADED_BY_A_WORKER - {"operators"}))
+def test_what_a_worker_loads_needs_torch_and_vllm_alone(name: str) -> None:
+    tree = ast.parse((ROOT / "collectors" / f"{name.replace('.', '/')}.py").read_text())
+    names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    for module in names:
+        top = module.split(".")[0]
+        ours = module.removeprefix("collectors.") in LOADED_BY_A_WORKER
+        assert top in sys.stdlib_module_names or top in ("torch", "vllm") or ours, module
 
 
 def test_the_base_install_has_neither_torch_nor_vllm() -> None:

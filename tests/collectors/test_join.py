@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from collectors.client import ClientRecord
-from collectors.join import Subject, client_id, join, read_recording
+from collectors.join import Subject
+from collectors.step_file import client_id, read_recordings
+from tests.collectors.joined import joined
 from traces.capture import Capture
 from traces.errors import CollectorError
 from traces.outcome import Status
@@ -77,7 +79,7 @@ def captured(file: Path, *, seen_tokens: int = 2) -> Capture:
     record = ClientRecord("a", 111.0, 111.01, [112.1, 112.6], prompt_tokens=20, output_tokens=seen_tokens, status=200)
     subject = Subject("model", "device", "2026-11-21")
     row = TraceRow(request_id="a", arrival_s=1.0, prompt_tokens=20, output_tokens=2)
-    return join(Trace((row,), None, "test", "sha256:0"), [record], read_recording(file), subject)
+    return joined(Trace((row,), None, "test", "sha256:0"), [record], read_recordings(file), subject)
 
 
 def whole(tmp_path: Path) -> Path:
@@ -123,7 +125,7 @@ def test_a_disagreement_is_a_reason_not_to_score(tmp_path: Path) -> None:
 
 def test_a_request_the_engine_has_no_record_of_is_a_reason(tmp_path: Path) -> None:
     capture = captured(recording(tmp_path, HEADER))
-    assert capture.outcomes[0].status is Status.FAILED
+    assert capture.outcomes[0].scheduled_s is None
     assert "1 requests are not in the engine's record" in capture.meta.reasons[0]
 
 
@@ -131,12 +133,12 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     file = whole(tmp_path)
     with file.open("a") as stream:
         stream.write('{"kind":"step","index":3,"sched')
-    assert len(read_recording(file).steps) == 3
+    assert len(read_recordings(file)[0].steps) == 3
 
 
 def test_a_file_without_a_header_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CollectorError, match="holds no header"):
-        read_recording(recording(tmp_path, request("a", 1, 2, 3)))
+        read_recordings(recording(tmp_path, request("a", 1, 2, 3)))
 
 
 def test_ids_of_other_forms_stay_as_they_are() -> None:

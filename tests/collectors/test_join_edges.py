@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from collectors.client import ClientRecord
-from collectors.join import Recording, Subject, client_id, join, read_recording
+from collectors.join import Subject
+from collectors.step_file import Recording, client_id, read_recordings, sizes
+from tests.collectors.joined import joined
 from traces.capture import Capture, read_capture, write_capture
-from traces.errors import CollectorError
+from traces.errors import InputError
 from traces.outcome import Status
 from traces.trace import Trace, TraceRow
 
@@ -76,10 +78,10 @@ def _step(index: int, begin_s: float, output_s: float, batch: list[tuple[str, in
     return {**record, **changes}
 
 
-def _recording(tmp_path: Path, *records: dict[str, Any], cut: str = "") -> Recording:
+def _recording(tmp_path: Path, *records: dict[str, Any], cut: str = "") -> tuple[Recording, ...]:
     file = tmp_path / "steps.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records) + cut)
-    return read_recording(file)
+    return read_recordings(file)
 
 
 def _trace(*rows: tuple[str, float]) -> Trace:
@@ -98,7 +100,7 @@ def _one(tmp_path: Path, client: ClientRecord | None = None, **changes: Any) -> 
     """One request, `a`, due at 0.5 s, that reached the front end 2 ms later."""
     steps = [_step(0, 0.512, 0.532, [("a", 5, 4)]), _step(1, 0.533, 0.542, [("a", 1, 9)])]
     recording = _recording(tmp_path, _header(), *steps, _request("a", 0.502, **changes))
-    return join(_trace(("a", 0.5)), [client or _client("a", 0.5)], recording, SUBJECT)
+    return joined(_trace(("a", 0.5)), [client or _client("a", 0.5)], recording, SUBJECT)
 
 
 def test_the_trace_of_a_capture_is_what_was_served(tmp_path: Path) -> None:
@@ -121,7 +123,7 @@ def test_steps_have_the_requests_of_the_trace_and_the_batch_as_it_was(tmp_path: 
         _request("warm-up-1", -0.3),
         _request("a", 0.502),
     )
-    capture = join(_trace(("a", 0.5)), [_client("a", 0.5)], recording, SUBJECT)
+    capture = joined(_trace(("a", 0.5)), [_client("a", 0.5)], recording, SUBJECT)
     assert [outcome.request_id for outcome in capture.outcomes] == ["a"]
     steps = capture.steps
     assert steps is not None
@@ -145,7 +147,7 @@ def test_one_token_of_an_unfinished_prompt_is_prefill(tmp_path: Path) -> None:
         _step(2, 0.53, 0.54, [("a", 1, 8)]),
         _request("a", 0.502),
     )
-    steps = join(_trace(("a", 0.5)), [_client("a", 0.5)], recording, SUBJECT).steps
+    steps = joined(_trace(("a", 0.5)), [_client("a", 0.5)], recording, SUBJECT).steps
     assert steps is not None
     assert steps.n_prefill_tokens.tolist() == [1, 3, 0]
     assert steps.n_decode_tokens.tolist() == [0, 0, 1]
@@ -156,7 +158,7 @@ def test_outcomes_stand_in_order_of_arrival_and_batches_point_at_them(tmp_path: 
     step = _step(0, 0.6, 0.7, [("a", 9, 0), ("b", 8, 1)])
     recording = _recording(tmp_path, _header(), step, _request("a", 0.51), _request("b", 0.505))
     trace = _trace(("a", 0.5), ("b", 0.501))
-    capture = join(trace, [_client("a", 0.5), _client("b", 0.501)], recording, SUBJECT)
+    capture = joined(trace, [_client("a", 0.5), _client("b", 0.501)], recording, SUBJECT)
     assert [outcome.request_id for outcome in capture.outcomes] == ["b", "a"]
     assert [row.request_id for row in capture.trace.rows] == ["b", "a"]
     assert capture.steps is not None
@@ -181,7 +183,7 @@ def test_a_request_that_never_reached_the_engine_is_rejected_or_failed(
     nothing = {"token_times_s": [], "prompt_tokens": None, "output_tokens": None}
     recording = _recording(tmp_path, _header(), _step(0, 0.51, 0.53, [("a", 9, 0)]), _request("a", 0.502))
     records = [_client("a", 0.5), _client("b", 0.6, status=status, error="no", **nothing)]
-    capture = join(_trace(("a", 0.5), ("b", 0.6)), records, recording, SUBJECT)
+    capture = joined(_trace(("a", 0.5), ("b", 0.6)), records, recording, SUBJECT)
     outcome = capture.outcomes[1]
     assert (outcome.status, outcome.reason, outcome.output_tokens) == (expected, "no", 0)
     assert outcome.prompt_tokens == 9
@@ -189,10 +191,43 @@ def test_a_request_that_never_reached_the_engine_is_rejected_or_failed(
     assert capture.meta.reasons[0] == "1 requests are not in the engine's record, the first is b"
 
 
-def test_an_id_served_twice_cannot_be_joined(tmp_path: Path) -> None:
-    """Two runs of one trace against one server: nothing would tell which of the two a step belongs to."""
-    with pytest.raises(CollectorError, match="'a' was served twice"):
-        _recording(tmp_path, _header(), _request("a", 0.5), _request("a", 9.5))
+def test_an_id_given_twice_names_the_first_request_that_had_it(tmp_path: Path) -> None:
+    again = "cmpl-a-0-89abcdef"
+    (recording,) = _recording(tmp_path, _header(), _request("a", 0.5), _request("a", 9.5, id=again))
+    assert set(recording.requests) == {"a", again}
+    assert recording.requests["a"].arrival_wall_s < recording.requests[again].arrival_wall_s
+
+
+def test_what_was_written_before_is_not_read(tmp_path: Path) -> None:
+    """A second replay against one server meets the ids of the first; the header stands before both."""
+    _recording(tmp_path, _header(), _step(0, 0.1, 0.2, [("a", 9, 0)]), _request("a", 0.5))
+    file = tmp_path / "steps.jsonl"
+    before = sizes(file)
+    assert before == {str(file): file.stat().st_size}
+    with file.open("a") as stream:
+        stream.write(json.dumps(_request("a", 9.5)) + "\n")
+    (recording,) = read_recordings(file, before)
+    assert recording.steps == []
+    assert recording.requests["a"].queued_ns == _ns(9.505)
+
+
+def test_every_data_parallel_rank_is_an_instance(tmp_path: Path) -> None:
+    """Each rank writes a file of its own and counts its own steps."""
+    one, two = _recording(tmp_path, _header(), _step(0, 0.1, 0.2, [("a", 9, 0)]), _request("a", 0.1)), []
+    rank_1 = [_header(), _step(0, 0.1, 0.15, [("b", 9, 0)]), _request("b", 0.1)]
+    (tmp_path / "steps.jsonl.1").write_text("".join(json.dumps(record) + "\n" for record in rank_1))
+    (tmp_path / "steps.jsonl.old").write_text("not a rank")
+    two = read_recordings(tmp_path / "steps.jsonl")
+    assert (len(one), len(two)) == (1, 2)
+    capture = joined(_trace(("a", 0.1), ("b", 0.1)), [_client("a", 0.1), _client("b", 0.1)], two, SUBJECT)
+    assert [outcome.instance for outcome in capture.outcomes] == [0, 1]
+    assert capture.steps is not None
+    assert capture.steps.instance.tolist() == [1, 0]
+
+
+def test_a_line_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"steps\.jsonl:2: field 'kind': found 'poem'"):
+        _recording(tmp_path, _header(), {"kind": "poem"})
 
 
 @pytest.mark.parametrize("name", ["0", "warm-up-1", "a-0-0123abcd"])

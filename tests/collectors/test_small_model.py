@@ -24,6 +24,13 @@ def test_its_heads_divide_its_width(tmp_path: Path, size: str) -> None:
     assert config["num_attention_heads"] % config["num_key_value_heads"] == 0
 
 
+@pytest.mark.parametrize(("size", "experts"), [("xs", (0, 0)), ("mixtral-xs", (8, 2)), ("qwen3-moe-xs", (16, 4))])
+def test_its_experts_are_read_as_they_were_meant(tmp_path: Path, size: str, experts: tuple[int, int]) -> None:
+    model = read_model(write_small_model(tmp_path, size) / "config.json")
+    assert (model.num_experts, model.num_experts_per_tok) == experts
+    assert model.qk_norm == (size == "qwen3-moe-xs")
+
+
 def test_its_tokenizer_has_one_word_for_each_token_id(tmp_path: Path) -> None:
     tokenizer = json.loads((write_small_model(tmp_path, "xs") / "tokenizer.json").read_text())
     assert sorted(tokenizer["model"]["vocab"].values()) == list(range(VOCAB_SIZE))

@@ -1,25 +1,30 @@
-"""A real vLLM on this machine's CPU: recorded, joined, and held against its own metrics."""
+"""A real vLLM on this machine's CPU: sent a load by our client, attached to meanwhile, and held against itself."""
 
 from __future__ import annotations
 
-import urllib.request
+import gzip
+import json
+import signal
+import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from collectors import recorder_path
-from collectors.client import ClientRecord, Target
-from collectors.join import Subject
+from collectors.client import Target
+from collectors.load import Pacing
 from collectors.prompts import prompt_token_ids
-from collectors.replay import replay_and_join
+from collectors.recording import About
+from collectors.replay import replay
 from collectors.server import local_server
 from collectors.small_model import VOCAB_SIZE, write_small_model
 from simulator.step_replay import replay_steps
 from tests.engines import trace
-from traces.capture import Capture, read_capture, write_capture
+from traces.capture import Capture, read_capture
 from traces.metrics import requests
 from traces.outcome import Status
 from traces.trace import Trace
@@ -30,17 +35,21 @@ ROOT = Path(__file__).resolve().parents[2]
 BLOCK_SIZE = 32
 KV_TOKENS = 2048
 KV_BYTES_PER_TOKEN = 2048  # model xs: 2 * 4 layers * 2 KV heads * 64 * 2 bytes
+API_KEY = "sk-servetwin-live-test"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A load served by a live engine: what was sent, what the client saw, what the engine recorded and counted."""
+    """A load served by a live engine, as our client's capture has it and as one that was attached meanwhile.
+
+    Attributes:
+        folder: of everything that was written.
+    """
 
     sent: Trace
-    records: list[ClientRecord]
-    recorded: Path
-    capture: Capture
-    counted: dict[str, float]
+    folder: Path
+    sent_capture: Capture
+    attached: Capture
 
 
 def load() -> Trace:
@@ -57,17 +66,10 @@ def load() -> Trace:
     return trace(*rows, hashes=hashes, size=BLOCK_SIZE)
 
 
-def counters(url: str) -> dict[str, float]:
-    """The server's own counters, summed over labels."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(f"{url}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    values: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name.endswith(("_total", "_sum", "_count")):
-                values[sample.name] = values.get(sample.name, 0.0) + sample.value
-    return values
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -76,81 +78,138 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     if not python.exists():
         pytest.skip("no engine; run scripts/install_engine.sh")
     folder = tmp_path_factory.mktemp("live")
+    otlp_port, kv_port = free_port(), free_port()
     model = write_small_model(folder / "model", "xs")
+    events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": f"tcp://127.0.0.1:{kv_port}"}
     flags = ["--load-format", "dummy", "--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "1024"]
     flags += ["--max-num-seqs", "16", "--max-num-batched-tokens", "256", "--block-size", str(BLOCK_SIZE)]
-    flags += ["--kv-cache-memory-bytes", str(KV_TOKENS * KV_BYTES_PER_TOKEN)]
-    flags += ["--scheduler-cls", "recorder.RecordingScheduler"]
+    flags += ["--kv-cache-memory-bytes", str(KV_TOKENS * KV_BYTES_PER_TOKEN), "--api-key", API_KEY]
+    flags += ["--scheduler-cls", "recorder.RecordingScheduler", "--kv-events-config", json.dumps(events)]
+    flags += ["--otlp-traces-endpoint", f"http://127.0.0.1:{otlp_port}/v1/traces"]
     recorded = folder / "steps.jsonl"
-    environment = {"PYTHONPATH": str(recorder_path().parent), "SERVETWIN_STEPS": str(recorded)}
+    environment = {
+        "PYTHONPATH": str(recorder_path().parent),
+        "SERVETWIN_STEPS": str(recorded),
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+        "OTEL_BSP_SCHEDULE_DELAY": "500",
+        "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "0",
+    }
     sent = load()
     with local_server(python, model, folder / "server.log", flags=flags, environment=environment) as url:
-        before = counters(url)
-        subject = Subject("servetwin/llama-xs", "CPU", "2026-01-01")
-        capture, records = replay_and_join(sent, Target(url, "model", VOCAB_SIZE), recorded, subject)
-        after = counters(url)
-    return Run(sent, records, recorded, capture, {name: after[name] - before.get(name, 0.0) for name in after})
+        command = ["collect", "attach", "--url", url, "--out", str(folder / "attached"), "--steps", str(recorded)]
+        command += ["--otlp-port", str(otlp_port), "--kv-events", f"tcp://127.0.0.1:{kv_port}", "--every", "500ms"]
+        attached = subprocess.Popen(
+            [sys.executable, "-c", "from harness.cli import main; main()", *command],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        assert attached.stderr is not None
+        while "KV events: " not in attached.stderr.readline():  # the last part that begins
+            assert attached.poll() is None
+        about = About(model="servetwin/llama-xs", device="CPU", recorded_at="2026-01-01", steps=str(recorded))
+        target = Target(url, "model", vocab_size=VOCAB_SIZE, api_key=API_KEY)
+        capture = replay(sent, target, Pacing(), about, folder / "sent")
+        attached.send_signal(signal.SIGINT)
+        _, said = attached.communicate(timeout=60)
+        assert attached.returncode == 0, said
+    return Run(sent, folder, capture, read_capture(folder / "attached"))
 
 
-def test_client_and_engine_agree_on_every_token(run: Run) -> None:
-    assert run.capture.meta.reasons == ()
-    assert all(outcome.status is Status.FINISHED for outcome in run.capture.outcomes)
-    tokens = {record.request_id: record.output_tokens for record in run.records}
-    for outcome in run.capture.outcomes:
-        assert outcome.token_times_s is not None
-        assert outcome.output_tokens == tokens[outcome.request_id] == len(outcome.token_times_s)
-    assert run.counted["vllm:generation_tokens_total"] == sum(o.output_tokens for o in run.capture.outcomes)
-    assert run.counted["vllm:prompt_tokens_total"] == sum(o.prompt_tokens for o in run.capture.outcomes)
+def test_both_captures_may_be_scored(run: Run) -> None:
+    """Tokens agree exactly between client, engine and metrics, every id is joined, and no clock is astray."""
+    assert run.sent_capture.meta.reasons == ()
+    assert run.attached.meta.reasons == ()
 
 
-def test_preemptions_and_prefix_hits_are_the_engines_own(run: Run) -> None:
-    assert run.counted["vllm:num_preemptions_total"] == sum(o.num_preemptions or 0 for o in run.capture.outcomes) > 0
-    assert run.counted["vllm:prefix_cache_hits_total"] == sum(o.cached_tokens or 0 for o in run.capture.outcomes) > 0
-    assert run.counted["vllm:prefix_cache_queries_total"] == sum(o.prompt_tokens for o in run.capture.outcomes)
+def test_the_two_views_agree(run: Run) -> None:
+    """The client's capture and the attached one are of the same requests, told by the same engine."""
+    sent = {outcome.request_id: outcome for outcome in run.sent_capture.outcomes}
+    attached = {outcome.request_id: outcome for outcome in run.attached.outcomes}
+    assert sent.keys() == attached.keys() == {row.request_id for row in run.sent.rows}
+    hashes = {row.request_id: row.block_hashes for row in run.attached.trace.rows}
+    for row in run.sent_capture.trace.rows:
+        ours, theirs = sent[row.request_id], attached[row.request_id]
+        assert ours.status is theirs.status is Status.FINISHED
+        for name in ("prompt_tokens", "output_tokens", "cached_tokens", "num_preemptions", "instance", "reason"):
+            assert getattr(ours, name) == getattr(theirs, name)
+        assert hashes[row.request_id] == row.block_hashes
+    for mine, other in zip(
+        requests(run.sent_capture.outcomes).e2el_s, requests(run.attached.outcomes).e2el_s, strict=True
+    ):
+        assert mine == pytest.approx(other)
+    assert run.sent_capture.steps is not None
+    assert run.attached.steps is not None
+    assert len(run.sent_capture.steps) == len(run.attached.steps)
+
+
+def test_every_span_passes_the_clock_check(run: Run) -> None:
+    (note,) = [note for note in run.attached.meta.notes if note.startswith("clock check")]
+    assert note.startswith(f"clock check of {len(run.sent)} spans: ")
+
+
+def test_the_metrics_and_the_prefix_cache_are_series_of_the_capture(run: Run) -> None:
+    assert {"n_running", "kv_usage", "prefix_cache_blocks", "output_tokens_per_s"} <= run.attached.series.keys()
+    shared = {hash_ for row in run.attached.trace.rows for hash_ in row.block_hashes or ()}
+    assert run.attached.series["prefix_cache_blocks"].value.max() <= len(shared) + KV_TOKENS // BLOCK_SIZE
+    assert run.attached.series["n_running"].value.max() > 1
+
+
+def test_the_engine_names_itself(run: Run) -> None:
+    assert run.attached.meta.engine == run.sent_capture.meta.engine == "vllm 0.32.0"
+    assert run.attached.meta.model == "model"
+    assert run.attached.meta.engine_options == run.sent_capture.meta.engine_options
+    assert run.attached.meta.engine_options["max_num_batched_tokens"] == 256
 
 
 def test_stages_add_up_and_the_client_sees_them_a_little_later(run: Run) -> None:
-    for outcome in run.capture.outcomes:
+    for outcome in run.sent_capture.outcomes:
         times = [outcome.sent_s, outcome.arrival_s, outcome.queued_s, outcome.scheduled_s]
         times += [outcome.first_token_s, outcome.finish_s, outcome.client_finish_s]
         assert times == sorted(times)  # type: ignore[type-var]
-    stages = requests(run.capture.outcomes)
+    stages = requests(run.sent_capture.outcomes)
     assert stages.queue_s + stages.prefill_s + stages.decode_s == pytest.approx(stages.e2el_s)
 
 
-def test_the_engines_own_latencies_are_the_recorders(run: Run) -> None:
-    """The front end stamps each of its times a little after the engine did; their sums must tell the same story."""
-    stages = requests(run.capture.outcomes)
-    for name, own_s in (("e2e_request_latency", stages.e2el_s), ("time_to_first_token", stages.ttft_s)):
-        assert run.counted[f"vllm:{name}_seconds_sum"] == pytest.approx(own_s.sum(), rel=0.25)
-        assert run.counted[f"vllm:{name}_seconds_count"] == len(own_s)
-
-
 def test_every_token_was_computed_in_some_step(run: Run) -> None:
-    steps = run.capture.steps
+    steps = run.sent_capture.steps
     assert steps is not None
     assert steps.batches is not None
     computed = np.bincount(steps.batches.request, weights=steps.batches.new_tokens)
-    for outcome, tokens in zip(run.capture.outcomes, computed, strict=True):
+    for outcome, tokens in zip(run.sent_capture.outcomes, computed, strict=True):
         if not outcome.num_preemptions:
             assert tokens + (outcome.cached_tokens or 0) == outcome.prompt_tokens + outcome.output_tokens - 1
-    assert (steps.kv_blocks <= (run.capture.meta.num_gpu_blocks or 0) - 1).all()
+    assert (steps.kv_blocks <= (run.sent_capture.meta.num_gpu_blocks or 0) - 1).all()
 
 
 def test_the_twins_scheduler_makes_the_engines_batches(run: Run) -> None:
     """Every step of the live engine, planned again: the same requests, order, tokens and preemptions."""
-    followed = replay_steps(run.capture)
+    followed = replay_steps(run.sent_capture)
     assert followed.divergence is None
-    assert run.capture.steps is not None
-    assert followed.n_steps == len(run.capture.steps) > 100
-    assert followed.n_preempted == run.capture.steps.n_preempted.sum()
+    assert run.sent_capture.steps is not None
+    assert followed.n_steps == len(run.sent_capture.steps) > 100
+    assert followed.n_preempted == run.sent_capture.steps.n_preempted.sum()
 
 
-def test_nothing_of_a_prompt_is_written(run: Run, tmp_path: Path) -> None:
-    write_capture(run.capture, tmp_path / "capture")
-    assert read_capture(tmp_path / "capture").outcomes == run.capture.outcomes
-    text = run.recorded.read_text()
-    for row in run.sent.rows[:5]:
+def test_the_load_was_worth_recording(run: Run) -> None:
+    assert sum(outcome.num_preemptions or 0 for outcome in run.sent_capture.outcomes) > 0
+    assert sum(outcome.cached_tokens or 0 for outcome in run.sent_capture.outcomes) > 0
+    for outcome in run.sent_capture.outcomes:
+        assert outcome.token_times_s is not None
+        assert outcome.client_token_times_s is not None
+        assert len(outcome.token_times_s) == outcome.output_tokens
+        assert 0 < len(outcome.client_token_times_s) <= outcome.output_tokens  # a slow client gets several at once
+
+
+def test_nothing_of_a_prompt_and_no_key_is_written(run: Run) -> None:
+    """Neither in the captures, nor in the recorder's file."""
+    files = [file for name in ("sent", "attached") for file in (run.folder / name).iterdir()]
+    written = [file.read_bytes() for file in (*files, run.folder / "steps.jsonl")]
+    written += [gzip.decompress(data) for data in written if data.startswith(b"\x1f\x8b")]
+    for name in ("sent", "attached"):
+        written.append(read_capture(run.folder / name).outcomes_frame().to_json().encode())
+    for row in run.sent.rows:
         ids = prompt_token_ids(row, run.sent, VOCAB_SIZE)
-        assert ",".join(map(str, ids[:4])) not in text
-        assert " ".join(f"w{i}" for i in ids[:4]) not in text
+        for quoted in (",".join(map(str, ids[:3])), ", ".join(map(str, ids[:3])), " ".join(f"w{i}" for i in ids[:3])):
+            assert not any(quoted.encode() in data for data in written)
+    assert not any(word in data for data in written for word in (API_KEY.encode(), b"Authorization", b"Bearer"))

@@ -87,6 +87,26 @@ def test_several_chunks_are_several_problems() -> None:
     assert together < 0.5 * table.prefill_s([Chunk(512, 0)])
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (1.7, 1.0), (-0.4, 0.0)])
+def test_measured_batches_tell_whether_chunks_are_computed_in_turn(share: float, expected: float) -> None:
+    """Between one chunk of the same work and each alone; what lies outside is the measurement's error."""
+
+    def kernel_s(tokens: float, history: float) -> float:  # a tile of 16 queries, whole or not
+        return LAUNCH_S + 1e-9 * 16 * np.ceil(tokens / 16) * (history + tokens / 2)
+
+    points = [(t, h, 0, 0, 1) for t in (4, 16, 64, 256) for h in (0, 512)] + [(0, 0, 1, 64, 1)]
+    times = [kernel_s(t, h) if t else LAUNCH_S for t, h, *_ in points]
+    alone = AttentionTable(AttentionRows(*np.array(points, dtype=float).T[:4], np.array(times)))
+    together_s, in_turn_s, _ = alone._several_s([Chunk(4, 512)] * 8)
+    assert in_turn_s > 1.5 * together_s
+    points.append((4, 512, 0, 0, 8))
+    times.append(together_s + share * (in_turn_s - together_s))
+    columns = np.array(points, dtype=float).T
+    table = AttentionTable(AttentionRows(*columns[:4], np.array(times), n_chunks=columns[4]))
+    assert table.prefill_s([Chunk(4, 512)] * 8) == pytest.approx(together_s + expected * (in_turn_s - together_s))
+    assert table.prefill_s([Chunk(64, 512)]) == alone.prefill_s([Chunk(64, 512)])
+
+
 def test_a_batch_of_chunks_takes_at_least_as_long_as_its_slowest() -> None:
     table = AttentionTable(grid())
     assert table.prefill_s([Chunk(64, 1024), Chunk(64, 0)]) >= table.prefill_s([Chunk(64, 1024)])

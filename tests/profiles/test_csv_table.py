@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from profiles.csv_table import read_csv
@@ -34,6 +35,17 @@ def test_other_columns_are_read_only_when_asked_for(tmp_path: Path) -> None:
     assert read_csv(file, ["b"], others=True).numbers("b").tolist() == [2]
     with pytest.raises(InputError, match=r"t.csv:1: field 'c': is unknown"):
         read_csv(file, ["a", "b"])
+
+
+def test_an_optional_column_may_be_absent_and_have_gaps(tmp_path: Path) -> None:
+    assert not read_csv(write(tmp_path, b"a\n1\n"), ["a"], optional=["b"]).has("b")
+    table = read_csv(write(tmp_path, b"a,b\n1,\n2,3\n4,x\n"), ["a"], optional=["b"])
+    with pytest.raises(InputError, match=r"t.csv:4: field 'b': found 'x'"):
+        table.numbers("b", gaps=True)
+    table = read_csv(write(tmp_path, b"a,b\n1,\n2,3\n"), ["a"], optional=["b"])
+    np.testing.assert_array_equal(table.numbers("b", above_0=True, gaps=True), [np.nan, 3])
+    with pytest.raises(InputError, match=r"t.csv:1: field 'c': is unknown: accepted: .*b"):
+        read_csv(write(tmp_path, b"a,c\n1,2\n"), ["a"], optional=["b"])
 
 
 @pytest.mark.parametrize(

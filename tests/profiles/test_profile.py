@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from profiles.attention import AttentionTable
 from profiles.device import read_device
 from profiles.llmservingsim import import_profiles
 from profiles.profile import (
+    NO_OPERATORS,
     AttentionRows,
     Composition,
     Curve,
@@ -24,6 +26,7 @@ from profiles.profile import (
     OperatorTables,
     Profile,
     ProfileMeta,
+    StepRows,
     read_profile,
     write_profile,
 )
@@ -137,6 +140,93 @@ BATCHES = (
 Points = list[tuple[int, ...]]
 
 
+def only_steps(**more: np.ndarray | None) -> Profile:
+    """Two whole steps, as a device without hooks gives them."""
+    ones = np.ones(2)
+    columns: dict[str, Any] = {"instrumented_s": None, "repeats": 5 * ones, **more}
+    steps = StepRows(np.array([8.0, 0.0]), 0 * ones, np.array([0.0, 4.0]), 16 * ones, ones, 1e-3 * ones, **columns)
+    meta = ProfileMeta(
+        device="d", model="m", dtype="bfloat16", source="s", method="m", composition=Composition((), (), ())
+    )
+    return Profile(meta, {1: OperatorTables(**NO_OPERATORS, steps=steps)})
+
+
+def test_a_profile_of_whole_steps_alone_is_one(tmp_path: Path) -> None:
+    write_profile(only_steps(), tmp_path / "p")
+    assert sorted(file.name for file in (tmp_path / "p").iterdir()) == ["profile.json", "steps.csv"]
+    tables = read_profile(tmp_path / "p").tables[1]
+    assert tables.steps is not None
+    assert tables.steps.instrumented_s is None
+    assert tables.steps.step_s.tolist() == [1e-3, 1e-3]
+    assert (tables.dense, tables.per_request, len(tables.attention.time_s)) == ({}, {}, 0)
+    with pytest.raises(ProfileError, match="attention needs points"):
+        AttentionTable(tables.attention)
+
+
+def test_a_profile_of_neither_operators_nor_steps_is_none(tmp_path: Path) -> None:
+    write_profile(only_steps(), tmp_path / "p")
+    (tmp_path / "p" / "steps.csv").unlink()
+    with pytest.raises(InputError, match=r"steps.csv: no such file"):
+        read_profile(tmp_path / "p")
+
+
+def test_how_sure_a_time_is_comes_back_with_its_gaps(tmp_path: Path) -> None:
+    write_profile(only_steps(spread=np.array([0.02, np.nan])), tmp_path / "p")
+    assert (tmp_path / "p" / "steps.csv").read_text().splitlines()[0].endswith("step_us,repeats,spread")
+    steps = read_profile(tmp_path / "p").tables[1].steps
+    assert steps is not None
+    np.testing.assert_array_equal(steps.spread, [0.02, np.nan])
+
+
+def test_a_curve_without_spread_stands_beside_one_that_has_it(profile: Path, tmp_path: Path) -> None:
+    read = read_profile(profile)
+    dense = read.tables[1].dense
+    dense["act_fn"] = dataclasses.replace(dense["act_fn"], spread=np.array([0.1, 0.2]), n=np.array([3.0, 4.0]))
+    write_profile(read, tmp_path / "again")
+    again = read_profile(tmp_path / "again").tables[1].dense
+    assert again["act_fn"].spread is not None
+    assert (again["act_fn"].spread.tolist(), again["o_proj"].spread) == ([0.1, 0.2], None)
+
+
+def test_several_chunks_are_points_of_their_own(profile: Path, tmp_path: Path) -> None:
+    file = profile / "attention.csv"
+    header, *rows = file.read_text().splitlines()
+    of_four = rows[0].rsplit(",", 1)[0] + ",900,4"
+    file.write_text("\n".join([header + ",n_chunks", *(row + ",1" for row in rows), of_four]) + "\n")
+    read = read_profile(profile)
+    write_profile(read, tmp_path / "again")
+    again = read_profile(tmp_path / "again").tables[1].attention
+    assert again.n_chunks is not None
+    assert again.n_chunks.tolist() == [1.0] * len(rows) + [4.0]
+    file.write_text(file.read_text() + "1,0,0,1,16,5,4\n")
+    with pytest.raises(InputError, match=r"attention.csv:\d+: field 'n_chunks': found 4.0: accepted: 1"):
+        read_profile(profile)
+
+
+def test_collectives_come_back(profile: Path, tmp_path: Path) -> None:
+    curve = Curve(np.array([1024.0, 4096.0]), np.array([1e-5, 2e-5]), np.array([0.1, 0.2]), np.array([9.0, 9.0]))
+    assert read_profile(profile).collectives is None
+    write_profile(dataclasses.replace(read_profile(profile), collectives={"all_reduce": {2: curve}}), tmp_path / "c")
+    read = read_profile(tmp_path / "c").collectives
+    assert read is not None
+    assert read["all_reduce"][2].time_s.tolist() == pytest.approx([1e-5, 2e-5])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("all_reduced,2,8,1", r"collectives.csv:2: field 'op': found 'all_reduced'.*all_reduce"),
+        ("all_reduce,1,8,1", r"collectives.csv:2: field 'ranks'"),
+        ("all_reduce,2,0,1", r"collectives.csv:2: field 'bytes'"),
+        ("all_reduce,2,8,1\nall_reduce,2,8,2", r"collectives.csv:3: field 'bytes': is measured twice"),
+    ],
+)
+def test_wrong_collectives_are_named(profile: Path, row: str, message: str) -> None:
+    (profile / "collectives.csv").write_text(f"op,ranks,bytes,time_us\n{row}\n")
+    with pytest.raises(InputError, match=message):
+        read_profile(profile)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     grid=st.lists(BATCHES, min_size=1, max_size=20, unique=True),
@@ -170,6 +260,9 @@ def test_any_table_comes_back(grid: Points, moe: Points, data: st.DataObject) ->
     for name in ("attention", "moe"):
         wrote, back = getattr(tables, name), getattr(read.tables[4], name)
         for field in dataclasses.fields(wrote):
+            if getattr(wrote, field.name) is None:
+                assert getattr(back, field.name) is None
+                continue
             tolerance = 1e-12 if field.name == "time_s" else 0
             np.testing.assert_allclose(getattr(back, field.name), getattr(wrote, field.name), rtol=1e-9, atol=tolerance)
     for name, wrote in tables.dense.items():

@@ -74,7 +74,7 @@ def test_a_failing_write_leaves_nothing(tmp_path: Path, full: Capture, monkeypat
         where.write_bytes(b"half")
 
     monkeypatch.setattr("pyarrow.parquet.write_table", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
         write_capture(full, tmp_path / "capture")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,74 @@
+"""A recording of power as series of a capture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from collectors.power.component_power import LEAST_COVERAGE, ComponentPower
+from collectors.power.power_file import PowerRecording
+from collectors.power.reading import Kind
+from traces.capture import Series
+from traces.errors import InputError
+from traces.steps import Floats
+
+
+def power_series(
+    recording: PowerRecording, origin_monotonic_s: float, total_of: Kind | None = None, window_s: float | None = None
+) -> dict[str, Series]:
+    """Power on a capture's clock: `power_w`, a total, and `power_w.<component>` of each component.
+
+    A value is the mean over a window and stands at its end, as in `traces.series`. The windows of a kind's components
+    are the same, of equal width, and begin with the first that is covered. One that samples do not cover (to 95 %) is
+    left out; of the total, one that is not covered for every component of the kind.
+
+    Args:
+        recording: of power.
+        origin_monotonic_s: second 0 of the capture on the host's monotonic clock.
+        total_of: the kind that `power_w` is the total of; None: the accelerators (gpu, else tpu), or where there are
+            none, the only kind that was recorded. Of several other kinds there is no total.
+        window_s: width of the windows; None: the longest period of the kind's components.
+
+    Raises InputError when nothing of the kind `total_of` was measured.
+    """
+    kinds: dict[Kind, list[ComponentPower]] = {}
+    for one in recording.components.values():
+        if len(one.covered.begin_s):
+            kinds.setdefault(one.component.kind, []).append(one)
+    if total_of is not None and total_of not in kinds:
+        raise InputError(field="total_of", found=total_of, accepted=", ".join(kinds) or "None: nothing was measured")
+    total_of = total_of or _accelerators(kinds)
+    found: dict[str, Series] = {}
+    for kind, parts in kinds.items():
+        ends_s, values = _windows(parts, window_s or max(one.period_s for one in parts))
+        ends_s = ends_s - origin_monotonic_s
+        rows = {f"power_w.{one.component.name}": row for one, row in zip(parts, values, strict=True)}
+        rows |= {"power_w": values.sum(axis=0)} if kind == total_of else {}
+        for name, row in rows.items():
+            told = ~np.isnan(row)
+            if told.any():
+                found[name] = Series(ends_s[told], row[told])
+    return found
+
+
+def _accelerators(kinds: dict[Kind, list[ComponentPower]]) -> Kind | None:
+    for kind in ("gpu", "tpu"):
+        if kind in kinds:
+            return kind
+    return next(iter(kinds)) if len(kinds) == 1 else None
+
+
+def _windows(parts: Sequence[ComponentPower], window_s: float) -> tuple[Floats, Floats]:
+    """Ends of the windows, [n] seconds, and mean power, [n_components, n] watts, NaN where it is not covered."""
+    begin_s = min(float(one.covered.begin_s[0]) for one in parts)
+    end_s = max(float(one.covered.end_s[-1]) for one in parts)
+    n = math.floor((end_s - begin_s) / window_s + 1e-6)
+    edges_s: Floats = np.asarray(begin_s + window_s * np.arange(n + 1), dtype=np.float64)
+    means: Floats = np.full((len(parts), n), np.nan)
+    for row, one in zip(means, parts, strict=True):
+        joules, covered_s = one.covered.between(edges_s)
+        told = covered_s >= LEAST_COVERAGE * window_s
+        row[told] = joules[told] / covered_s[told]
+    return edges_s[1:], means
