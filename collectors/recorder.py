@@ -271,7 +271,7 @@ class Recorder:
         """End the recording, and say so, while the server goes on."""
         self._detach()
         with suppress(Exception):
-            self._log.put({"kind": "stopped", **clocks(), "reason": reason, "n_steps": self._step_index})
+            self._log.put({"kind": "stopped", **clocks(), "reason": reason, "n_steps": self._step_index}, urgent=True)
             server_log.warning("servetwin recorder: stopped: %s; the server goes on without it", reason)
         self._known.clear()
         self._planned.clear()
@@ -404,6 +404,8 @@ class Log:
         self._closing = True
         self._wake.set()
         self._thread.join(timeout=CLOSE_S)
+        if not self._thread.is_alive():
+            os.close(self._file)
         if self._kept_bytes or self._lost:
             say(
                 f"{self._path}: the last {self._kept_bytes} bytes and {self.n_lost} records before could not be written"

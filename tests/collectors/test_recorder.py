@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 
 from collectors import recorder_path
-from collectors.join import Recording, read_recording
+from collectors.step_file import Recording, read_recordings
 from simulator.options import EngineOptions
+from traces.errors import CollectorError
 
 FIRST, SECOND = "cmpl-a-0-00000001", "cmpl-b-0-00000002"
 
@@ -24,12 +26,13 @@ class Scheduler:
 
     def __init__(self, vllm_config: Any) -> None:
         self.requests: dict[str, Request] = {}
-        self.running: list[Request] = []
-        self.waiting: list[Request] = []
         self.block_size = 16
         pool = SimpleNamespace(num_gpu_blocks=65, get_num_free_blocks=lambda: 60)
         self.kv_cache_manager = SimpleNamespace(block_pool=pool)
         self.plans: list[Any] = []
+
+    def get_request_counts(self) -> tuple[int, int]:
+        return len(self.requests), 0
 
     def add_request(self, request: Request) -> None:
         self.requests[request.request_id] = request
@@ -37,13 +40,28 @@ class Scheduler:
     def schedule(self) -> Any:
         return self.plans.pop(0)
 
-    def update_from_output(self, scheduler_output: Any, model_runner_output: dict[str, int]) -> None:
+    def update_from_output(self, scheduler_output: Any, model_runner_output: dict[str, int]) -> Any:
+        outputs = []
         for request_id, count in model_runner_output.items():
-            self.requests[request_id].num_output_tokens += count
+            request = self.requests[request_id]
+            request.num_output_tokens += count
+            reason = request.reason if request.is_finished() else None
+            tokens = SimpleNamespace(request_id=request_id, new_token_ids=[4001] * count, finish_reason=reason)
+            outputs.append(tokens)
+        return {0: SimpleNamespace(outputs=outputs)}
 
-    def finish_requests(self, request_ids: Any, finished_status: Any) -> None:
-        for request_id in request_ids:
-            self.requests.pop(request_id).reason = finished_status
+    def finish_requests(self, request_ids: Any, finished_status: Any) -> list[Request]:
+        ids = (
+            list(self.requests)
+            if request_ids is None
+            else [request_ids]
+            if isinstance(request_ids, str)
+            else request_ids
+        )
+        ended = [self.requests.pop(request_id) for request_id in ids]
+        for request in ended:
+            request.reason = finished_status
+        return ended
 
     def shutdown(self) -> None:
         """Nothing to end."""
@@ -64,6 +82,7 @@ class Request:
     arrival_time: float = 1_000_000.5
     num_preemptions: int = 0
     num_output_tokens: int = 0
+    priority: int = 3
     reason: str = "length"
 
     @property
@@ -86,6 +105,8 @@ def config(*, async_scheduling: bool) -> Any:
         long_prefill_token_threshold=0,
         scheduler_reserve_full_isl=True,
         async_scheduling=async_scheduling,
+        scheduler_cls="recorder.RecordingScheduler",
+        get_scheduler_cls=lambda: AsyncScheduler if async_scheduling else Scheduler,
     )
     cache = SimpleNamespace(gpu_memory_utilization=0.9, enable_prefix_caching=True, cache_dtype="auto")
     model = SimpleNamespace(
@@ -107,6 +128,8 @@ def plan(new: dict[str, int], *, first: dict[str, int], later: dict[str, int], p
         scheduled_new_reqs=[SimpleNamespace(req_id=rid, num_computed_tokens=n) for rid, n in first.items()],
         scheduled_cached_reqs=SimpleNamespace(req_ids=list(later), num_computed_tokens=list(later.values())),
         preempted_req_ids=set(preempted),
+        scheduled_spec_decode_tokens={},
+        scheduled_encoder_inputs={},
     )
 
 
@@ -116,12 +139,6 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     vllm: Any = ModuleType("vllm")
     vllm.__version__ = "0.32.0"
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    for name in ("vllm.v1", "vllm.v1.core", "vllm.v1.core.sched"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    for name, kind in (("scheduler", Scheduler), ("async_scheduler", AsyncScheduler)):
-        module = ModuleType(name)
-        setattr(module, kind.__name__, kind)
-        monkeypatch.setitem(sys.modules, f"vllm.v1.core.sched.{name}", module)
     spec = importlib.util.spec_from_file_location("recorder", recorder_path())
     assert spec is not None
     assert spec.loader is not None
@@ -154,11 +171,22 @@ def two_in_flight(scheduler: Any) -> None:
 
 def recorded(scheduler: Any, file: Path) -> Recording:
     scheduler.shutdown()
-    return read_recording(file)
+    (recording,) = read_recordings(file)
+    return recording
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("name", ["RecordingScheduler", "RecordingAsyncScheduler"])
+def test_a_server_gets_the_scheduler_it_would_have_had(
+    recorder: ModuleType, steps: Path, asynchronous: bool, name: str
+) -> None:
+    scheduler = getattr(recorder, name)(config(async_scheduling=asynchronous))
+    assert type(scheduler) is (AsyncScheduler if asynchronous else Scheduler)
+    assert recorded(scheduler, steps).header.options["async_scheduling"] is asynchronous
 
 
 def test_each_output_is_put_to_the_step_that_was_planned_for_it(recorder: ModuleType, steps: Path) -> None:
-    scheduler = recorder.RecordingAsyncScheduler(config(async_scheduling=True))
+    scheduler = recorder.RecordingScheduler(config(async_scheduling=True))
     two_in_flight(scheduler)
     one, two = recorded(scheduler, steps).steps
     assert one.requests == ((FIRST, 4, 0), (SECOND, 1, 3))
@@ -168,10 +196,12 @@ def test_each_output_is_put_to_the_step_that_was_planned_for_it(recorder: Module
     assert two.preempted == ("cmpl-c-0-00000003",)
     assert one.kv_blocks == 4
     assert one.schedule_begin_ns <= one.schedule_end_ns <= two.schedule_begin_ns <= one.output_ns <= two.output_ns
+    assert one.recorder_ns is not None
+    assert one.recorder_ns > 0
 
 
 def test_a_request_is_written_when_it_ends(recorder: ModuleType, steps: Path) -> None:
-    scheduler = recorder.RecordingAsyncScheduler(config(async_scheduling=True))
+    scheduler = recorder.RecordingScheduler(config(async_scheduling=True))
     two_in_flight(scheduler)
     recording = recorded(scheduler, steps)
     one, two = recording.steps
@@ -180,7 +210,7 @@ def test_a_request_is_written_when_it_ends(recorder: ModuleType, steps: Path) ->
     assert (request.prompt_tokens, request.output_tokens, request.cached_tokens, request.reason) == (4, 2, 0, "length")
     assert (request.scheduled_ns, request.first_token_ns) == (one.schedule_begin_ns, one.output_ns)
     assert request.last_token_ns == two.output_ns <= request.end_ns
-    assert request.block_hashes == (0x0102,)
+    assert (request.block_hashes, request.priority) == ((0x0102,), 3)
 
 
 @pytest.mark.parametrize("named", [None, SECOND, [SECOND], {SECOND}], ids=["all", "one", "list", "set"])
@@ -197,7 +227,7 @@ def test_no_token_id_is_written(recorder: ModuleType, steps: Path) -> None:
     two_in_flight(scheduler)
     recorded(scheduler, steps)
     text = steps.read_text()
-    assert "4001,4002" not in text
+    assert "4001" not in text
     assert "secret" not in text
     assert b"secret".hex() not in text
 
@@ -209,7 +239,7 @@ def test_what_was_recorded_is_on_disk_without_an_orderly_end(recorder: ModuleTyp
         if steps.read_bytes().count(b"\n") == 4:
             break
         time.sleep(0.05)
-    assert len(read_recording(steps).steps) == 2
+    assert len(read_recordings(steps)[0].steps) == 2
     scheduler.shutdown()
 
 
@@ -220,29 +250,97 @@ def test_the_header_names_the_options_as_vllm_does(recorder: ModuleType, steps: 
     assert header.options.keys() <= set(EngineOptions.__struct_fields__)
     assert header.options["max_num_seqs"] == 8
     assert header.options["dtype"] == "bfloat16"
-    assert header.options["async_scheduling"] is False
 
 
-@pytest.mark.parametrize("version", ["0.25.1", "0.33.0", "1.0.0"])
-def test_a_vllm_it_does_not_know_is_refused_before_anything_is_written(
+@pytest.mark.parametrize("version", ["0.25.1", "0.33.0", "1.0.0", "unknown"])
+def test_a_vllm_it_does_not_know_serves_on_and_says_why_nothing_is_recorded(
     recorder: ModuleType, steps: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     monkeypatch.setattr(sys.modules["vllm"], "__version__", version)
-    with pytest.raises(RuntimeError, match=rf"knows vLLM 0\.26 to 0\.32; this is {version}"):
+    scheduler = recorder.RecordingScheduler(config(async_scheduling=False))
+    two_in_flight(scheduler)
+    with pytest.raises(CollectorError, match=f"the recorder was off: servetwin knows vLLM .* this is {version}"):
+        read_recordings(steps)
+    monkeypatch.setenv("SERVETWIN_STRICT", "1")
+    with pytest.raises(RuntimeError, match=f"this is {version}; SERVETWIN_STRICT=1"):
         recorder.RecordingScheduler(config(async_scheduling=False))
-    assert not steps.exists()
 
 
-@pytest.mark.parametrize(
-    ("asynchronous", "loaded", "message"),
-    [
-        (True, "RecordingScheduler", r"schedules asynchronously: load recorder\.RecordingAsyncScheduler"),
-        (False, "RecordingAsyncScheduler", r"schedules synchronously: load recorder\.RecordingScheduler"),
-    ],
-)
-def test_the_wrong_one_of_the_two_is_refused(
-    recorder: ModuleType, steps: Path, asynchronous: bool, loaded: str, message: str
+def test_an_error_of_its_own_ends_the_recording_and_not_the_server(recorder: ModuleType, steps: Path) -> None:
+    scheduler = recorder.RecordingScheduler(config(async_scheduling=False))
+    scheduler.add_request(Request(FIRST))
+    scheduler.plans = [SimpleNamespace(num_scheduled_tokens={FIRST: 4})] * 2  # a plan of another vLLM
+    for _ in range(2):
+        scheduler.update_from_output(scheduler.schedule(), {FIRST: 1})
+    assert scheduler.requests[FIRST].num_output_tokens == 2
+    for _ in range(100):
+        if b"stopped" in steps.read_bytes():
+            break
+        time.sleep(0.05)
+    (trouble,) = recorded(scheduler, steps).trouble
+    assert "the recorder stopped while the server went on: in scheduled: AttributeError" in trouble
+
+
+def test_vllms_own_errors_pass_untouched(recorder: ModuleType, steps: Path) -> None:
+    scheduler = recorder.RecordingScheduler(config(async_scheduling=False))
+    with pytest.raises(IndexError, match="pop from empty list"):
+        scheduler.schedule()
+    assert recorded(scheduler, steps).trouble == ()
+
+
+def test_a_full_disk_is_said_and_does_not_hurt_the_server(
+    recorder: ModuleType, steps: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(RuntimeError, match=message):
-        getattr(recorder, loaded)(config(async_scheduling=asynchronous))
-    assert not steps.exists()
+    steps.symlink_to("/dev/full")
+    scheduler = recorder.RecordingScheduler(config(async_scheduling=False))
+    two_in_flight(scheduler)
+    scheduler.shutdown()
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert "could not be written" in said
+
+
+def test_beyond_a_bound_lines_are_counted_and_not_kept(
+    recorder: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "KEPT_BYTES", 200)
+    write, full = recorder.os.write, [True]
+    file = tmp_path / "steps.jsonl"
+
+    def no_space(descriptor: int, data: bytes) -> int:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        return int(write(descriptor, data))
+
+    monkeypatch.setattr(recorder.os, "write", no_space)
+    log = recorder.Log(str(file))
+    for i in range(20):
+        log.put({"kind": "step", "index": i})
+    full[0] = False
+    log.close()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    kept = [line["index"] for line in lines if line["kind"] == "step"]
+    assert kept == list(range(len(kept)))
+    assert [line["records"] for line in lines if line["kind"] == "lost"] == [{"step": 20 - len(kept)}]
+
+
+def test_a_second_start_goes_on_behind_the_first(recorder: ModuleType, steps: Path) -> None:
+    for _ in range(2):
+        scheduler = recorder.RecordingScheduler(config(async_scheduling=False))
+        two_in_flight(scheduler)
+        scheduler.shutdown()
+        with steps.open("a") as stream:
+            stream.write('{"kind":"step","ind')
+    assert steps.read_text().count('"kind":"header"') == 2
+    assert len(read_recordings(steps)[0].steps) == 4
+
+
+def test_lines_are_flushed_while_the_engine_is_busy(recorder: ModuleType, tmp_path: Path) -> None:
+    log = recorder.Log(str(tmp_path / "steps.jsonl"))
+    begun_s = time.monotonic()
+    n = 0
+    while (tmp_path / "steps.jsonl").stat().st_size == 0 and time.monotonic() < begun_s + 30:
+        log.put({"kind": "step", "index": n})
+        n += 1
+    assert (tmp_path / "steps.jsonl").stat().st_size > 0
+    log.close()
