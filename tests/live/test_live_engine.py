@@ -20,8 +20,11 @@ from collectors.load import Pacing
 from collectors.prompts import prompt_token_ids
 from collectors.recording import About
 from collectors.replay import replay
+from collectors.served import told_by_stats
 from collectors.server import local_server
 from collectors.small_model import VOCAB_SIZE, write_small_model
+from collectors.stat_logger_package import write_stat_logger
+from collectors.stats_log import read_stats
 from simulator.step_replay import replay_steps
 from tests.engines import trace
 from traces.capture import Capture, read_capture
@@ -87,9 +90,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     flags += ["--scheduler-cls", "recorder.RecordingScheduler", "--kv-events-config", json.dumps(events)]
     flags += ["--otlp-traces-endpoint", f"http://127.0.0.1:{otlp_port}/v1/traces"]
     recorded = folder / "steps.jsonl"
+    write_stat_logger(folder / "stat-logger")
     environment = {
-        "PYTHONPATH": str(recorder_path().parent),
+        "PYTHONPATH": f"{recorder_path().parent}:{folder / 'stat-logger'}",
         "SERVETWIN_STEPS": str(recorded),
+        "SERVETWIN_STATS": str(folder / "stats.jsonl"),
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
         "OTEL_BSP_SCHEDULE_DELAY": "500",
         "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "0",
@@ -146,6 +151,20 @@ def test_the_two_views_agree(run: Run) -> None:
 def test_every_span_passes_the_clock_check(run: Run) -> None:
     (note,) = [note for note in run.attached.meta.notes if note.startswith("clock check")]
     assert note.startswith(f"clock check of {len(run.sent)} spans: ")
+
+
+def test_the_stat_logger_saw_the_same_requests(run: Run) -> None:
+    """Where the scheduler class cannot be set, the front end alone tells of stages, cached tokens and preemptions."""
+    stats = read_stats(run.folder / "stats.jsonl")
+    assert stats.notes == ()
+    told = told_by_stats(stats)
+    for outcome in run.sent_capture.outcomes:
+        one = told[outcome.request_id]
+        assert one.complete
+        for name in ("prompt_tokens", "output_tokens", "cached_tokens"):
+            assert getattr(one, name) == getattr(outcome, name)
+        times_s = [one.arrival_s, one.queued_s, one.scheduled_s, one.first_token_s, one.finish_s]
+        assert times_s == sorted(times_s)  # type: ignore[type-var]
 
 
 def test_the_metrics_and_the_prefix_cache_are_series_of_the_capture(run: Run) -> None:
