@@ -19,9 +19,10 @@ from collectors.client_log import ClientHistory
 from collectors.counted import disagreements
 from collectors.engine_info import EngineInfo
 from collectors.engine_steps import steps_of
+from collectors.request_ids import id_of_engine
 from collectors.scrape_file import Scrapes, series_of
 from collectors.served import RECORDER, Served, served_by
-from collectors.step_file import Recording, client_id
+from collectors.step_file import Recording
 from traces.capture import Capture, CaptureMeta, Series
 from traces.outcome import Outcome, Status
 from traces.trace import Trace, TraceRow
@@ -293,7 +294,7 @@ def _notes(
 def _recorder_notes(recordings: Sequence[Recording], outcomes: Sequence[Outcome], origin_s: float) -> Iterator[str]:
     known = {outcome.request_id for outcome in outcomes}
     steps = [step for recording in recordings for step in recording.steps if step.schedule_begin_ns / 1e9 >= origin_s]
-    if foreign := sum(any(client_id(rid) not in known for rid, _, _ in step.requests) for step in steps):
+    if foreign := sum(any(id_of_engine(rid) not in known for rid, _, _ in step.requests) for step in steps):
         yield f"{foreign} of {len(steps)} recorded steps also held requests that are not in this capture"
     own_us = [step.recorder_ns / 1e3 for step in steps if step.recorder_ns is not None]
     if own_us:

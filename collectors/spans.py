@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from collectors.journal import Journal, read_journal
+from collectors.request_ids import id_of_front_end
 from traces.decoding import decode_json
 from traces.errors import CollectorError
 
@@ -53,9 +54,6 @@ FIELDS: Mapping[str, str] = {
 KEPT = frozenset({ID, *FINISH_REASONS, *FIELDS})
 
 _WORD = re.compile(r"[a-z_]{1,32}")
-_FRONT_END_ID = re.compile(r"cmpl-(?P<id>.+)-0|chatcmpl-(?P<chat>.+)")
-"""vLLM 0.32: `cmpl-<X-Request-Id>-<number of the prompt>`, `chatcmpl-<X-Request-Id>`."""
-
 LARGEST_POST_BYTES = 64 << 20
 
 
@@ -265,7 +263,7 @@ def read_spans(path: Path) -> Spans:
         match decode_json(line, SpansHeader | SpanRecord | LeftOut, file=path, line=number):  # type: ignore[arg-type]
             case SpansHeader() as record:
                 header = header or record
-            case SpanRecord() as record if (name := client_id(record.id)) not in requests:
+            case SpanRecord() as record if (name := id_of_front_end(record.id)) not in requests:
                 requests[name] = _request_span(name, record)
             case SpanRecord():
                 repeated += 1
@@ -275,12 +273,6 @@ def read_spans(path: Path) -> Spans:
         raise CollectorError(f"{path}: holds no header")
     offset_s = (header.wall_ns - header.monotonic_ns) / 1e9
     return Spans(requests, offset_s, tuple(_notes(repeated, left_out)))
-
-
-def client_id(front_end_id: str) -> str:
-    """The client's X-Request-Id in a front end's id; that of a second prompt, or of another form, stays as it is."""
-    match = _FRONT_END_ID.fullmatch(front_end_id)
-    return (match["id"] or match["chat"]) if match else front_end_id
 
 
 def clock_check(span: RequestSpan) -> float | None:

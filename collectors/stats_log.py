@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Annotated, Any
 import msgspec
 
 from collectors.journal import read_journal
+from collectors.request_ids import id_of_front_end
 from traces.decoding import decode_json
 from traces.errors import CollectorError
-
-_FRONT_END_ID = re.compile(r"^cmpl-(?P<id>.+)-\d+$|^chatcmpl-(?P<chat>.+)$")
-"""vLLM 0.32: `cmpl-<X-Request-Id>` with `-<prompt>` added per prompt; the engine's random digits come later."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -211,13 +208,7 @@ def read_stats(path: Path) -> StatsLog:
     return StatsLog(header, tuple(iterations), requests, tuple(rejections), tuple(notes))
 
 
-def client_id(front_end_id: str) -> str:
-    """The client's X-Request-Id inside the front end's id of a request; an id of another form is returned as it is."""
-    match = _FRONT_END_ID.match(front_end_id)
-    return (match["id"] or match["chat"]) if match else front_end_id
-
-
 def _add(requests: dict[str, FinishedRequest], request: FinishedRequest) -> None:
     further = (f"{request.id}#{i}" for i in count(2))
-    name = next(name for name in chain((client_id(request.id), request.id), further) if name not in requests)
+    name = next(name for name in chain((id_of_front_end(request.id), request.id), further) if name not in requests)
     requests[name] = request

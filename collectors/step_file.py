@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,9 @@ from typing import Any
 
 import msgspec
 
+from collectors.request_ids import id_of_engine
 from traces.decoding import decode_json
 from traces.errors import CollectorError, InputError
-
-_ENGINE_ID = re.compile(r"^cmpl-(?P<id>.+)-\d+-[0-9a-f]{8}$|^chatcmpl-(?P<chat>.+)-[0-9a-f]{8}$")
-"""vLLM 0.32: `cmpl-<X-Request-Id>` in the API, `-<prompt>` added per prompt, and 8 random digits in the engine."""
-
 
 FLUSHED_WITHIN_S = 1.5
 """By when the recorder has written what it knows: it flushes at least every second."""
@@ -120,12 +116,6 @@ def read_recordings(path: Path, skipped_bytes: Mapping[str, int] | None = None) 
     return tuple(_read(file, (skipped_bytes or {}).get(str(file), 0)) for file in files)
 
 
-def client_id(server_id: str) -> str:
-    """The client's X-Request-Id inside the engine's id of a request; an id of another form is returned as it is."""
-    match = _ENGINE_ID.match(server_id)
-    return (match["id"] or match["chat"]) if match else server_id
-
-
 def _files(path: Path) -> list[Path]:
     ranks = [file for file in path.parent.glob(f"{path.name}.*") if file.suffix[1:].isdigit()]
     return [file for file in (path, *sorted(ranks, key=lambda file: int(file.suffix[1:]))) if file.is_file()]
@@ -153,7 +143,7 @@ def _read(path: Path, skipped_bytes: int) -> Recording:
                 steps.append(decode_json(line, RecordedStep, file=path, line=number))
             elif told.kind == "request":
                 request = decode_json(line, RecordedRequest, file=path, line=number)
-                name = client_id(request.id)
+                name = id_of_engine(request.id)
                 requests[request.id if name in requests else name] = request
             elif told.kind == "stopped":
                 trouble.append(f"the recorder stopped while the server went on: {told.reason}")

@@ -9,7 +9,7 @@ import pytest
 
 from collectors.client import ClientRecord
 from collectors.join import Subject
-from collectors.step_file import client_id, read_recordings
+from collectors.step_file import read_recordings
 from tests.collectors.joined import joined
 from traces.capture import Capture
 from traces.errors import CollectorError
@@ -139,8 +139,3 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
 def test_a_file_without_a_header_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CollectorError, match="holds no header"):
         read_recordings(recording(tmp_path, request("a", 1, 2, 3)))
-
-
-def test_ids_of_other_forms_stay_as_they_are() -> None:
-    assert client_id("cmpl-r-7-0-905b4b46") == "r-7"
-    assert client_id("embd-1") == "embd-1"

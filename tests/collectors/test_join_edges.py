@@ -10,7 +10,7 @@ import pytest
 
 from collectors.client import ClientRecord
 from collectors.join import Subject
-from collectors.step_file import Recording, client_id, read_recordings, sizes
+from collectors.step_file import Recording, read_recordings, sizes
 from tests.collectors.joined import joined
 from traces.capture import Capture, read_capture, write_capture
 from traces.errors import InputError
@@ -228,8 +228,3 @@ def test_every_data_parallel_rank_is_an_instance(tmp_path: Path) -> None:
 def test_a_line_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"steps\.jsonl:2: field 'kind': found 'poem'"):
         _recording(tmp_path, _header(), {"kind": "poem"})
-
-
-@pytest.mark.parametrize("name", ["0", "warm-up-1", "a-0-0123abcd"])
-def test_the_clients_id_stands_inside_the_engines(name: str) -> None:
-    assert client_id(f"cmpl-{name}-0-89abcdef") == name

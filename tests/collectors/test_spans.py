@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from collectors.journal import Journal
-from collectors.spans import SCHEMA, Spans, SpanSink, client_id, clock_check, read_spans, span_sink
+from collectors.spans import SCHEMA, Spans, SpanSink, clock_check, read_spans, span_sink
 from tests.collectors.attached import free_port
 from traces.errors import CollectorError, InputError
 
@@ -179,31 +179,6 @@ async def test_ids_that_are_missing_or_given_twice_are_counted(tmp_path: Path) -
         "1 spans had the id of another, as several answers to one prompt have; the first of each counts",
         "1 spans of requests have no gen_ai.request.id",
     )
-
-
-def test_ids_of_the_front_end_are_the_clients() -> None:
-    assert client_id("cmpl-r-7-0") == "r-7"
-    assert client_id("chatcmpl-r-7") == "r-7"
-    assert client_id("cmpl-r-7-1") == "cmpl-r-7-1"  # the second prompt of one request
-    assert client_id("mine") == "mine"
-
-
-async def test_a_stage_that_was_never_reached_is_not_negative(tmp_path: Path) -> None:
-    """Of a request that is aborted before its first token, vLLM subtracts from a time that is still 0."""
-    aborted = {**WHOLE, "gen_ai.latency.time_in_model_prefill": -71812.5, "gen_ai.latency.time_in_model_decode": 0.0}
-    span = (await taken(tmp_path / "s", (protobuf(("llm_request", aborted)), PROTOBUF))).requests["r-1"]
-    assert (span.prefill_s, clock_check(span)) == (None, None)
-
-
-async def test_a_port_in_use_says_what_to_do(tmp_path: Path) -> None:
-    async with listening(tmp_path / "a") as (_, url):
-        port = int(url.split(":")[2].split("/")[0])
-        with (
-            Journal(tmp_path / "b", SCHEMA) as journal,
-            pytest.raises(CollectorError, match=f"port {port} .*take another"),
-        ):
-            async with span_sink(journal, port):
-                pass
 
 
 def test_a_missing_extra_is_named(tmp_path: Path) -> None:
