@@ -3,7 +3,7 @@
     PYTHONPATH=<folder of this file> SERVETWIN_STEPS=steps.jsonl \\
         python -m vllm.entrypoints.openai.api_server ... --scheduler-cls recorder.RecordingScheduler
 
-The server gets the scheduler that vLLM would have made itself; four of its methods are called through a `Recorder`,
+The server gets the scheduler that vLLM would have made itself; five of its methods are called through a `Recorder`,
 which notes what goes in and out. The rule above all others: recording never hurts the server. A vLLM that this file
 does not know, a file that cannot be written, or an error in here ends the recording and leaves vLLM's scheduler alone.
 
@@ -231,7 +231,7 @@ class Recorder:
             step["recorder_ns"] = self._cost.close_unit(end_ns)
             self._busy_ns += end_ns - max(step["schedule_begin_ns"], self._busy_until_ns)
             self._busy_until_ns = end_ns
-            self._log.put(step)
+            self._log.put(step, urgent=not self._known)
 
     def _finished(self, requests: Any, all_of_them: bool) -> None:
         for request in requests:
@@ -384,17 +384,21 @@ class Log:
             urgent: write it now, because the server may be killed next.
         """
         line = self._encode(record) + b"\n"
+        self._keep(line, record["kind"])
         if urgent:
             self._wake.set()
+
+    def _keep(self, line: bytes, kind: str) -> None:
+        """Keep a line until it is written; count it when there is no room, or when one before it had none."""
         with self._lock:
             if self._lost is None and self._kept_bytes + len(line) <= KEPT_BYTES:
                 self._lines.append(line)
                 self._kept_bytes += len(line)
                 return
             if self._lost is None:
-                self._lost = {"kind": "lost", "from_ns": now_ns(), "to_ns": 0, "records": Counter()}
+                self._lost = {"kind": "lost", "from_ns": now_ns(), "to_ns": 0, "records": {}}
             self._lost["to_ns"] = now_ns()
-            self._lost["records"][record["kind"]] += 1
+            self._lost["records"][kind] = self._lost["records"].get(kind, 0) + 1
             self.n_lost += 1
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,7 +89,12 @@ def simulate(scenario: Path, out: Out, overrides: Set = None, as_json: Json = Fa
 def validate(
     scenario: Path,
     capture: Annotated[Path, typer.Option(help="The measured run.")],
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option(help="What to write; must not exist yet. May be left out with --steps.")
+    ] = None,
+    steps: Annotated[
+        bool, typer.Option(help="Compare the recorded steps, batch by batch; exit 1 if one differs.")
+    ] = False,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -100,9 +106,26 @@ def validate(
     from harness.validate import validate as run
     from harness.validate import write_validation
 
+    if steps:
+        _validate_steps(scenario, capture, out, overrides or (), as_json=as_json)
+        return
+    if out is None:
+        raise typer.BadParameter("is needed, except with --steps", param_hint="--out")
     validation = run(scenario, capture, overrides or ())
     write_validation(validation, out)
     print_json(validation.result) if as_json else print_validation(validation.result)
+
+
+def _validate_steps(
+    scenario: Path, capture: Path, out: Path | None, overrides: Sequence[str], *, as_json: bool
+) -> None:
+    from harness.validate_steps import steps_text, validate_steps, write_steps
+
+    result = validate_steps(scenario, capture, overrides)
+    if out is not None:
+        write_steps(result, out)
+    print_json(result) if as_json else typer.echo(steps_text(result))
+    raise typer.Exit(0 if result["agrees"] else 1)
 
 
 @app.command()

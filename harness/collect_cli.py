@@ -316,15 +316,15 @@ def _show_power(facts: dict[str, Any], *, as_json: bool) -> None:
         "J": ("energy_j", ".1f"),
         "samples/s": ("rate_hz", ".2f"),
         "covered": ("coverage", ".1%"),
-        "tries": ("tries", "d"),
+        "readings": ("tries", "d"),
         "failed": ("failed", "d"),
     }
     rows = []
     for name, one in facts["components"].items():
         shown = ["–" if one[key] is None else format(one[key], how) for key, how in figures.values()]
-        rows.append((name, one["sensor"], one["source"] or "–", *shown))
+        rows.append((name, f"{one['sensor']} {one['source'] or '–'}", *shown))
     out = console()
-    out.print(table("Power", ["", "sensor", "by", *figures], rows))
+    out.print(table("Power", ["", "by", *figures], rows))
     reasons = [f"{name}: {one['reason']}" for name, one in facts["components"].items() if one["reason"]]
     for note in [*facts["notes"], *reasons]:
         out.print(f"note: {note}", style="dim")

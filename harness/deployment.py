@@ -20,9 +20,31 @@ from simulator.memory import predicted_num_gpu_blocks
 from simulator.operator_model import OperatorModel
 from simulator.options import EngineOptions
 from simulator.profile_overhead import profile_overhead
+from simulator.rules import REFERENCE, Rules, rules_notes, rules_of, version_of
 from simulator.simulate import Engine
 from traces.capture import CaptureMeta
 from traces.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAsked:
+    """The engine that scenario and capture speak of, before it is known how long its steps take.
+
+    Attributes:
+        spec: its model and device.
+        folders: where profiles, models and devices are looked up.
+        options: its options.
+        rules: of the vLLM version that its scheduler follows.
+        notes: what was assumed or taken from the capture.
+        mismatches: options in which scenario and capture contradict each other.
+    """
+
+    spec: InstanceSpec
+    folders: list[Path]
+    options: EngineOptions
+    rules: Rules
+    notes: tuple[str, ...]
+    mismatches: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +71,9 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None) -> Deploymen
         scenario: what to simulate.
         measured: of the capture to compare with: what it recorded of its engine fills what the scenario leaves unsaid.
     """
-    spec = read_cluster(scenario)
-    folders = with_bundled(scenario.profile_folders)
-    said = {name: value for name, value in {**scenario.said_options, **spec.said_options}.items() if value is not None}
-    notes = list(spec.notes)
-    mismatches: tuple[str, ...] = ()
-    if measured is not None:
-        agreement = agree(said, spec, measured, folders)
-        said, mismatches = {**agreement.taken, **said}, agreement.mismatches
-        notes += agreement.notes
-    options = _options(said, scenario)
+    asked = engine_asked(scenario, measured)
+    spec, folders, options = asked.spec, asked.folders, asked.options
+    notes = list(asked.notes)
     with located(spec):
         profile = find_profile(spec.device, spec.model, options.dtype, options.kv_cache_dtype, folders)
         model = _model(profile, spec, folders)
@@ -72,8 +87,34 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None) -> Deploymen
         message = "is not said, and the model's config has none"
         raise InputError(message, file=scenario.path, field="engine.max_model_len")
     step_time = OperatorModel(profile, options, num_layers=model.num_layers, overhead=overhead)
-    engine = Engine(spec.model, spec.device, options, num_gpu_blocks, max_model_len, step_time)
-    return Deployment(engine, tuple(notes), mismatches, {"profile": profile.sha256, "calibration": None})
+    kind = scenario.file.scheduler
+    engine = Engine(spec.model, spec.device, options, num_gpu_blocks, max_model_len, step_time, kind, asked.rules)
+    return Deployment(engine, tuple(notes), asked.mismatches, {"profile": profile.sha256, "calibration": None})
+
+
+def engine_asked(scenario: Scenario, measured: CaptureMeta | None = None) -> EngineAsked:
+    """The engine that a scenario asks for; a capture fills what it leaves unsaid. Raises InputError."""
+    spec = read_cluster(scenario)
+    folders = with_bundled(scenario.profile_folders)
+    said = {name: value for name, value in {**scenario.said_options, **spec.said_options}.items() if value is not None}
+    notes = list(spec.notes)
+    mismatches: list[str] = []
+    version = version_of(scenario.file.engine_version)
+    if measured is not None:
+        agreement = agree(said, spec, measured, folders)
+        said = {**agreement.taken, **said}
+        notes += agreement.notes
+        mismatches += agreement.mismatches
+        measured_version = version_of(measured.engine)
+        if version is not None and measured_version is not None and version != measured_version:
+            said_version = scenario.file.engine_version
+            mismatches.append(
+                f"configuration mismatch: engine_version {said_version} simulated, {measured.engine} measured"
+            )
+        version = version or measured_version
+    notes += rules_notes(version or REFERENCE)
+    rules = rules_of(version or REFERENCE)
+    return EngineAsked(spec, folders, _options(said, scenario), rules, tuple(notes), tuple(mismatches))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import msgspec
 import yaml
 
 from simulator.options import EngineOptions
+from simulator.scheduling import SchedulerKind
 from simulator.step_time import Overhead
 from traces.decoding import Document, read_document, yaml_value
 from traces.errors import InputError
@@ -19,6 +20,9 @@ Duration = Annotated[float, msgspec.Meta(ge=0, le=60)]
 """Seconds of a step beside its operators: above a minute the unit is wrong, and infinity is no time."""
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+VLLMVersion = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+(\.\w+)*$")]
+"""A version in quotes, such as "0.26" or "0.26.0": without them YAML reads a number, and 0.30 as 0.3."""
 
 
 class OverheadFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,6 +47,8 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         profiles: folders in which profiles, models and devices are looked up before the bundled ones.
         calibration: reserved for a fitted calibration; this version reads none.
         engine: options of every engine, by vLLM's names.
+        engine_version: vLLM's version whose rules the scheduler follows; None: the capture's, where there is one.
+        scheduler: servetwin's own, or that of the vLLM installed beside it.
         overhead: measured time of a step beside its operators; None: what the profile itself says.
         seed: of everything drawn at random.
     """
@@ -52,6 +58,8 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     profiles: tuple[str, ...] = ()
     calibration: None = None
     engine: EngineOptions = EngineOptions()
+    engine_version: VLLMVersion | None = None
+    scheduler: SchedulerKind = "native"
     overhead: OverheadFile | None = None
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 

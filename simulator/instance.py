@@ -14,7 +14,7 @@ import numpy as np
 
 from simulator.plan import StepPlan
 from simulator.request import Request
-from simulator.scheduler import Scheduler
+from simulator.scheduling import RequestScheduler
 from simulator.step_time import StepCost, StepTimeModel
 from traces.errors import EngineError
 from traces.steps import Batches, Floats, Ints
@@ -87,7 +87,12 @@ class Instance:
     """
 
     def __init__(
-        self, scheduler: Scheduler, step_time: StepTimeModel, *, async_scheduling: bool, fast_forward: bool = True
+        self,
+        scheduler: RequestScheduler,
+        step_time: StepTimeModel,
+        *,
+        async_scheduling: bool,
+        fast_forward: bool = True,
     ) -> None:
         self.now_s = 0.0
         self.record = Record()
@@ -111,7 +116,7 @@ class Instance:
             pass
         if self._scheduler.waiting:
             stuck = self._scheduler.waiting[0]
-            free = self._scheduler.kv_cache.num_free
+            free = self._scheduler.num_free_blocks
             raise EngineError(
                 f"the simulation is stuck at {self.now_s:.3f} s: request '{stuck.row.request_id}' waits with "
                 f"{stuck.num_tokens} tokens, {free} KV blocks are free, nothing is running"

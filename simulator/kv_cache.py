@@ -35,11 +35,12 @@ class KVCache:
         num_evicted: cached blocks that were handed out again.
     """
 
-    def __init__(self, num_gpu_blocks: int, *, prefix_caching: bool) -> None:
+    def __init__(self, num_gpu_blocks: int, *, prefix_caching: bool, unfinished_first: bool = True) -> None:
         self.num_blocks = num_gpu_blocks - 1
         self.num_free = self.num_blocks
         self.num_evicted = 0
         self._prefix_caching = prefix_caching
+        self._unfinished_first = unfinished_first
         # Order of reuse. A Block stands for itself; an int key for a run of anonymous blocks, with its length.
         self._free: OrderedDict[Block | int, int] = OrderedDict({0: self.num_blocks})
         self._next_run = 1
@@ -103,10 +104,11 @@ class KVCache:
         """Give back a request's blocks: findable ones, `full` private ones behind them, `partial` unfinished ones.
 
         vLLM frees from the last block to the first, so that the end of a prefix goes before its beginning: unfinished
-        blocks to the front of the queue (nothing in them can be found), full ones to its end.
+        blocks to the front of the queue (nothing in them can be found), full ones to its end. Up to vLLM 0.23 all go
+        to its end (`simulator.rules`).
         """
         if partial or not self._prefix_caching:
-            self._add_run(partial if self._prefix_caching else partial + full, front=True)
+            self._add_run(partial if self._prefix_caching else partial + full, front=self._unfinished_first)
         if full and self._prefix_caching:
             self._add_run(full, front=False)
         for block in reversed(blocks):

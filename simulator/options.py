@@ -8,6 +8,7 @@ import msgspec
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,6 +20,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         max_num_seqs: most requests in the running queue.
+        max_num_active_seqs: a lower bound of the running queue, for engines that are built for more; None: none.
         max_num_batched_tokens: token budget of a step.
         max_model_len: most tokens of a request, prompt and answer; None: the model's own limit.
         block_size: tokens per KV block.
@@ -28,7 +30,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         enable_prefix_caching: share full KV blocks between requests of equal prefix.
         enable_chunked_prefill: let a prompt be computed over several steps.
         long_prefill_token_threshold: most tokens of one prompt per step; 0: no limit.
+        long_prefill_token_threshold_adaptive: never less than an equal share of the token budget.
+        scheduling_policy: who is served first: who came first, or who has the lowest `priority` of its trace row.
         scheduler_reserve_full_isl: admit a request only when its whole prompt fits in the free blocks.
+        watermark: share of the blocks that admitting a request leaves free while others run.
         async_scheduling: plan the next step while one runs (vLLM's default on GPUs since 0.14).
         enforce_eager: no torch.compile, no CUDA graphs, so no padding to captured sizes.
         cudagraph_capture_sizes: batch sizes (tokens) with a CUDA graph; None: vLLM's default list.
@@ -37,6 +42,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """
 
     max_num_seqs: Positive = 256
+    max_num_active_seqs: Positive | None = None
     max_num_batched_tokens: Positive = 2048
     max_model_len: Positive | None = None
     block_size: Positive = 16
@@ -45,7 +51,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: Count = 0
+    long_prefill_token_threshold_adaptive: bool = False
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     scheduler_reserve_full_isl: bool = True
+    watermark: Share = 0.0
     async_scheduling: bool = True
     enforce_eager: bool = False
     cudagraph_capture_sizes: tuple[Positive, ...] | None = None

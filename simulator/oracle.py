@@ -1,128 +1,290 @@
-"""vLLM's own scheduler with no model behind it, in virtual time: the judge of ours.
+"""vLLM's own scheduler with no model behind it, in virtual time: the judge of ours, and its stand-in.
 
-Needs vllm installed, in the environment that runs it; it imports nothing of it before it is asked to.
+Needs vllm installed, in the environment that runs it; it imports nothing of it before it is asked to. It was run on
+vLLM 0.19 to 0.33 (`simulator.rules`).
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from simulator.kv_cache import BlockHash
 from simulator.options import EngineOptions
+from simulator.plan import StepPlan, plan_of
+from simulator.request import Request, RequestStatus, new_request
+from traces.errors import EngineError
+from traces.steps import Ints
 from traces.trace import TraceRow
 
 ANY_TOKEN = 7
+STOP_TOKEN = 8
+
+MODEL_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "vocab_size": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+"""A model that is never loaded: vLLM reads its config.json to know the kind of its layers."""
 
 
 class Oracle:
-    """The installed vLLM's Scheduler, or AsyncScheduler, and its KV cache manager.
+    """The installed vLLM's Scheduler, or AsyncScheduler, behind the methods of `RequestScheduler`.
 
     Attributes:
         scheduler: vLLM's own object.
+        version: vLLM's version.
     """
 
-    def __init__(self, model: Path, options: EngineOptions, *, num_gpu_blocks: int, max_model_len: int) -> None:
-        """Build it for a model folder, of which only config.json is read."""
+    def __init__(self, options: EngineOptions, *, num_gpu_blocks: int, max_model_len: int) -> None:
+        """Build it. Raises EngineError when vllm is not installed or refuses the options."""
+        if importlib.util.find_spec("vllm") is None:
+            raise EngineError(
+                "scheduler 'vllm' needs vllm in the environment that runs servetwin, and it is not installed there; "
+                "install servetwin[vllm], or servetwin into the environment that has vllm, or use scheduler 'native'"
+            )
         for name, value in (("VLLM_NO_USAGE_STATS", "1"), ("HF_HUB_OFFLINE", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
             os.environ.setdefault(name, value)
-        import torch
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-        from vllm.v1.core.sched.scheduler import Scheduler
-        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-        from vllm.v1.structured_output import StructuredOutputManager
+        import vllm
 
-        config = EngineArgs(
-            model=str(model),
-            skip_tokenizer_init=True,
-            max_model_len=max_model_len,
-            max_num_seqs=options.max_num_seqs,
-            max_num_batched_tokens=options.max_num_batched_tokens,
-            enable_prefix_caching=options.enable_prefix_caching,
-            enable_chunked_prefill=options.enable_chunked_prefill,
-            long_prefill_token_threshold=options.long_prefill_token_threshold,
-            async_scheduling=options.async_scheduling,
-            block_size=options.block_size,
-            enforce_eager=True,
-        ).create_engine_config()
-        config.cache_config.num_gpu_blocks = num_gpu_blocks
-        config.scheduler_config.scheduler_reserve_full_isl = options.scheduler_reserve_full_isl
-        spec = FullAttentionSpec(block_size=options.block_size, num_kv_heads=1, head_size=64, dtype=torch.bfloat16)
-        kind = AsyncScheduler if options.async_scheduling else Scheduler
-        self.scheduler: Any = kind(
-            vllm_config=config,
-            kv_cache_config=KVCacheConfig(
-                num_blocks=num_gpu_blocks,
-                kv_cache_tensors=[],
-                kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
-            ),
-            structured_output_manager=StructuredOutputManager(config),
-            block_size=options.block_size,
-            log_stats=True,
-        )
+        self.version = str(vllm.__version__)
         self._options = options
-        # Plans whose output is still to come, and which of their requests it brings a token.
-        self._planned: list[tuple[Any, dict[str, bool]]] = []
-
-    def add_request(self, row: TraceRow, index: int, hashes: Sequence[BlockHash]) -> None:
-        """Queue a request whose full blocks have these hashes, and others that nobody shares."""
-        from vllm.sampling_params import SamplingParams
-        from vllm.v1.request import Request
-
-        def hash_blocks(request: Any) -> list[bytes]:
-            known = range(len(request.block_hashes), request.num_tokens // self._options.block_size)
-            return [_digest(hashes[j] if j < len(hashes) else (index, j)) for j in known]
-
-        self.scheduler.add_request(
-            Request(
-                request_id=row.request_id,
-                prompt_token_ids=[ANY_TOKEN] * row.prompt_tokens,
-                sampling_params=SamplingParams(max_tokens=row.output_tokens, ignore_eos=True, temperature=0),
-                pooling_params=None,
-                arrival_time=float(index),
-                block_hasher=hash_blocks if self._options.enable_prefix_caching else None,
-            )
-        )
-
-    def schedule(self) -> list[tuple[str, int, int]]:
-        """Plan a step: request, new tokens, tokens computed before, in order; empty when nothing can be computed."""
-        plan = self.scheduler.schedule()
-        computed = {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}
-        cached = plan.scheduled_cached_reqs
-        computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-        if plan.num_scheduled_tokens:
-            brings = {rid: not self.scheduler.requests[rid].is_prefill_chunk for rid in plan.num_scheduled_tokens}
-            self._planned.append((plan, brings))
-        return [(rid, count, computed[rid]) for rid, count in plan.num_scheduled_tokens.items()]
-
-    def finish(self) -> None:
-        """Hand the oldest plan its output."""
-        from vllm.v1.outputs import ModelRunnerOutput
-
-        plan, brings = self._planned.pop(0)
-        ids = list(plan.num_scheduled_tokens)
-        sampled = [[ANY_TOKEN] if brings[rid] else [] for rid in ids]
-        order = {rid: i for i, rid in enumerate(ids)}
-        output = ModelRunnerOutput(req_ids=ids, req_id_to_index=order, sampled_token_ids=sampled)
-        self.scheduler.update_from_output(plan, output)
+        self._num_blocks = num_gpu_blocks - 1
+        self._max_model_len = max_model_len
+        self.scheduler: Any = _vllm_scheduler(options, num_gpu_blocks, max_model_len)
+        self._block_pool: Any = self.scheduler.kv_cache_manager.block_pool
+        self._requests: dict[str, Request] = {}
+        self._next_step = 0
+        self._finished_step = -1
+        # Plans whose output is still to come, with the requests that it brings a token.
+        self._under_way: list[tuple[Any, list[Request]]] = []
+        self._preempted: list[Request] = []
+        self._preempt = self.scheduler._preempt_request
+        self.scheduler._preempt_request = self._note_preemption
 
     @property
-    def waiting(self) -> list[str]:
-        """Requests in the waiting queue."""
-        return [request.request_id for request in self.scheduler.waiting]
+    def waiting(self) -> list[Request]:
+        """Requests in the waiting queue, the next one first."""
+        return [self._requests[request.request_id] for request in self.scheduler.waiting]
 
     @property
-    def running(self) -> list[str]:
+    def running(self) -> list[Request]:
         """Requests in the running queue."""
-        return [request.request_id for request in self.scheduler.running]
+        return [self._requests[request.request_id] for request in self.scheduler.running]
 
     @property
     def num_free_blocks(self) -> int:
         """KV blocks that no request holds."""
-        return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+        return int(self._block_pool.get_num_free_blocks())
+
+    def add_request(self, row: TraceRow, index: int, hashes: tuple[BlockHash, ...], now_s: float) -> Request:
+        """Queue a request whose full blocks have these hashes, and others that nobody shares."""
+        request = new_request(
+            row,
+            index,
+            hashes,
+            now_s,
+            block_size=self._options.block_size,
+            num_blocks=self._num_blocks,
+            max_model_len=self._max_model_len,
+        )
+        if request.status is RequestStatus.WAITING:
+            self._requests[row.request_id] = request
+            self.scheduler.add_request(_vllm_request(request, self._options))
+        return request
+
+    def schedule(self, now_s: float) -> StepPlan | None:
+        """Plan the next step; None when no request can compute anything now."""
+        while True:
+            n_before = len(self._preempted)
+            plan = self.scheduler.schedule()
+            if plan.num_scheduled_tokens:
+                return self._planned(plan, now_s)
+            # An engine plans again at once when a step of no tokens made room, unless an output is to come first.
+            if len(self._preempted) == n_before or self._under_way:
+                return None
+
+    def repeat(self, plan: StepPlan, times: int) -> Ints:
+        """Run a plan once, as often as it can be. Returns the KV blocks in use, [1]."""
+        return np.full(times, plan.kv_blocks, dtype=np.int64)
+
+    def finish(self, last_step: int, end_s: float, stopped: Collection[Request] = ()) -> list[Request]:
+        """Hand the oldest plan its output. Returns the requests that are finished."""
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        done = []
+        while self._finished_step < last_step:
+            self._finished_step += 1
+            plan, brings = self._under_way.pop(0)
+            tokens = {request.row.request_id: STOP_TOKEN if request in stopped else ANY_TOKEN for request in brings}
+            ids = list(plan.num_scheduled_tokens)
+            sampled = [[tokens[rid]] if rid in tokens else [] for rid in ids]
+            order = {rid: i for i, rid in enumerate(ids)}
+            output = ModelRunnerOutput(req_ids=ids, req_id_to_index=order, sampled_token_ids=sampled)
+            outputs = self.scheduler.update_from_output(plan, output)
+            for one in (one for of_client in outputs.values() for one in of_client.outputs):
+                request = self._requests[one.request_id]
+                request.num_tokens += len(one.new_token_ids)
+                _add_tokens(request, self._finished_step, len(one.new_token_ids))
+                if one.finish_reason is not None:
+                    done.append(self._close(request, RequestStatus.FINISHED, end_s))
+        return done
+
+    def abort(self, request: Request, now_s: float) -> None:
+        """End a request from outside, as vLLM's front end does when a client goes away."""
+        from vllm.v1.request import RequestStatus as Status
+
+        if self._requests.get(request.row.request_id) is request:
+            self.scheduler.finish_requests(request.row.request_id, Status.FINISHED_ABORTED)
+            self._close(request, RequestStatus.ABORTED, now_s)
+
+    def _planned(self, plan: Any, now_s: float) -> StepPlan:
+        computed = {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}
+        cached = plan.scheduled_cached_reqs
+        computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        requests = [self._requests[rid] for rid in plan.num_scheduled_tokens]
+        for request in requests:
+            request.status = RequestStatus.RUNNING
+            if request.scheduled_s is None:
+                request.scheduled_s = now_s
+                request.cached_tokens = computed[request.row.request_id]
+        theirs = self.scheduler.requests
+        brings = [request for request in requests if not theirs[request.row.request_id].is_prefill_chunk]
+        self._under_way.append((plan, brings))
+        self._next_step += 1
+        preempted, self._preempted = self._preempted, []
+        return plan_of(
+            requests,
+            np.array(list(plan.num_scheduled_tokens.values()), dtype=np.int64),
+            np.array([computed[rid] for rid in plan.num_scheduled_tokens], dtype=np.int64),
+            first_step=self._next_step - 1,
+            repeat=1,
+            n_preempted=len(preempted),
+            n_running=len(self.scheduler.running),
+            n_waiting=len(self.scheduler.waiting),
+            kv_blocks=self._num_blocks - self.num_free_blocks,
+        )
+
+    def _note_preemption(self, theirs: Any, *args: Any, **kwargs: Any) -> None:
+        """In place of vLLM's method of this name, which is called for each request that loses its blocks."""
+        self._preempt(theirs, *args, **kwargs)
+        request = self._requests[theirs.request_id]
+        request.status = RequestStatus.PREEMPTED
+        request.num_preemptions += 1
+        self._preempted.append(request)
+
+    def _close(self, request: Request, status: RequestStatus, end_s: float) -> Request:
+        request.status = status
+        request.finish_s = end_s
+        del self._requests[request.row.request_id]
+        return request
+
+
+def _vllm_scheduler(options: EngineOptions, num_gpu_blocks: int, max_model_len: int) -> Any:
+    import torch
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    config = _vllm_config(options, max_model_len)
+    config.cache_config.num_gpu_blocks = num_gpu_blocks
+    config.scheduler_config.scheduler_reserve_full_isl = options.scheduler_reserve_full_isl
+    spec = FullAttentionSpec(block_size=options.block_size, num_kv_heads=1, head_size=64, dtype=torch.bfloat16)
+    kind = AsyncScheduler if options.async_scheduling else Scheduler
+    return kind(
+        vllm_config=config,
+        kv_cache_config=KVCacheConfig(
+            num_blocks=num_gpu_blocks,
+            kv_cache_tensors=[],
+            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+        ),
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=options.block_size,
+        log_stats=True,
+    )
+
+
+def _vllm_config(options: EngineOptions, max_model_len: int) -> Any:
+    """vLLM's own view of the options. Raises EngineError with vLLM's words when it refuses them."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    arguments: dict[str, Any] = {
+        "skip_tokenizer_init": True,
+        "max_model_len": max_model_len,
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "enable_prefix_caching": options.enable_prefix_caching,
+        "enable_chunked_prefill": options.enable_chunked_prefill,
+        "long_prefill_token_threshold": options.long_prefill_token_threshold,
+        "scheduling_policy": options.scheduling_policy,
+        "async_scheduling": options.async_scheduling,
+        "block_size": options.block_size,
+        "enforce_eager": True,
+    }
+    defaults = EngineOptions()
+    for name in ("watermark", "max_num_active_seqs", "long_prefill_token_threshold_adaptive"):
+        # Not every version has them, so that they are only named where they are asked for.
+        if getattr(options, name) != getattr(defaults, name):
+            arguments[name] = getattr(options, name)
+    with tempfile.TemporaryDirectory() as folder:
+        config = {**MODEL_CONFIG, "max_position_embeddings": max_model_len}
+        Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
+        try:
+            return EngineArgs(model=folder, **arguments).create_engine_config()
+        except (TypeError, ValueError) as error:
+            raise EngineError(f"vLLM refuses the engine's options: {error}") from None
+
+
+def _vllm_request(request: Request, options: EngineOptions) -> Any:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.request import Request as VLLMRequest
+
+    hashes, index, size = request.block_hashes, request.index, options.block_size
+
+    def hash_blocks(theirs: Any) -> list[bytes]:
+        known: Sequence[int] = range(len(theirs.block_hashes), theirs.num_tokens // size)
+        return [_digest(hashes[j] if j < len(hashes) else (index, j)) for j in known]
+
+    row = request.row
+    return VLLMRequest(
+        request_id=row.request_id,
+        prompt_token_ids=[ANY_TOKEN] * row.prompt_tokens,
+        sampling_params=SamplingParams(
+            max_tokens=row.output_tokens, ignore_eos=True, stop_token_ids=[STOP_TOKEN], temperature=0
+        ),
+        pooling_params=None,
+        arrival_time=row.arrival_s,
+        priority=row.priority,
+        block_hasher=hash_blocks if options.enable_prefix_caching else None,
+    )
+
+
+def _add_tokens(request: Request, step: int, count: int) -> None:
+    """Note that a step brought a token: a run of such steps is one span."""
+    if not count:
+        return
+    if request.token_spans and request.token_spans[-1][1] == step - 1:
+        first, _ = request.token_spans.pop()
+        request.token_spans.append((first, step))
+    else:
+        request.token_spans.append((step, step))
 
 
 def _digest(hash_: BlockHash) -> bytes:

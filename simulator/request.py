@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from simulator.kv_cache import Block, BlockHash
@@ -16,6 +17,7 @@ class RequestStatus(enum.Enum):
     RUNNING = enum.auto()
     PREEMPTED = enum.auto()
     FINISHED = enum.auto()
+    ABORTED = enum.auto()
     REJECTED = enum.auto()
 
 
@@ -31,12 +33,11 @@ class Request:
         num_tokens: tokens that exist: prompt and the answer so far.
         status: where it stands.
         blocks: its blocks that other requests may share, from the first on.
-        num_blocks: all blocks it holds.
         num_in_flight: steps under way that will bring it a token.
         token_spans: steps that brought its tokens, as [first, last] pairs of the instance's step numbers.
         scheduled_s: when it was first scheduled.
         queued_s: when it entered the waiting queue.
-        finish_s: when its last token came.
+        finish_s: when its last token came, or when it was aborted.
         cached_tokens: tokens found in the prefix cache when it was first scheduled.
         num_preemptions: times it lost its blocks.
         reason: why it ended.
@@ -49,7 +50,6 @@ class Request:
     num_tokens: int
     status: RequestStatus = RequestStatus.WAITING
     blocks: list[Block] = field(default_factory=list)
-    num_blocks: int = 0
     num_in_flight: int = 0
     token_spans: list[tuple[int, int]] = field(default_factory=list)
     queued_s: float | None = None
@@ -58,3 +58,36 @@ class Request:
     cached_tokens: int | None = None
     num_preemptions: int = 0
     reason: str | None = None
+
+    def drop_tokens_after(self, step: int) -> None:
+        """Forget tokens of steps after this one: they are under way and nobody will take them."""
+        while self.token_spans and self.token_spans[-1][1] > step:
+            first, _ = self.token_spans.pop()
+            if first <= step:
+                self.token_spans.append((first, step))
+        self.num_tokens = self.row.prompt_tokens + sum(last - first + 1 for first, last in self.token_spans)
+
+
+def new_request(
+    row: TraceRow,
+    index: int,
+    hashes: Sequence[BlockHash],
+    now_s: float,
+    *,
+    block_size: int,
+    num_blocks: int,
+    max_model_len: int,
+) -> Request:
+    """A request as it enters an engine; REJECTED, with the reason, when the engine can never serve it."""
+    target = min(row.prompt_tokens + row.output_tokens, max_model_len)
+    request = Request(row, index, target, list(hashes), row.prompt_tokens)
+    blocks = -(-(target - 1) // block_size)
+    if row.prompt_tokens >= max_model_len:
+        request.reason = f"prompt of {row.prompt_tokens} tokens, max_model_len is {max_model_len}"
+    elif blocks > num_blocks:
+        request.reason = f"needs {blocks} KV blocks, the engine has {num_blocks}"
+    if request.reason is not None:
+        request.status = RequestStatus.REJECTED
+    else:
+        request.queued_s = now_s
+    return request

@@ -2,23 +2,27 @@
 
 "There's no 'decoding phase' nor 'prefill phase' in the scheduler. Each request just has the num_computed_tokens and
 num_tokens" (vLLM 0.32.0, v1/core/sched/scheduler.py): at each step requests catch up, under one token budget; the
-running ones first, in order of admission, then the waiting ones, first come, first served. A request that finds no
-block takes them from the one admitted last, which starts over later.
+running ones first, in order of admission, then the waiting ones, in the order of the policy. A request that finds no
+block takes them from another, which starts over later.
 
 The running queue is a table: one column per request in order of admission, one row per count (`_COMPUTED` and so on),
-so that a step of many requests, or many steps of the same requests, is a few numpy operations.
+so that a step of many requests, or many steps of the same requests, is a few numpy operations. Only where blocks run
+out are requests looked at one by one.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
+from collections.abc import Collection
 
 import numpy as np
 
 from simulator.kv_cache import BlockHash, KVCache
 from simulator.options import EngineOptions
 from simulator.plan import StepPlan, plan_of
-from simulator.request import Request, RequestStatus
+from simulator.request import Request, RequestStatus, new_request
+from simulator.rules import REFERENCE_RULES, Rules
 from traces.steps import Ints
 from traces.trace import TraceRow
 
@@ -30,22 +34,24 @@ _TARGET = 2
 """Tokens the request ends with."""
 _BLOCKS = 3
 """KV blocks it holds."""
-_SHARED = 4
-"""Those of them that others can find, from the first on."""
-_HASHED = 5
+_CACHED = 4
+"""Tokens up to which its full blocks are in the prefix cache, whether or not others can know their hashes."""
+_SHARED = 5
+"""Blocks that others can find, from the first on."""
+_HASHED = 6
 """Blocks whose hash is known."""
-_SPAN = 6
+_SPAN = 7
 """First step of its present run of steps that each bring a token; -1 when there is none."""
-_LAST = 7
+_LAST = 8
 """Last step that was planned to bring it a token; -1 when there is none."""
-_ROWS = 8
+_ROWS = 9
 
 _MOST_REPEATS = 512
 """Bounds the work that a plan's pricing can waste when something changes before all repeats are run."""
 
 
 class Scheduler:
-    """Queues and KV cache of one engine.
+    """Queues and KV cache of one engine; `simulator.scheduling.RequestScheduler` says what its methods do.
 
     Attributes:
         waiting: requests not running, those to be admitted first in front.
@@ -53,168 +59,271 @@ class Scheduler:
         kv_cache: the blocks.
     """
 
-    def __init__(self, options: EngineOptions, *, num_gpu_blocks: int, max_model_len: int) -> None:
+    def __init__(
+        self, options: EngineOptions, *, num_gpu_blocks: int, max_model_len: int, rules: Rules = REFERENCE_RULES
+    ) -> None:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self.kv_cache = KVCache(num_gpu_blocks, prefix_caching=options.enable_prefix_caching)
+        self.kv_cache = KVCache(
+            num_gpu_blocks,
+            prefix_caching=options.enable_prefix_caching,
+            unfinished_first=rules.unfinished_blocks_first,
+        )
         self._options = options
+        self._rules = rules
         self._max_model_len = max_model_len
+        self._seats = min(options.max_num_seqs, options.max_num_active_seqs or options.max_num_seqs)
+        self._by_priority = options.scheduling_policy == "priority"
+        # vLLM 0.32.0 v1/core/kv_cache_manager.py: of all blocks, the null block included.
+        self._watermark_blocks = int(options.watermark * num_gpu_blocks)
         self._state: Ints = np.zeros((_ROWS, options.max_num_seqs), dtype=np.int64)
         self._next_step = 0
         self._finished_step = -1
         # Preempted while a step was still to bring them a token.
         self._stale: list[Request] = []
+        # Preempted by schedulings that planned nothing: they count for the next plan.
+        self._n_preempted = 0
+
+    @property
+    def num_free_blocks(self) -> int:
+        """KV blocks that no request holds."""
+        return self.kv_cache.num_free
 
     def add_request(self, row: TraceRow, index: int, hashes: tuple[BlockHash, ...], now_s: float) -> Request:
         """Queue a request; one that can never be served comes back REJECTED, with the reason."""
-        target = min(row.prompt_tokens + row.output_tokens, self._max_model_len)
-        request = Request(row, index, target, list(hashes), row.prompt_tokens)
-        blocks = -(-(target - 1) // self._options.block_size)
-        if row.prompt_tokens >= self._max_model_len:
-            request.reason = f"prompt of {row.prompt_tokens} tokens, max_model_len is {self._max_model_len}"
-        elif blocks > self.kv_cache.num_blocks:
-            request.reason = f"needs {blocks} KV blocks, the engine has {self.kv_cache.num_blocks}"
-        if request.reason is not None:
-            request.status = RequestStatus.REJECTED
-            return request
-        request.queued_s = now_s
-        self.waiting.append(request)
+        request = new_request(
+            row,
+            index,
+            hashes,
+            now_s,
+            block_size=self._options.block_size,
+            num_blocks=self.kv_cache.num_blocks,
+            max_model_len=self._max_model_len,
+        )
+        if request.status is RequestStatus.WAITING:
+            self._queue(request)
         return request
 
     def schedule(self, now_s: float) -> StepPlan | None:
         """Plan the next step and take the blocks it needs; None when no request can compute anything now."""
-        tokens, budget, preempted = self._schedule_running()
-        self._share_scheduled(tokens)
-        n_before = len(self.running)
-        if not preempted:
-            tokens = self._schedule_waiting(tokens, budget, now_s)
-        if not tokens.any():
-            return None
-        return self._planned(tokens, n_before, preempted)
+        while True:
+            threshold = self._prefill_threshold()
+            tokens, budget, preempted = self._schedule_running(threshold)
+            n_before = len(self.running)
+            if not preempted:
+                tokens = self._schedule_waiting(tokens, budget, threshold, now_s)
+            self._n_preempted += preempted
+            if tokens.any():
+                return self._planned(tokens, alike=n_before == len(self.running) and not self._n_preempted)
+            # A step of no tokens takes no time: the engine plans again at once, unless an output is to come first.
+            if not preempted or self._finished_step < self._next_step - 1:
+                return None
 
     def repeat(self, plan: StepPlan, times: int) -> Ints:
         """Run a plan `times` times instead of once, in one go. Returns the KV blocks in use at each, [times]."""
         blocks = np.full(times, plan.kv_blocks, dtype=np.int64)
         if times == 1:
             return blocks
-        state = self._state[:, : len(self.running)]
+        state = self._columns()
         blocks[1:] += self._growth(state)[: times - 1]
         self.kv_cache.allocate(int(blocks[-1] - blocks[0]))
         state[_COMPUTED] += times - 1
         state[_TOKENS] += times - 1
         state[_LAST] += times - 1
         state[_BLOCKS] = -(-state[_COMPUTED] // self._options.block_size)
-        self._share(state, state[_COMPUTED] - self._options.async_scheduling)
+        state[_CACHED] = state[_COMPUTED] - self._options.async_scheduling
+        self._share(state)
         self._next_step += times - 1
         return blocks
 
-    def finish(self, last_step: int, end_s: float) -> list[Request]:
-        """Take in the output of all steps up to `last_step`. Returns the requests that are finished."""
+    def finish(self, last_step: int, end_s: float, stopped: Collection[Request] = ()) -> list[Request]:
+        """Take in the output of all steps up to `last_step`. Returns the requests that are finished.
+
+        A request ends with its last token, or earlier when it is one of `stopped`: its token of this output says so.
+        """
         self._finished_step = last_step
-        done = self._finish_stale(end_s)
-        state = self._state[:, : len(self.running)]
-        ended = (state[_TOKENS] >= state[_TARGET]) & (state[_LAST] <= last_step) & (state[_LAST] >= 0)
+        done = self._finish_stale(end_s, stopped)
+        state = self._columns()
+        if self._options.async_scheduling:
+            # The output makes tokens known, and blocks that end with them can be found (`cache_blocks`).
+            np.maximum(state[_CACHED], state[_COMPUTED] - (state[_LAST] > last_step), out=state[_CACHED])
+            self._share(state)
+        ended = (state[_TOKENS] >= state[_TARGET]) & (state[_LAST] <= last_step)
+        for request in stopped:
+            if request.status is RequestStatus.RUNNING:
+                ended[self.running.index(request)] = True
         if ended.any():
             for i in np.flatnonzero(ended):
-                done.append(self._end(self.running[i], int(i), end_s))
+                done.append(self._end(self.running[i], state[:, i], RequestStatus.FINISHED, end_s))
             self._keep(~ended)
-        if self._options.async_scheduling:
-            state = self._state[:, : len(self.running)]
-            self._share(state, state[_COMPUTED] - (state[_LAST] > last_step))
         return done
+
+    def abort(self, request: Request, now_s: float) -> None:
+        """End a request from outside: its client went away. What steps under way compute for it is dropped."""
+        if request.status is RequestStatus.RUNNING:
+            i = self.running.index(request)
+            self._end(request, self._state[:, i], RequestStatus.ABORTED, now_s)
+            self._remove(i)
+        elif request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
+            self.waiting.remove(request)
+            if request in self._stale:
+                self._stale.remove(request)
+            self._close(request, RequestStatus.ABORTED, now_s)
 
     # -- running -----------------------------------------------------------------------------------------------
 
-    def _schedule_running(self) -> tuple[Ints, int, int]:
-        """Tokens for each running request, [n_running]; the budget that is left; how many were preempted."""
-        budget = self._options.max_num_batched_tokens
-        state = self._state[:, : len(self.running)]
-        want = state[_TOKENS] - state[_COMPUTED]
-        # A request whose last token is under way has nothing more to compute (vLLM: avoids a step past max_tokens).
-        want[state[_TOKENS] >= state[_TARGET]] = 0
-        if threshold := self._prefill_threshold():
-            np.minimum(want, threshold, out=want)
-        if want.sum() > budget:
-            want = np.clip(budget - (np.cumsum(want) - want), 0, want)
-        after = -(-(state[_COMPUTED] + want) // self._options.block_size)
-        new_blocks = np.maximum(after - state[_BLOCKS], 0)
-        if (total := int(new_blocks.sum())) > self.kv_cache.num_free:
-            return self._schedule_running_short(want, new_blocks)
-        self.kv_cache.allocate(total)
-        state[_BLOCKS] += new_blocks
-        return want, budget - int(want.sum()), 0
-
-    def _schedule_running_short(self, want: Ints, new_blocks: Ints) -> tuple[Ints, int, int]:
-        """The same with too few free blocks: the request admitted last gives up its blocks, as often as needed."""
-        preempted = 0
-        granted = np.zeros_like(want)
-        i = 0
-        while i < len(self.running):
-            if want[i] == 0:
-                i += 1
-                continue
-            while new_blocks[i] > self.kv_cache.num_free and i < len(self.running):
-                self._preempt_last()
-                preempted += 1
-            if i == len(self.running):
-                break
-            self.kv_cache.allocate(int(new_blocks[i]))
-            self._state[_BLOCKS, i] += new_blocks[i]
-            granted[i] = want[i]
-            i += 1
-        granted = granted[: len(self.running)]
-        return granted, self._options.max_num_batched_tokens - int(granted.sum()), preempted
+    def _columns(self) -> Ints:
+        """The table's columns in use, [_ROWS, n_running]; a view."""
+        return self._state[:, : len(self.running)]
 
     def _prefill_threshold(self) -> int:
         """Most tokens of one request, or 0. It protects others, so that it binds only when there are others."""
-        if len(self.running) + len(self.waiting) > 1:
-            return self._options.long_prefill_token_threshold
-        return 0
+        threshold = self._options.long_prefill_token_threshold
+        eligible = len(self.running) + len(self.waiting)
+        if not threshold or not eligible or (eligible == 1 and self._rules.lone_request_unlimited):
+            return 0
+        if self._options.long_prefill_token_threshold_adaptive:
+            return max(threshold, self._options.max_num_batched_tokens // eligible)
+        return threshold
 
-    def _preempt_last(self) -> None:
-        """Take the blocks of the request admitted last; it starts over from the front of the waiting queue."""
-        request = self.running.pop()
-        column = self._state[:, len(self.running)]
-        under_way = int(column[_LAST] > self._finished_step)
-        request.num_tokens = int(column[_TOKENS]) - under_way
-        request.num_in_flight = under_way
-        if under_way:
-            self._stale.append(request)
-        if column[_SPAN] >= 0:
-            request.token_spans.append((int(column[_SPAN]), int(column[_LAST])))
-        # Its own full blocks stay findable, by itself at least: hashes nobody else has.
-        first_token_under_way = under_way and column[_SPAN] == column[_LAST]
-        cached = int(column[_COMPUTED]) - (0 if first_token_under_way else under_way)
-        full = cached // self._options.block_size
+    def _schedule_running(self, threshold: int) -> tuple[Ints, int, int]:
+        """Tokens for each running request, [n_running]; the budget that is left; how many were preempted."""
+        budget = self._options.max_num_batched_tokens
+        state = self._columns()
+        want = state[_TOKENS] - state[_COMPUTED]
+        if self._options.async_scheduling:
+            # A request whose last token is under way has nothing more to compute (vLLM: no step past max_tokens).
+            want[state[_TOKENS] >= state[_TARGET]] = 0
+        if threshold:
+            np.minimum(want, threshold, out=want)
+        if (total := int(want.sum())) > budget:
+            want = np.clip(budget - (np.cumsum(want) - want), 0, want)
+            total = budget
+        new_blocks = -(-(state[_COMPUTED] + want) // self._options.block_size) - state[_BLOCKS]
+        if (needed := int(new_blocks.sum())) > self.kv_cache.num_free:
+            return self._schedule_running_short(threshold)
+        self.kv_cache.allocate(needed)
+        state[_BLOCKS] += new_blocks
         if self._options.enable_prefix_caching:
-            for i in range(len(request.blocks), full):
-                if i >= len(request.block_hashes):
-                    request.block_hashes.append((request.index, i))
-                request.blocks.append(self.kv_cache.cache(request.block_hashes[i]))
-        self._free(request, int(column[_BLOCKS]), full)
+            cached = np.minimum(state[_COMPUTED] + want, self._known(state))
+            np.copyto(state[_CACHED], cached, where=want > 0)
+            self._share(state)
+        return want, budget - total, 0
+
+    def _schedule_running_short(self, threshold: int) -> tuple[Ints, int, int]:
+        """The same one by one, with too few free blocks: who finds none takes another's, as often as needed."""
+        budget = self._options.max_num_batched_tokens
+        granted: dict[Request, int] = {}
+        preempted = 0
+        i = 0
+        while i < len(self.running) and budget > 0:
+            tokens = min(self._wanted(i, threshold), budget)
+            if tokens == 0:
+                i += 1
+                continue
+            request = self.running[i]
+            while self._new_blocks(request, tokens) > self.kv_cache.num_free:
+                at = self._victim()
+                victim = self.running[at]
+                returned = granted.pop(victim, 0)
+                budget += returned
+                if at < self.running.index(request) and (returned or not self._rules.skips_after_idle_victim):
+                    i -= 1
+                self._preempt(at)
+                preempted += 1
+                if victim is request:
+                    break
+            if request.status is RequestStatus.PREEMPTED:
+                if self._by_priority and not self._rules.step_ends_with_own_preemption:
+                    continue
+                break
+            self._grant(request, tokens)
+            granted[request] = tokens
+            budget -= tokens
+            i += 1
+        tokens_of = [granted.get(request, 0) for request in self.running]
+        return np.array(tokens_of, dtype=np.int64), budget, preempted
+
+    def _wanted(self, i: int, threshold: int) -> int:
+        column = self._state[:, i]
+        if column[_TOKENS] >= column[_TARGET]:
+            return 0
+        want = int(column[_TOKENS] - column[_COMPUTED])
+        return min(want, threshold) if threshold else want
+
+    def _new_blocks(self, request: Request, tokens: int) -> int:
+        """Blocks that a running request lacks for so many more tokens."""
+        column = self._state[:, self.running.index(request)]
+        return -(-(int(column[_COMPUTED]) + tokens) // self._options.block_size) - int(column[_BLOCKS])
+
+    def _grant(self, request: Request, tokens: int) -> None:
+        """Give a running request the blocks for so many tokens; full ones can be found from now on."""
+        new_blocks = self._new_blocks(request, tokens)
+        i = self.running.index(request)
+        self.kv_cache.allocate(new_blocks)
+        self._state[_BLOCKS, i] += new_blocks
+        if self._options.enable_prefix_caching:
+            self._state[_CACHED, i] = min(self._state[_COMPUTED, i] + tokens, self._known(self._state[:, i]))
+            self._share_one(i)
+
+    def _victim(self) -> int:
+        """Place of the request to preempt: the one admitted last, or the one that the policy serves last."""
+        if not self._by_priority:
+            return len(self.running) - 1
+        rows = [request.row for request in self.running]
+        return max(range(len(rows)), key=lambda i: (rows[i].priority, rows[i].arrival_s))
+
+    def _preempt(self, i: int) -> None:
+        """Take the blocks of a running request; it starts over from the waiting queue."""
+        request, column = self.running[i], self._state[:, i]
+        request.num_in_flight = int(column[_LAST] > self._finished_step)
+        request.num_tokens = int(column[_TOKENS]) - request.num_in_flight
+        if request.num_in_flight:
+            self._stale.append(request)
+        self._close_span(request, column)
+        # Its own full blocks stay findable, by itself at least: hashes nobody else has.
+        for j in range(len(request.blocks), int(column[_CACHED]) // self._options.block_size):
+            if j >= len(request.block_hashes):
+                request.block_hashes.append((request.index, j))
+            request.blocks.append(self.kv_cache.cache(request.block_hashes[j]))
+        self._free(request, column)
         request.status = RequestStatus.PREEMPTED
         request.num_preemptions += 1
-        self.waiting.appendleft(request)
+        self._remove(i)
+        self._requeue(request)
 
-    def _free(self, request: Request, num_blocks: int, full: int) -> None:
-        private = max(full - len(request.blocks), 0)
-        self.kv_cache.free(request.blocks, private, num_blocks - len(request.blocks) - private)
+    def _free(self, request: Request, column: Ints) -> None:
+        """Give back a request's blocks; the full ones beyond those that others can find are its own."""
+        private = max(int(column[_CACHED]) // self._options.block_size - len(request.blocks), 0)
+        self.kv_cache.free(request.blocks, private, int(column[_BLOCKS]) - len(request.blocks) - private)
         request.blocks.clear()
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
-    def _schedule_waiting(self, tokens: Ints, budget: int, now_s: float) -> Ints:
+    def _queue(self, request: Request) -> None:
+        """Behind all that came before, or where the policy puts it."""
+        if self._by_priority:
+            insort(self.waiting, request, key=_urgency)
+        else:
+            self.waiting.append(request)
+
+    def _requeue(self, request: Request) -> None:
+        """A preempted request goes to the front, or where the policy puts it."""
+        if self._by_priority:
+            insort(self.waiting, request, key=_urgency)
+        else:
+            self.waiting.appendleft(request)
+
+    def _schedule_waiting(self, tokens: Ints, budget: int, threshold: int, now_s: float) -> Ints:
         """Admit waiting requests while budget, seats and blocks last. Returns tokens for all running, old and new."""
-        threshold = self._prefill_threshold()
         admitted: list[int] = []
         skipped: list[Request] = []
-        while self.waiting and budget > 0 and len(self.running) < self._options.max_num_seqs:
-            request = self.waiting[0]
-            if request.num_in_flight:
+        while self.waiting and budget > 0 and len(self.running) < self._seats:
+            if self.waiting[0].num_in_flight:
                 # Its last token before the preemption is still to come; it takes the next step at the earliest.
                 skipped.append(self.waiting.popleft())
                 continue
-            granted = self._admit(request, budget, threshold, now_s)
+            granted = self._admit(self.waiting[0], budget, threshold, now_s)
             if granted == 0:
                 break
             budget -= granted
@@ -234,7 +343,7 @@ class Scheduler:
         if tokens > budget and not self._options.enable_chunked_prefill:
             return 0
         tokens = min(tokens, budget)
-        free = self.kv_cache.num_free_without(found)
+        free = self.kv_cache.num_free_without(found) - (self._watermark_blocks if self.running else 0)
         if self._options.scheduler_reserve_full_isl and -(-request.num_tokens // size) - len(found) > free:
             return 0
         new_blocks = -(-(hit + tokens) // size) - len(found)
@@ -253,65 +362,74 @@ class Scheduler:
         column[_TOKENS] = request.num_tokens
         column[_TARGET] = request.target_tokens
         column[_BLOCKS] = len(found) + new_blocks
+        column[_CACHED] = min(hit + tokens, request.num_tokens) if self._options.enable_prefix_caching else 0
         column[_SHARED] = len(found)
         column[_HASHED] = len(request.block_hashes) if self._options.enable_prefix_caching else 0
         column[_SPAN] = column[_LAST] = -1
         self.running.append(request)
         # A full block is findable as soon as it is scheduled, by the next request of the same step already.
-        self._share_one(len(self.running) - 1, min(hit + tokens, request.num_tokens))
+        self._share_one(len(self.running) - 1)
         return tokens
 
     # -- plan --------------------------------------------------------------------------------------------------
 
-    def _planned(self, tokens: Ints, n_before: int, preempted: int) -> StepPlan:
-        state = self._state[:, : len(self.running)]
+    def _planned(self, tokens: Ints, *, alike: bool) -> StepPlan:
+        """The plan, and the table after it; `alike`: the same requests ran before, and none lost its blocks."""
+        state = self._columns()
         step = self._next_step
         self._next_step += 1
         before = state[_COMPUTED].copy()
         state[_COMPUTED] += tokens
-        brings = (state[_COMPUTED] >= state[_TOKENS]) & (tokens > 0)
+        brings = state[_COMPUTED] >= state[_TOKENS]
         state[_TOKENS] += brings
-        state[_LAST][brings] = step
-        starts = brings & (state[_SPAN] < 0)
-        state[_SPAN][starts] = step
-        all_in = bool((tokens == 1).all() and brings.all())
-        if not all_in:
-            self._close_spans(tokens, step)
-        batch = np.flatnonzero(tokens)
-        whole = len(batch) == len(self.running)
+        np.copyto(state[_LAST], step, where=brings)
+        np.copyto(state[_SPAN], step, where=brings & (state[_SPAN] < 0))
+        decodes = len(tokens) == int(tokens.sum()) and bool(brings.all())
+        if not decodes:
+            self._close_spans(tokens, state)
+        requests = list(self.running)
+        if not decodes and not tokens.all():
+            batch = np.flatnonzero(tokens)
+            requests = [self.running[i] for i in batch]
+            tokens, before = tokens[batch], before[batch]
+        preempted, self._n_preempted = self._n_preempted, 0
         return plan_of(
-            list(self.running) if whole else [self.running[i] for i in batch],
-            tokens if whole else tokens[batch],
-            before if whole else before[batch],
+            requests,
+            tokens,
+            before,
             first_step=step,
-            repeat=self._most_repeats(state) if all_in and n_before == len(self.running) and not preempted else 1,
+            repeat=self._most_repeats(state) if decodes and alike else 1,
             n_preempted=preempted,
             n_running=len(self.running),
             n_waiting=len(self.waiting),
             kv_blocks=self.kv_cache.in_use,
         )
 
-    def _close_spans(self, tokens: Ints, step: int) -> None:
+    def _close_spans(self, tokens: Ints, state: Ints) -> None:
         """A request that was due a token and is not in this step: its run of token-bringing steps ends here."""
-        state = self._state[:, : len(self.running)]
         broken = (tokens == 0) & (state[_SPAN] >= 0) & (state[_TOKENS] < state[_TARGET])
         for i in np.flatnonzero(broken):
-            self.running[i].token_spans.append((int(state[_SPAN, i]), int(state[_LAST, i])))
-            state[_SPAN, i] = -1
+            self._close_span(self.running[i], state[:, i])
+
+    def _close_span(self, request: Request, column: Ints) -> None:
+        if column[_SPAN] >= 0:
+            request.token_spans.append((int(column[_SPAN]), int(column[_LAST])))
+            column[_SPAN] = -1
 
     def _most_repeats(self, state: Ints) -> int:
         """How often a step that all running requests decode in can be run before anything but lengths changes."""
-        if self.waiting and len(self.running) < self._options.max_num_seqs:
+        if self.waiting and len(self.running) < self._seats:
             # The first waiting request lacks blocks, and those only get fewer while nobody finishes; but a block
             # that a running request completes may be one that it can share.
             if (state[_SHARED] < state[_HASHED]).any() or state.shape[1] >= self._options.max_num_batched_tokens:
                 return 1
             if self.waiting[0].num_in_flight:
                 return 1
-        more = int((state[_TARGET] - state[_TOKENS]).min())
-        most = min(more, _MOST_REPEATS - 1)
+        most = min(int((state[_TARGET] - state[_TOKENS]).min()), _MOST_REPEATS - 1)
         if most <= 0:
             return 1
+        if state.shape[1] * -(-most // self._options.block_size) <= self.kv_cache.num_free:
+            return 1 + most
         return 1 + int(np.searchsorted(self._growth(state)[:most], self.kv_cache.num_free, side="right"))
 
     def _growth(self, state: Ints) -> Ints:
@@ -323,52 +441,62 @@ class Scheduler:
 
     # -- sharing and ending ------------------------------------------------------------------------------------
 
-    def _share(self, state: Ints, tokens: Ints) -> None:
-        """Make full blocks of known hash findable, up to `tokens` of each running request, [n_running]."""
-        full = np.minimum(tokens // self._options.block_size, state[_HASHED])
+    def _known(self, state: Ints) -> Ints:
+        """Tokens that exist: only these can be hashed, not one that a step under way will bring."""
+        known: Ints = state[_TOKENS] - (state[_LAST] > self._finished_step)
+        return known
+
+    def _share(self, state: Ints) -> None:
+        """Make the cached blocks of known hash findable, of each running request."""
+        fewer = state[_SHARED] < state[_HASHED]
+        if not fewer.any():
+            return
+        full = np.minimum(state[_CACHED] // self._options.block_size, state[_HASHED])
         for i in np.flatnonzero(full > state[_SHARED]):
-            self._share_one(int(i), int(tokens[i]))
+            self._share_one(int(i))
 
-    def _share_scheduled(self, tokens: Ints) -> None:
-        """Make findable what running requests complete in the step being planned: waiting ones may find it already.
-
-        Only tokens that are known can be hashed, not the one that a step under way will bring.
-        """
-        state = self._state[:, : len(self.running)]
-        known = state[_TOKENS] - (state[_LAST] > self._finished_step)
-        self._share(state, np.minimum(state[_COMPUTED] + tokens, known))
-
-    def _share_one(self, i: int, tokens: int) -> None:
+    def _share_one(self, i: int) -> None:
         request = self.running[i]
-        full = min(tokens // self._options.block_size, int(self._state[_HASHED, i]))
+        full = min(int(self._state[_CACHED, i]) // self._options.block_size, int(self._state[_HASHED, i]))
         for j in range(len(request.blocks), full):
             request.blocks.append(self.kv_cache.cache(request.block_hashes[j]))
         self._state[_SHARED, i] = len(request.blocks)
 
-    def _finish_stale(self, end_s: float) -> list[Request]:
+    def _finish_stale(self, end_s: float, stopped: Collection[Request]) -> list[Request]:
         """Tokens that arrive for requests preempted meanwhile; one may have been the last."""
         done = []
         for request in self._stale:
             request.num_tokens += 1
             request.num_in_flight = 0
-            if request.num_tokens >= request.target_tokens:
+            if request.num_tokens >= request.target_tokens or request in stopped:
                 self.waiting.remove(request)
-                request.status = RequestStatus.FINISHED
-                request.finish_s = end_s
-                done.append(request)
+                done.append(self._close(request, RequestStatus.FINISHED, end_s))
         self._stale.clear()
         return done
 
-    def _end(self, request: Request, i: int, end_s: float) -> Request:
-        column = self._state[:, i]
-        request.token_spans.append((int(column[_SPAN]), int(column[_LAST])))
-        request.num_tokens = request.target_tokens
-        full = int(column[_COMPUTED]) // self._options.block_size if self._options.enable_prefix_caching else 0
-        self._free(request, int(column[_BLOCKS]), full)
-        request.status = RequestStatus.FINISHED
+    def _end(self, request: Request, column: Ints, status: RequestStatus, end_s: float) -> Request:
+        """End a running request and free its blocks; its column is the caller's to remove."""
+        self._close_span(request, column)
+        self._free(request, column)
+        return self._close(request, status, end_s)
+
+    def _close(self, request: Request, status: RequestStatus, end_s: float) -> Request:
+        request.drop_tokens_after(self._finished_step)
+        request.status = status
         request.finish_s = end_s
         return request
+
+    def _remove(self, i: int) -> None:
+        """Take one request out of the running queue."""
+        n_running = len(self.running)
+        del self.running[i]
+        self._state[:, i : n_running - 1] = self._state[:, i + 1 : n_running]
 
     def _keep(self, kept: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
         self._state[:, : int(kept.sum())] = self._state[:, : len(kept)][:, kept]
         self.running = [request for request, keep in zip(self.running, kept, strict=True) if keep]
+
+
+def _urgency(request: Request) -> tuple[int, float, str]:
+    """Order of the priority policy: vLLM 0.32.0 v1/request.py, `Request.__lt__`."""
+    return request.row.priority, request.row.arrival_s, request.row.request_id

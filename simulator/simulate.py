@@ -8,8 +8,10 @@ import msgspec
 
 from simulator.instance import Instance, token_times_s
 from simulator.options import EngineOptions
+from simulator.oracle import Oracle
 from simulator.request import Request, RequestStatus
-from simulator.scheduler import Scheduler
+from simulator.rules import OPTIONS_SINCE, REFERENCE_RULES, Rules
+from simulator.scheduling import RequestScheduler, SchedulerKind, new_scheduler
 from simulator.step_time import StepTimeModel
 from traces.capture import Capture, CaptureMeta
 from traces.errors import InputError
@@ -29,6 +31,8 @@ class Engine:
         num_gpu_blocks: its KV blocks, the null block included.
         max_model_len: most tokens of a request.
         step_time: how long its steps take.
+        scheduler: our own scheduler, or the installed vLLM's.
+        rules: of the vLLM version that our own scheduler follows.
     """
 
     model: str
@@ -37,6 +41,8 @@ class Engine:
     num_gpu_blocks: int
     max_model_len: int
     step_time: StepTimeModel
+    scheduler: SchedulerKind = "native"
+    rules: Rules = REFERENCE_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +71,19 @@ def simulate(trace: Trace, engine: Engine, *, fast_forward: bool = True, record_
 
     Raises:
         InputError: options that contradict each other, or hashes that cannot be brought to the engine's block size.
+        EngineError: vLLM's scheduler is asked for, and vllm is not installed or refuses the options.
     """
-    _check(engine)
-    scheduler = Scheduler(engine.options, num_gpu_blocks=engine.num_gpu_blocks, max_model_len=engine.max_model_len)
+    check_options(engine.options, engine.max_model_len, engine.rules)
+    if (waits := next((row for row in trace.rows if row.delay_s is not None), None)) is not None:
+        accepted = "requests that wait for no other's end; a capture of this trace has their true arrivals"
+        raise InputError(file=trace.source, field="delay_s", found=f"request {waits.request_id!r}", accepted=accepted)
+    scheduler = new_scheduler(
+        engine.scheduler,
+        engine.options,
+        num_gpu_blocks=engine.num_gpu_blocks,
+        max_model_len=engine.max_model_len,
+        rules=engine.rules,
+    )
     instance = Instance(
         scheduler, engine.step_time, async_scheduling=engine.options.async_scheduling, fast_forward=fast_forward
     )
@@ -78,7 +94,7 @@ def simulate(trace: Trace, engine: Engine, *, fast_forward: bool = True, record_
     steps = steps_from_columns(columns, instance.record.batches() if record_batches else None)
     requests = sorted(instance.requests, key=lambda request: request.index)
     outcomes = tuple(_outcome(request, steps.end_s) for request in requests)
-    capture = Capture(_meta(trace, engine, outcomes), trace, outcomes, steps)
+    capture = Capture(_meta(trace, engine, outcomes, scheduler), trace, outcomes, steps)
     return Simulation(capture, len(steps), len(instance.record.plans))
 
 
@@ -102,14 +118,28 @@ def engine_hashes(row: TraceRow, trace: Trace, block_size: int) -> tuple[int, ..
     return row.block_hashes[every - 1 :: every]
 
 
-def _check(engine: Engine) -> None:
-    """Refuse what vLLM refuses at start (vLLM 0.19 `config/scheduler.py::SchedulerConfig.verify_max_model_len`)."""
-    options = engine.options
-    if not options.enable_chunked_prefill and options.max_num_batched_tokens < engine.max_model_len:
+def check_options(options: EngineOptions, max_model_len: int, rules: Rules) -> None:
+    """Refuse what vLLM refuses at start (vLLM 0.32 `config/scheduler.py::SchedulerConfig.verify_max_model_len`).
+
+    Raises InputError with the field, and for options that the version whose rules are followed does not have.
+    """
+    if not options.enable_chunked_prefill and options.max_num_batched_tokens < max_model_len:
         raise InputError(
             field="engine.max_num_batched_tokens",
             found=options.max_num_batched_tokens,
-            accepted=f"at least max_model_len {engine.max_model_len} when enable_chunked_prefill is false",
+            accepted=f"at least max_model_len {max_model_len} when enable_chunked_prefill is false",
+        )
+    if options.max_num_active_seqs is not None and options.max_num_active_seqs > options.max_num_seqs:
+        raise InputError(
+            field="engine.max_num_active_seqs",
+            found=options.max_num_active_seqs,
+            accepted=f"at most max_num_seqs {options.max_num_seqs}",
+        )
+    if options.long_prefill_token_threshold > max_model_len:
+        raise InputError(
+            field="engine.long_prefill_token_threshold",
+            found=options.long_prefill_token_threshold,
+            accepted=f"at most max_model_len {max_model_len}",
         )
     if options.max_num_batched_tokens < options.max_num_seqs:
         raise InputError(
@@ -117,6 +147,13 @@ def _check(engine: Engine) -> None:
             found=options.max_num_batched_tokens,
             accepted=f"at least max_num_seqs {options.max_num_seqs}",
         )
+    for name, since in OPTIONS_SINCE.items():
+        if rules.version < since and getattr(options, name) != getattr(EngineOptions(), name):
+            raise InputError(
+                f"needs vLLM {since[0]}.{since[1]}, and the rules followed are those of {rules.name}",
+                field=f"engine.{name}",
+                found=getattr(options, name),
+            )
 
 
 def _outcome(request: Request, end_s: Floats) -> Outcome:
@@ -150,13 +187,15 @@ def _outcome(request: Request, end_s: Floats) -> Outcome:
     )
 
 
-def _meta(trace: Trace, engine: Engine, outcomes: tuple[Outcome, ...]) -> CaptureMeta:
+def _meta(trace: Trace, engine: Engine, outcomes: tuple[Outcome, ...], scheduler: RequestScheduler) -> CaptureMeta:
     rejected = sum(outcome.status is Status.REJECTED for outcome in outcomes)
     capped = sum(
         outcome.status is Status.FINISHED and outcome.output_tokens < row.output_tokens
         for outcome, row in zip(outcomes, trace.rows, strict=True)
     )
-    notes = [*trace.notes, *engine.step_time.notes()]
+    ours = f"scheduled by the rules of {engine.rules.name}"
+    theirs = f"scheduled by vLLM {scheduler.version}'s own scheduler" if isinstance(scheduler, Oracle) else ours
+    notes = [*trace.notes, theirs, *engine.step_time.notes()]
     if rejected:
         notes.append(f"{rejected} requests rejected; their outcomes carry the reason")
     if capped:

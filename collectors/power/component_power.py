@@ -139,7 +139,7 @@ def component_power(component: Component, sensor: str, tries: Tries, rate_hz: fl
         since_s, time_s, power_w, period_s, fell = _from_counter(tries, sampling_s)
         covered = Covered(since_s, time_s, power_w, power_w)
         if fell:
-            notes.append(f"{component.name}: the energy counter fell {fell} times; it is not covered there")
+            notes.append(f"{component.name}: the energy counter fell, times: {fell}; not covered there")
     else:
         read = ~np.isnan(tries.watts)
         since_s = time_s = tries.time_s[read]

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
-from urllib.parse import urldefrag, urlsplit
+from urllib.parse import urlsplit
 
 from collectors.power.reading import Component, Measured, Reading
 from traces.errors import CollectorError, InputError
@@ -109,7 +109,7 @@ def tpu_sensor(url: str) -> ExporterSensor:
 
     There is no name to assume: libtpu itself lists no power metric. Raises InputError or CollectorError likewise.
     """
-    address, metric = urldefrag(url)
+    address, _, metric = url.partition("#")
     if not metric:
         accepted = "the address and the gauge's name, as http://127.0.0.1:8431/metrics#tpu_power_watts"
         raise InputError(field="--sensor", found=f"tpu={url}", accepted=accepted)
@@ -179,7 +179,10 @@ def _get(url: str) -> str:
 
 def _address(url: str) -> str:
     """The address of the metrics; `/metrics` where no path is given. Raises InputError when it is none."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # an unclosed bracket
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise InputError(field="--sensor", found=url, accepted="the exporter's address, as http://127.0.0.1:9400")
     return url if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/metrics"

@@ -19,8 +19,8 @@ from traces.steps import Floats, Steps
 
 STANDBY_S = 18.0
 """LLMServingSim's standby_duration in all its cluster configs. Its published recording of an RTX A6000 agrees: after
-each of three busy stretches power stays at 89 to 92 W for 17 to 18 s, against 33 W at rest. Other devices differ; look
-at a recording of theirs before relying on it."""
+three busy stretches power stays at about 90 W and falls below 60 W after 17.6, 19.2 and 18.2 s, to 33 W at rest. Other
+devices differ: look at a recording of theirs first."""
 
 FEWEST_SAMPLES = 10
 """Below this number a quartile is the value of one or two samples."""

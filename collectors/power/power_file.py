@@ -191,4 +191,4 @@ def _notes(collected: dict[str, _Collected], components: dict[str, ComponentPowe
         yield from one.notes
         gaps_s = one.covered.begin_s[1:] - one.covered.end_s[:-1]
         if (count := int((gaps_s > 0).sum())) > 0:
-            yield f"{name}: {count} gaps, {gaps_s.sum():.3g} s together, are not covered"
+            yield f"{name}: not covered between samples: {gaps_s.sum():.3g} s, in {count} gap{'s' * (count > 1)}"

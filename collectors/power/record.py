@@ -244,7 +244,7 @@ class Recorder:
             if (error is not None) != failing:
                 failing = error is not None
                 self._report(f"{sensor.name}: {f'no reading ({error}); trying on' if failing else 'reads again'}")
-            turn = max(turn + 1, math.floor((time.monotonic() - begin_s) * self._rate_hz) + 1)
+            turn = next_turn(turn, time.monotonic() - begin_s, self._rate_hz)
 
     def _read(self, sensor: Sensor) -> str | None:
         """Read once, append what came, and return what was wrong with it."""
@@ -274,6 +274,11 @@ class Recorder:
         progress.n_failed += error is not None
         progress.watts = sum(watts) if watts else None
         return error
+
+
+def next_turn(turn: int, elapsed_s: float, rate_hz: float) -> int:
+    """Number of the turn after this one that is still to come; those that passed meanwhile are left out."""
+    return max(turn + 1, math.floor(elapsed_s * rate_hz) + 1)
 
 
 @contextmanager

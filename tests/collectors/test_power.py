@@ -95,7 +95,7 @@ def test_a_gap_is_not_covered(tmp_path: Path, made: Callable[..., PowerRecording
     assert found.coverage == pytest.approx(0.9)
     assert found.reason == "samples cover 90.0% of the window, and 95% are needed"
     assert energy(gapped, 5, 10).energy_j == pytest.approx(500.0)
-    assert gapped.notes == ("gpu0: 1 gaps, 1 s together, are not covered",)
+    assert gapped.notes == ("gpu0: not covered between samples: 1 s, in 1 gap",)
 
 
 def test_a_gap_of_three_periods_is_covered_and_one_of_four_is_not(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_counter_that_fell_is_not_covered_there_and_noted(tmp_path: Path) -> N
     made = counter(tmp_path / "c", times(0, 10), lambda t: 1e6 + 200.0 * t if t < 5 else 200.0 * t)
     assert energy(made, 0, 10).coverage == pytest.approx(0.99)
     assert energy(made, 0, 10).mean_w == pytest.approx(200.0)
-    assert made.notes[0] == "gpu0: the energy counter fell 1 times; it is not covered there"
+    assert made.notes[0] == "gpu0: the energy counter fell, times: 1; not covered there"
 
 
 def test_a_counter_that_never_moved_is_not_zero_watts(tmp_path: Path) -> None:
@@ -194,8 +194,15 @@ def test_sessions_are_apart_and_on_one_clock(tmp_path: Path) -> None:
     made = recorded(path, header("gpu0"), *first, header("gpu0", at_s=5.15), *second)
     assert energy(made, 0, 60).mean_w == pytest.approx(80.0)
     assert energy(made, 0, 60).coverage == pytest.approx(1 - 0.2 / 60)
+    assert made.notes == ("gpu0: not covered between samples: 0.2 s, in 1 gap",)
     assert [pair.monotonic_s for pair in made.clocks] == pytest.approx([ORIGIN_S, ORIGIN_S + 5.15])
     assert made.monotonic_s(ORIGIN_S + 507.0) == pytest.approx(ORIGIN_S + 7.0)
+
+
+def test_what_was_between_sessions_is_not_known_however_short(tmp_path: Path) -> None:
+    first, second = ([sample(t, watts=80.0) for t in times(*window)] for window in ((0, 5), (5.1, 10)))
+    made = recorded(tmp_path / "s", header("gpu0"), *first, header("gpu0", at_s=5.05), *second)
+    assert energy(made, 0, 10).coverage == pytest.approx(0.99)
 
 
 def test_a_wall_clock_that_was_set_is_paired_anew(tmp_path: Path) -> None:
@@ -289,6 +296,11 @@ def test_a_window_of_the_total_needs_every_device(tmp_path: Path) -> None:
     assert series["power_w.gpu0"].time_s == pytest.approx([1, 2, 3, 4, 5, 6])
     assert series["power_w"].time_s == pytest.approx([1, 2, 5, 6])
     assert series["power_w"].value == pytest.approx(np.full(4, 170.0))
+
+
+def test_a_window_that_is_half_covered_is_left_out(tmp_path: Path) -> None:
+    made = gauge(tmp_path / "g", [*times(0, 2.5), *times(4, 6)], lambda t: 100.0)
+    assert power_series(made, ORIGIN_S, window_s=1.0)["power_w"].time_s == pytest.approx([1, 2, 5, 6])
 
 
 def host(path: Path, *kinds: str) -> PowerRecording:

@@ -1,117 +1,103 @@
-"""Random scenarios through vLLM's own scheduler and through ours, step by step. Runs in the engine's environment:
-
-    PYTHONPATH=. .venv-engine/bin/python -m tests.conformance.compare FIRST_SEED LAST_SEED
-
-prints one JSON line: scenarios, steps, preemptions, prefix-hit tokens, and the first mismatches.
-"""
+"""A scenario through vLLM's own scheduler and through ours: the first difference, and a script that shows it."""
 
 from __future__ import annotations
 
-import json
-import sys
-import tempfile
 from collections import Counter
-from pathlib import Path
+from dataclasses import dataclass
 
-import numpy as np
+import msgspec
 
-from collectors.small_model import write_small_model
-from simulator.kv_cache import BlockHash
-from simulator.options import EngineOptions
-from simulator.oracle import Oracle
+from simulator.rules import REFERENCE_RULES, Rules, rules_of, version_of
 from simulator.scheduler import Scheduler
-from traces.trace import TraceRow
+from tests.conformance.judge import Verdict
+from tests.conformance.scenario import Scenario, State, states_of
 
-MAX_MODEL_LEN = 4096
-MOST_MISMATCHES = 3
+SCRIPT = '''\
+"""{title}
 
+Run it where vllm is installed: PYTHONPATH=. .venv-engine/bin/python THIS_FILE
+"""
 
-class Scenario:
-    """A few requests with shared prefixes, arriving at step numbers, and an engine too small for them."""
+import msgspec
 
-    def __init__(self, seed: int, *, async_scheduling: bool) -> None:
-        rng = np.random.default_rng(seed)
-        size = int(rng.choice([16, 32]))
-        self.rows: list[tuple[int, TraceRow, tuple[BlockHash, ...]]] = []
-        step = 0
-        for i in range(int(rng.integers(1, 25))):
-            step += int(rng.integers(0, 6)) if rng.random() < 0.6 else 0
-            prompt, output = int(rng.integers(1, 240)), int(rng.integers(1, 120))
-            group, shared = int(rng.integers(1, 5)), int(rng.integers(0, prompt // size + 1))
-            known = int(rng.integers(0, (prompt + output) // size + 1))
-            hashes = tuple(1000 * group + j if j < shared else 10**6 * (i + 1) + j for j in range(known))
-            row = TraceRow(request_id=str(i), arrival_s=step, prompt_tokens=prompt, output_tokens=output)
-            self.rows.append((step, row, hashes))
-        seats = int(rng.integers(1, 12))
-        self.options = EngineOptions(
-            max_num_seqs=seats,
-            max_num_batched_tokens=max(int(rng.integers(16, 160)), seats),
-            block_size=size,
-            long_prefill_token_threshold=int(rng.choice([0, 10, 40])),
-            scheduler_reserve_full_isl=bool(rng.random() < 0.7),
-            enable_prefix_caching=bool(rng.random() < 0.7),
-            async_scheduling=async_scheduling,
-        )
-        self.num_gpu_blocks = -(-360 // size) + 2 + int(rng.integers(0, 38))
+from tests.conformance.compare import difference
+from tests.conformance.judge import judged
+from tests.conformance.scenario import Scenario
+
+SCENARIO = """
+{scenario}
+"""
+
+scenario = msgspec.json.decode(SCENARIO, type=Scenario)
+print(difference(scenario, judged(scenario)) or "no difference")
+'''
 
 
-def compare(scenario: Scenario, model: Path, counts: Counter[str]) -> str | None:
-    """Run a scenario through both. Returns what differs first, None when nothing does."""
-    sizes = {"num_gpu_blocks": scenario.num_gpu_blocks, "max_model_len": MAX_MODEL_LEN}
-    oracle, ours = Oracle(model, scenario.options, **sizes), Scheduler(scenario.options, **sizes)
-    depth = 2 if scenario.options.async_scheduling else 1
-    in_flight: list[int] = []
-    arrived = 0
-    for step in range(100_000):
-        while arrived < len(scenario.rows) and scenario.rows[arrived][0] <= step:
-            _, row, hashes = scenario.rows[arrived]
-            oracle.add_request(row, arrived, hashes)
-            ours.add_request(row, arrived, hashes, float(step))
-            arrived += 1
-        theirs, plan = oracle.schedule(), ours.schedule(float(step))
-        planned = []
-        if plan is not None:
-            batch = zip(plan.requests, plan.new_tokens.tolist(), plan.computed_tokens.tolist(), strict=True)
-            planned = [(request.row.request_id, new, computed) for request, new, computed in batch]
-            counts["preemptions"] += plan.n_preempted
-        states = {
-            "batch": (theirs, planned),
-            "free blocks": (oracle.num_free_blocks, ours.kv_cache.num_free),
-            "waiting": (oracle.waiting, [request.row.request_id for request in ours.waiting]),
-            "running": (oracle.running, [request.row.request_id for request in ours.running]),
-        }
-        for name, (expected, found) in states.items():
-            if expected != found:
-                return f"step {step}: {name}: vLLM {expected}, ours {found}"
-        counts["steps"] += bool(planned)
-        if plan is not None:
-            in_flight.append(plan.first_step)
-            if len(in_flight) < depth:
-                continue
-        if in_flight:
-            oracle.finish()
-            done = ours.finish(in_flight.pop(0), float(step))
-            counts["hit_tokens"] += sum(request.cached_tokens or 0 for request in done)
-        elif arrived == len(scenario.rows):
-            return None if not oracle.waiting else f"step {step}: stuck with {oracle.waiting} waiting"
-    return "did not end"
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first tick in which the two differ, and in what."""
+
+    tick: int
+    what: str
+    vllm: object
+    ours: object
+
+    def __str__(self) -> str:
+        return f"tick {self.tick}: {self.what}: vLLM {self.vllm}, ours {self.ours}"
 
 
-def main() -> None:
-    """Compare the seeds that the command line names, each with synchronous and asynchronous scheduling."""
-    first, last = int(sys.argv[1]), int(sys.argv[2])
-    counts: Counter[str] = Counter()
-    mismatches = []
-    with tempfile.TemporaryDirectory() as folder:
-        model = write_small_model(Path(folder), "xs")
-        for seed in range(first, last):
-            for async_scheduling in (False, True):
-                counts["scenarios"] += 1
-                difference = compare(Scenario(seed, async_scheduling=async_scheduling), model, counts)
-                if difference is not None:
-                    mismatches.append(f"seed {seed}, async_scheduling {async_scheduling}: {difference}")
-    print(json.dumps({**counts, "n_mismatches": len(mismatches), "mismatches": mismatches[:MOST_MISMATCHES]}))
+def our_states(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> tuple[State, ...]:
+    """The scenario through our scheduler."""
+    sizes = {"num_gpu_blocks": scenario.num_gpu_blocks, "max_model_len": scenario.max_model_len}
+    return tuple(states_of(scenario, Scheduler(scenario.options, **sizes, rules=rules)))
 
 
-if __name__ == "__main__":
-    main()
+def difference(scenario: Scenario, verdict: Verdict) -> Difference | None:
+    """What our scheduler, by the rules of the judge's version, first does otherwise; None when nothing."""
+    version = version_of(verdict.version)
+    assert version is not None
+    return first_difference(verdict.states, our_states(scenario, rules_of(version)))
+
+
+def first_difference(vllm: tuple[State, ...], ours: tuple[State, ...]) -> Difference | None:
+    """The first tick whose states differ."""
+    for tick, (expected, found) in enumerate(zip(vllm, ours, strict=False)):
+        for name in State.__struct_fields__:
+            if getattr(expected, name) != getattr(found, name):
+                return Difference(tick, name, getattr(expected, name), getattr(found, name))
+    if len(vllm) != len(ours):
+        return Difference(min(len(vllm), len(ours)), "ticks", len(vllm), len(ours))
+    return None
+
+
+def script(scenario: Scenario, title: str) -> str:
+    """A file that runs the scenario through both and prints the first difference."""
+    return SCRIPT.format(title=title, scenario=pretty(scenario))
+
+
+def pretty(scenario: Scenario) -> str:
+    """A scenario as JSON, one arrival a line."""
+    return msgspec.json.format(msgspec.json.encode(scenario), indent=1).decode()
+
+
+def count(scenario: Scenario, states: tuple[State, ...], counts: Counter[str]) -> None:
+    """Add what a scenario exercised: steps, preemptions, admissions that found a prefix, and so on."""
+    started: set[str] = set()
+    counts["scenarios"] += 1
+    counts["aborts"] += sum(arrival.aborted is not None for arrival in scenario.arrivals)
+    counts["early stops"] += sum(arrival.stops_after is not None for arrival in scenario.arrivals)
+    for state in states:
+        counts["steps"] += bool(state.batch)
+        counts["preemptions"] += len(state.preempted)
+        started.difference_update(state.preempted)
+        for request_id, _, computed in state.batch:
+            if request_id not in started and computed:
+                counts["prefix hits"] += 1
+                counts["prefix-hit tokens"] += computed
+            started.add(request_id)
+    for name, value in (
+        ("priority", scenario.options.scheduling_policy == "priority"),
+        ("asynchronous", scenario.options.async_scheduling),
+        ("whole prompts", not scenario.options.enable_chunked_prefill),
+    ):
+        counts[f"{name} steps"] += sum(bool(state.batch) for state in states) if value else 0

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from simulator.options import EngineOptions
 from simulator.plan import StepPlan
-from simulator.request import RequestStatus
+from simulator.request import Request, RequestStatus
+from simulator.rules import REFERENCE, rules_of
 from simulator.scheduler import Scheduler
 from traces.trace import TraceRow
 
 
-def scheduler(num_gpu_blocks: int = 101, **options: object) -> Scheduler:
+def scheduler(num_gpu_blocks: int = 101, version: tuple[int, int] = REFERENCE, **options: object) -> Scheduler:
     chosen = EngineOptions(**{"async_scheduling": False, "max_num_batched_tokens": 64, **options})  # type: ignore[arg-type]
-    return Scheduler(chosen, num_gpu_blocks=num_gpu_blocks, max_model_len=1000)
+    return Scheduler(chosen, num_gpu_blocks=num_gpu_blocks, max_model_len=1000, rules=rules_of(version))
 
 
-def add(scheduler: Scheduler, *lengths: tuple[int, int], hashes: tuple[int, ...] = ()) -> None:
+def add(
+    scheduler: Scheduler, *lengths: tuple[int, int], hashes: tuple[int, ...] = (), priority: int = 0
+) -> list[Request]:
+    added = []
     for prompt, output in lengths:
         index = len(scheduler.waiting) + len(scheduler.running)
-        row = TraceRow(request_id=str(index), arrival_s=0, prompt_tokens=prompt, output_tokens=output)
-        scheduler.add_request(row, index, hashes, 0.0)
+        row = TraceRow(
+            request_id=str(index), arrival_s=index, prompt_tokens=prompt, output_tokens=output, priority=priority
+        )
+        added.append(scheduler.add_request(row, index, hashes, 0.0))
+    return added
 
 
 def batch(plan: StepPlan | None) -> dict[str, int]:
@@ -136,3 +143,106 @@ def test_with_two_steps_in_flight_a_seat_is_free_one_step_later() -> None:
     assert engine.schedule(0.0) is None
     engine.finish(0, 1.0)
     assert batch(engine.schedule(1.0)) == {"1": 5}
+
+
+def test_up_to_vllm_0_30_the_threshold_binds_a_request_that_is_alone() -> None:
+    engine = scheduler(version=(0, 30), long_prefill_token_threshold=20)
+    add(engine, (50, 2))
+    assert step(engine) == {"0": 20}
+
+
+def test_an_adaptive_threshold_is_an_equal_share_where_that_is_more() -> None:
+    engine = scheduler(long_prefill_token_threshold=20, long_prefill_token_threshold_adaptive=True)
+    add(engine, (50, 2), (50, 2))
+    assert step(engine) == {"0": 32, "1": 32}
+
+
+def test_without_chunked_prefill_a_prompt_waits_for_room_for_all_of_it() -> None:
+    engine = scheduler(enable_chunked_prefill=False)
+    add(engine, (40, 3), (40, 3))
+    assert [step(engine) for _ in range(2)] == [{"0": 40}, {"0": 1, "1": 40}]
+
+
+def test_fewer_requests_can_be_active_than_there_are_seats() -> None:
+    engine = scheduler(max_num_active_seqs=1)
+    add(engine, (5, 2), (5, 2))
+    assert [step(engine) for _ in range(3)] == [{"0": 5}, {"0": 1}, {"1": 5}]
+
+
+def test_a_watermark_keeps_blocks_free_while_others_run() -> None:
+    engine = scheduler(num_gpu_blocks=10, watermark=0.5)
+    add(engine, (20, 3), (50, 2))
+    assert step(engine) == {"0": 20}
+    assert [step(engine) for _ in range(2)] == [{"0": 1}, {"0": 1}]
+    assert step(engine) == {"1": 50}
+
+
+def test_by_priority_the_lowest_number_is_admitted_first_and_then_who_came_first() -> None:
+    engine = scheduler(max_num_seqs=1, scheduling_policy="priority")
+    add(engine, (5, 1), priority=2)
+    add(engine, (6, 1), (7, 1), priority=1)
+    assert [request.row.request_id for request in engine.waiting] == ["1", "2", "0"]
+    assert [step(engine) for _ in range(3)] == [{"1": 6}, {"2": 7}, {"0": 5}]
+
+
+def test_by_priority_the_highest_number_gives_up_its_blocks() -> None:
+    engine = scheduler(num_gpu_blocks=6, max_num_batched_tokens=256, scheduling_policy="priority")
+    add(engine, (20, 30), priority=3)
+    add(engine, (32, 30), priority=1)
+    assert step(engine) == {"1": 32, "0": 20}
+    assert step(engine) == {"1": 1, "0": 1}
+    for _ in range(11):
+        step(engine)
+    assert [request.row.request_id for request in engine.running] == ["1", "0"]
+    plan = engine.schedule(0.0)
+    assert plan is not None
+    assert (batch(plan), plan.n_preempted) == ({"1": 1}, 1)
+
+
+def test_by_priority_a_request_that_preempts_itself_ends_the_step_up_to_vllm_0_32() -> None:
+    """Request 1 has the highest number and needs a block that nobody has; request 2 behind it needs none."""
+    for version, planned in (((0, 32), {"0": 1}), ((0, 33), {"0": 1, "2": 1})):
+        engine = scheduler(num_gpu_blocks=5, version=version, scheduling_policy="priority")
+        for prompt, priority in ((3, 1), (30, 5), (5, 1)):
+            add(engine, (prompt, 20), priority=priority)
+            step(engine)
+        assert step(engine) == {"0": 1, "1": 1, "2": 1}
+        plan = engine.schedule(0.0)
+        assert plan is not None
+        assert (batch(plan), plan.n_preempted) == (planned, 1)
+
+
+def test_an_abort_gives_back_blocks_and_seat_and_drops_what_is_under_way() -> None:
+    engine = scheduler(max_num_seqs=1)
+    (gone, next_one) = add(engine, (40, 9), (5, 2))
+    step(engine)
+    plan = engine.schedule(1.0)
+    assert batch(plan) == {"0": 1}
+    engine.abort(gone, 1.5)
+    assert engine.num_free_blocks == 100
+    assert engine.finish(plan.first_step if plan else -1, 2.0) == []
+    assert (gone.status, gone.finish_s, gone.num_tokens) == (RequestStatus.ABORTED, 1.5, 41)
+    assert step(engine) == {"1": 5}
+    engine.abort(next_one, 3.0)
+    engine.abort(next_one, 4.0)
+    assert next_one.finish_s == 3.0
+    assert engine.schedule(5.0) is None
+
+
+def test_an_abort_in_the_queue_lets_the_next_one_pass() -> None:
+    engine = scheduler(max_num_seqs=1)
+    _, gone, _ = add(engine, (5, 3), (5, 3), (6, 3))
+    step(engine)
+    engine.abort(gone, 1.0)
+    assert [request.row.request_id for request in engine.waiting] == ["2"]
+
+
+def test_an_answer_can_end_before_its_greatest_length() -> None:
+    engine = scheduler(async_scheduling=True)
+    (request,) = add(engine, (5, 9))
+    for _ in range(2):
+        engine.schedule(0.0)
+    assert engine.finish(0, 1.0, stopped=[request]) == [request]
+    assert (request.status, request.token_spans, request.num_tokens) == (RequestStatus.FINISHED, [(0, 0)], 6)
+    assert engine.finish(1, 2.0) == []
+    assert engine.num_free_blocks == 100

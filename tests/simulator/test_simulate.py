@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,13 @@ from traces.errors import InputError
 from traces.outcome import Status
 from traces.steps import STEP_COLUMNS
 from traces.trace import Trace
+
+
+def test_a_request_that_waits_for_anothers_end_is_refused_and_not_sent_early() -> None:
+    rows = trace((0, 10, 2), (0, 10, 2)).rows
+    waiting = msgspec.structs.replace(rows[1], session_id="a", delay_s=1.0)
+    with pytest.raises(InputError, match="delay_s"):
+        simulate(Trace((rows[0], waiting), None, "test", "sha256:0"), engine())
 
 
 def test_one_request_alone_has_a_closed_form() -> None:
@@ -120,9 +128,15 @@ def scenarios(draw: st.DrawFn) -> tuple[Trace, dict[str, object]]:
         "async_scheduling": draw(st.booleans()),
         "scheduler_reserve_full_isl": draw(st.booleans()),
         "enable_prefix_caching": draw(st.booleans()),
+        "scheduling_policy": draw(st.sampled_from(["fcfs", "priority"])),
+        "watermark": draw(st.sampled_from([0.0, 0.1])),
+        "max_num_active_seqs": draw(st.sampled_from([None, seats, (seats + 1) // 2])),
+        "long_prefill_token_threshold_adaptive": draw(st.booleans()),
     }
     host_s = draw(st.sampled_from([0.0, 0.002, 0.02]))
-    return trace(*rows, hashes=hashes, size=size), {**options, "host_s": host_s}
+    made = trace(*rows, hashes=hashes, size=size)
+    priorities = [msgspec.structs.replace(row, priority=draw(st.integers(0, 2))) for row in made.rows]
+    return dataclasses.replace(made, rows=tuple(priorities)), {**options, "host_s": host_s}
 
 
 def run(made: Trace, options: dict[str, object], *, fast_forward: bool) -> Capture:

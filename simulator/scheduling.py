@@ -1,0 +1,83 @@
+"""What an engine asks of its scheduler: the seam between our own and vLLM's, and the choice of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Literal, Protocol
+
+from simulator.kv_cache import BlockHash
+from simulator.options import EngineOptions
+from simulator.oracle import Oracle
+from simulator.plan import StepPlan
+from simulator.request import Request
+from simulator.rules import REFERENCE_RULES, Rules
+from simulator.scheduler import Scheduler
+from traces.steps import Ints
+from traces.trace import TraceRow
+
+SchedulerKind = Literal["native", "vllm"]
+"""Our own scheduler, by the rules of a vLLM version; or the installed vLLM's, by its own."""
+
+
+class RequestScheduler(Protocol):
+    """Plans steps and takes in what they bring. Two steps may be under way: outputs come in the order of the plans."""
+
+    @property
+    def waiting(self) -> Sequence[Request]:
+        """Requests to be admitted, the next one first."""
+        ...
+
+    @property
+    def running(self) -> Sequence[Request]:
+        """Requests holding KV blocks, in order of admission."""
+        ...
+
+    @property
+    def num_free_blocks(self) -> int:
+        """KV blocks that no request holds."""
+        ...
+
+    def add_request(self, row: TraceRow, index: int, hashes: tuple[BlockHash, ...], now_s: float) -> Request:
+        """Queue a request; one that can never be served comes back REJECTED, with the reason."""
+        ...
+
+    def schedule(self, now_s: float) -> StepPlan | None:
+        """Plan the next step and take the blocks it needs; None when no request can compute anything now."""
+        ...
+
+    def repeat(self, plan: StepPlan, times: int) -> Ints:
+        """Run a plan so often, at most `plan.repeat` times. Returns the KV blocks in use at each, [times]."""
+        ...
+
+    def finish(self, last_step: int, end_s: float, stopped: Collection[Request] = ()) -> list[Request]:
+        """Take in the output of all steps up to `last_step`. Returns the requests that are finished.
+
+        Args:
+            last_step: number of the step.
+            end_s: when it ended.
+            stopped: requests that end with their token of this output, before they reach their length.
+        """
+        ...
+
+    def abort(self, request: Request, now_s: float) -> None:
+        """End a request from outside: its client went away."""
+        ...
+
+
+def new_scheduler(
+    kind: SchedulerKind,
+    options: EngineOptions,
+    *,
+    num_gpu_blocks: int,
+    max_model_len: int,
+    rules: Rules = REFERENCE_RULES,
+) -> RequestScheduler:
+    """A scheduler with empty queues and an empty KV cache.
+
+    Raises EngineError when vLLM's is asked for, and vllm is not installed or refuses the options.
+    """
+    match kind:
+        case "vllm":
+            return Oracle(options, num_gpu_blocks=num_gpu_blocks, max_model_len=max_model_len)
+        case "native":
+            return Scheduler(options, num_gpu_blocks=num_gpu_blocks, max_model_len=max_model_len, rules=rules)

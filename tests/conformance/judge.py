@@ -1,0 +1,102 @@
+"""vLLM's own scheduler as a process: it runs in the engine's environment and is asked over a pipe.
+
+    PYTHONPATH=. .venv-engine/bin/python -m tests.conformance.judge
+
+writes vLLM's version, then reads one scenario a line, as JSON, and writes one line for each: what vLLM did, or an
+error.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from simulator.oracle import Oracle
+from tests.conformance.engine import ENGINE, ROOT
+from tests.conformance.scenario import Scenario, State, states_of
+from traces.errors import EngineError
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What vLLM did in a scenario."""
+
+    version: str = ""
+    states: tuple[State, ...] = ()
+    error: str | None = None
+
+
+class Judge:
+    """The process, for use in a `with` block.
+
+    Attributes:
+        version: vLLM's version.
+    """
+
+    def __init__(self, python: Path = ENGINE, paths: Sequence[Path] = ()) -> None:
+        """Start it; `paths` hold another version of vllm than the environment does."""
+        self._process = subprocess.Popen(
+            [python, "-m", "tests.conformance.judge"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*paths, ROOT]))},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.version = msgspec.json.decode(self._answer(), type=str)
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate()
+
+    def verdict(self, scenario: Scenario) -> Verdict:
+        """Run a scenario. Raises EngineError when vLLM's scheduler fails in it, or the process does."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(scenario) + b"\n")
+        self._process.stdin.flush()
+        verdict = msgspec.json.decode(self._answer(), type=Verdict)
+        if verdict.error is not None:
+            raise EngineError(f"vLLM's scheduler failed: {verdict.error}")
+        return verdict
+
+    def _answer(self) -> bytes:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise EngineError(f"the judge ended with status {self._process.wait()}")
+        return line
+
+
+def judged(scenario: Scenario) -> Verdict:
+    """A scenario run through the installed vLLM's scheduler, in this process."""
+    try:
+        oracle = Oracle(scenario.options, num_gpu_blocks=scenario.num_gpu_blocks, max_model_len=scenario.max_model_len)
+        return Verdict(version=oracle.version, states=tuple(states_of(scenario, oracle)))
+    except Exception as error:
+        return Verdict(error=f"{type(error).__name__}: {error}")
+
+
+def main() -> None:
+    """Answer until the pipe is closed. What vLLM prints goes to stderr."""
+    answers: Any = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    import vllm
+
+    answers.write(msgspec.json.encode(vllm.__version__) + b"\n")
+    answers.flush()
+    for line in sys.stdin.buffer:
+        answers.write(msgspec.json.encode(judged(msgspec.json.decode(line, type=Scenario))) + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

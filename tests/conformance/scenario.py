@@ -1,0 +1,216 @@
+"""A conformance scenario: a small engine, the requests it gets, and the same driver for vLLM's scheduler and ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from simulator.options import EngineOptions
+from simulator.plan import StepPlan
+from simulator.request import Request
+from simulator.scheduling import RequestScheduler
+from traces.trace import TraceRow
+
+MOST_TICKS = 20_000
+LONGEST = 360
+"""Most tokens of a request, prompt and answer."""
+
+Pick = Callable[[int, int], int]
+"""Draws an integer from `low` to `high`, both included."""
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request of a scenario.
+
+    Attributes:
+        tick: when it arrives.
+        prompt: its prompt's tokens.
+        output: most tokens of its answer.
+        hashes: of its first full blocks; equal ones are shared.
+        priority: lower is served first, under the priority policy.
+        stops_after: the answer's token that ends it early; None: none does.
+        aborted: tick at which its client goes away; None: it stays.
+        aborted_under_way: whether that is while the step of that tick runs, or before it is planned.
+    """
+
+    tick: int
+    prompt: int
+    output: int
+    hashes: tuple[int, ...] = ()
+    priority: int = 0
+    stops_after: int | None = None
+    aborted: int | None = None
+    aborted_under_way: bool = False
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens to an engine; a request's id is its place in `arrivals`."""
+
+    options: EngineOptions
+    num_gpu_blocks: int
+    max_model_len: int
+    arrivals: tuple[Arrival, ...]
+
+
+class State(msgspec.Struct, frozen=True, array_like=True):
+    """What a scheduler decided in one tick, and how it stands afterwards.
+
+    Attributes:
+        batch: id, new tokens, tokens computed before, in order.
+        preempted: ids of those that lost their blocks since the tick before, by id.
+        running: ids in order.
+        waiting: ids in order.
+        free_blocks: KV blocks that nobody holds.
+        finished: ids, sorted.
+    """
+
+    batch: tuple[tuple[str, int, int], ...]
+    preempted: tuple[str, ...]
+    running: tuple[str, ...]
+    waiting: tuple[str, ...]
+    free_blocks: int
+    finished: tuple[str, ...]
+
+
+def states_of(scenario: Scenario, scheduler: RequestScheduler) -> Iterator[State]:
+    """Drive a scheduler through a scenario, tick by tick, until nothing is left or it is stuck."""
+    depth = 2 if scenario.options.async_scheduling else 1
+    last_tick = max(max(arrival.tick, arrival.aborted or 0) for arrival in scenario.arrivals)
+    requests: dict[int, Request] = {}
+    due = {str(index): arrival.prompt for index, arrival in enumerate(scenario.arrivals)}
+    # Steps whose output is still to come, with the requests that end with their token of it.
+    under_way: list[tuple[int, list[Request]]] = []
+    for tick in range(MOST_TICKS):
+        preemptions = {index: request.num_preemptions for index, request in requests.items()}
+        for index, arrival in enumerate(scenario.arrivals):
+            if arrival.tick == tick:
+                requests[index] = scheduler.add_request(_row(index, arrival), index, arrival.hashes, float(tick))
+        _abort(scenario, requests, scheduler, tick, under_way=False)
+        plan = scheduler.schedule(float(tick))
+        idle = plan is None and not under_way
+        batch = () if plan is None else _batch(plan)
+        if plan is not None:
+            under_way.append((plan.first_step, _stopping(scenario, plan, batch, due)))
+        _abort(scenario, requests, scheduler, tick, under_way=True)
+        running = tuple(request.row.request_id for request in scheduler.running)
+        waiting = tuple(request.row.request_id for request in scheduler.waiting)
+        free_blocks = scheduler.num_free_blocks
+        done: list[Request] = []
+        if under_way and (plan is None or len(under_way) == depth):
+            step, stopping = under_way.pop(0)
+            done = scheduler.finish(step, float(tick), stopping)
+        yield State(
+            batch,
+            tuple(r.row.request_id for i, r in requests.items() if r.num_preemptions > preemptions.get(i, 0)),
+            running,
+            waiting,
+            free_blocks,
+            tuple(sorted(request.row.request_id for request in done)),
+        )
+        if idle and tick >= last_tick:
+            return
+
+
+def _batch(plan: StepPlan) -> tuple[tuple[str, int, int], ...]:
+    columns = zip(plan.requests, plan.new_tokens.tolist(), plan.computed_tokens.tolist(), strict=True)
+    return tuple((request.row.request_id, new, computed) for request, new, computed in columns)
+
+
+def _stopping(
+    scenario: Scenario, plan: StepPlan, batch: tuple[tuple[str, int, int], ...], due: dict[str, int]
+) -> list[Request]:
+    """Requests whose token of this step is the one that ends them; `due` counts the tokens planned so far."""
+    stopping = []
+    for request, (request_id, new, computed) in zip(plan.requests, batch, strict=True):
+        if computed + new < due[request_id]:
+            continue
+        due[request_id] += 1
+        arrival = scenario.arrivals[request.index]
+        if due[request_id] - arrival.prompt == arrival.stops_after:
+            stopping.append(request)
+    return stopping
+
+
+def draw_scenario(pick: Pick) -> Scenario:
+    """A scenario of an engine that is too small for its requests, from any source of integers."""
+    size = (16, 32)[pick(0, 1)]
+    seats = pick(1, 12)
+    chunked = pick(0, 4) > 0
+    options = EngineOptions(
+        max_num_seqs=seats,
+        max_num_batched_tokens=max(pick(16, 160), seats) if chunked else LONGEST + pick(0, 100),
+        block_size=size,
+        enable_chunked_prefill=chunked,
+        enable_prefix_caching=pick(0, 9) < 8,
+        long_prefill_token_threshold=(0, 0, 10, 40)[pick(0, 3)],
+        scheduling_policy="priority" if pick(0, 1) else "fcfs",
+        scheduler_reserve_full_isl=pick(0, 9) < 7,
+        async_scheduling=bool(pick(0, 1)),
+    )
+    arrivals = []
+    tick = 0
+    for index in range(pick(1, 36)):
+        tick += pick(0, 6) if pick(0, 9) < 6 else 0
+        arrivals.append(_draw_arrival(pick, index, tick, size))
+    return Scenario(
+        options=options,
+        num_gpu_blocks=-(-LONGEST // size) + 1 + pick(0, 20),
+        max_model_len=4096 if chunked else LONGEST,
+        arrivals=tuple(arrivals),
+    )
+
+
+def draw_newer_options(pick: Pick, scenario: Scenario) -> Scenario:
+    """The same with options that vLLM has since 0.24 and 0.31."""
+    options = msgspec.structs.replace(
+        scenario.options,
+        watermark=(0.0, 0.0, 0.05, 0.2)[pick(0, 3)],
+        max_num_active_seqs=None if pick(0, 1) else pick(1, scenario.options.max_num_seqs),
+        long_prefill_token_threshold_adaptive=bool(pick(0, 1)),
+    )
+    return msgspec.structs.replace(scenario, options=options)
+
+
+def _draw_arrival(pick: Pick, index: int, tick: int, size: int) -> Arrival:
+    prompt = _draw_length(pick, size, 240)
+    output = min(_draw_length(pick, size, 120), LONGEST - prompt)
+    if pick(0, 9) == 0:
+        prompt, output = LONGEST - output, output
+    full = (prompt + output) // size
+    group, shared, known = pick(1, 2), max(pick(0, full), pick(0, full)), pick(0, full)
+    return Arrival(
+        tick=tick,
+        prompt=prompt,
+        output=output,
+        hashes=tuple(1000 * group + j if j < shared else 10**6 * (index + 1) + j for j in range(max(shared, known))),
+        priority=pick(0, 3),
+        stops_after=pick(1, output) if pick(0, 7) == 0 else None,
+        aborted=tick + pick(0, 40) if pick(0, 5) == 0 else None,
+        aborted_under_way=bool(pick(0, 1)),
+    )
+
+
+def _draw_length(pick: Pick, size: int, longest: int) -> int:
+    """Any length, or one at the edge of a block, where most rules tell."""
+    if pick(0, 1):
+        return pick(1, longest)
+    return max(1, size * pick(0, longest // size) + pick(-1, 1))
+
+
+def _row(index: int, arrival: Arrival) -> TraceRow:
+    return TraceRow(
+        request_id=str(index),
+        arrival_s=float(arrival.tick),
+        prompt_tokens=arrival.prompt,
+        output_tokens=arrival.output,
+        priority=arrival.priority,
+    )
+
+
+def _abort(
+    scenario: Scenario, requests: dict[int, Request], scheduler: RequestScheduler, tick: int, *, under_way: bool
+) -> None:
+    for index, arrival in enumerate(scenario.arrivals):
+        if arrival.aborted == tick and arrival.aborted_under_way == under_way:
+            scheduler.abort(requests[index], float(tick))
