@@ -284,7 +284,6 @@ def collect_power(
     """
     from collectors.power.power_file import power_facts
     from collectors.power.record import record_power, until_interrupted
-    from harness.durations import parse_duration_s
 
     for_s = None if for_ is None else parse_duration_s(for_, "--for")
     with until_interrupted() as stop:

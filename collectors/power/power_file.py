@@ -17,7 +17,7 @@ import numpy as np
 from collectors.journal import read_journal
 from collectors.power.component_power import ComponentPower, Energy, Tries, component_power
 from collectors.power.reading import Component
-from collectors.power.record import SCHEMA, PowerHeader, Sample
+from collectors.power.records import SCHEMA, PowerHeader, Sample
 from traces.decoding import decode_json
 from traces.errors import CollectorError, InputError
 

@@ -6,7 +6,6 @@ the turns that a slow reading misses are not made up for. `collectors.power.powe
 
 from __future__ import annotations
 
-import fcntl
 import math
 import signal
 import sys
@@ -17,88 +16,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
-
-import msgspec
+from typing import Any
 
 from collectors.journal import Journal
 from collectors.power import rapl
+from collectors.power.power_file import PowerRecording, read_power
 from collectors.power.reading import Component, Measured, Sensor
+from collectors.power.records import SCHEMA, Sample, SensorFacts
 from collectors.power.sensors import close_all, open_sensors
-from traces.decoding import decode_json
+from collectors.power.session import alone, boot_id, check_goes_on
 from traces.errors import CollectorError, InputError
-
-if TYPE_CHECKING:
-    from collectors.power.power_file import PowerRecording
-
-SCHEMA = "servetwin.power/1"
 
 RATE_HZ = 10.0
 """Ten in each second, the window that captures' series are compared over (traces.series.grid_over)."""
 
 MAX_RATE_HZ = 1000.0
-
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-"""Drawn anew at each start of the host; monotonic clocks of two starts have nothing to do with each other."""
-
-
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
-
-
-class SensorFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A sensor that is recorded."""
-
-    name: str
-    components: tuple[Component, ...]
-
-
-class PowerHeader(
-    msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="kind", forbid_unknown_fields=True
-):
-    """First line of each session; a file that is recorded into again has several.
-
-    Attributes:
-        wall_ns: the host's wall clock (Unix), together with
-        monotonic_ns: its monotonic clock.
-        rate_hz: samples per second that were to be taken of each sensor.
-        boot_id: of the host's start; None where it is not told.
-        sensors: what is recorded.
-    """
-
-    schema: str
-    wall_ns: int
-    monotonic_ns: int
-    rate_hz: float
-    boot_id: str | None
-    sensors: tuple[SensorFacts, ...]
-
-
-class Sample(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    tag="sample",
-    tag_field="kind",
-    omit_defaults=True,
-    forbid_unknown_fields=True,
-):
-    """One try to read one component.
-
-    Attributes:
-        time_ns: on the monotonic clock, the middle of the reading.
-        sensor: its name.
-        component: its name.
-        watts: of the gauge; None: it has none, or the try failed.
-        joules: of the counter; likewise.
-        error: why the try failed; None when it did not.
-    """
-
-    time_ns: int
-    sensor: str
-    component: str
-    watts: NotNegative | None = None
-    joules: NotNegative | None = None
-    error: str | None = None
+"""No sensor here is renewed more often: RAPL's counters are, about once a millisecond."""
 
 
 def say(text: str) -> None:
@@ -148,23 +81,18 @@ def record_power(
         InputError: an option is wrong, or the file holds something else.
         CollectorError: a sensor is not there, or the file cannot be written.
     """
-    from collectors.power.power_file import read_power
-
     if not 0 < rate_hz <= MAX_RATE_HZ:
         raise InputError(field="--rate-hz", found=rate_hz, accepted=f"above 0, at most {MAX_RATE_HZ:g}")
-    goes_on = _check_goes_on(out, rate_hz)
     opened = open_sensors(sensors, report, rapl_root=rapl_root, nvml=nvml)
     try:
         facts = [SensorFacts(name=one.name, components=one.components) for one in opened]
-        with (
-            _alone(out),
-            Journal(out, SCHEMA, report, rate_hz=rate_hz, boot_id=_boot_id(), sensors=facts) as journal,
-        ):
-            for one in facts:
-                report(f"recording {one.name}: {', '.join(_called(component) for component in one.components)}")
-            if goes_on:
+        with alone(out):
+            if check_goes_on(out, rate_hz, facts):
                 report(f"{out}: goes on behind what is there")
-            Recorder(opened, journal, rate_hz, report).run(for_s, threading.Event() if stop is None else stop)
+            with Journal(out, SCHEMA, report, rate_hz=rate_hz, boot_id=boot_id(), sensors=facts) as journal:
+                for one in facts:
+                    report(f"recording {one.name}: {', '.join(_called(component) for component in one.components)}")
+                Recorder(opened, journal, rate_hz, report).run(for_s, threading.Event() if stop is None else stop)
     finally:
         close_all(opened)
     return read_power(out)
@@ -301,48 +229,6 @@ def until_interrupted() -> Iterator[threading.Event]:
         yield stop
     finally:
         restore()
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the file against a second recorder. Raises CollectorError when there is one, or it cannot be written."""
-    try:
-        stream = out.open("ab")
-    except OSError as error:
-        raise CollectorError(f"{out}: cannot be written ({error.strerror})") from None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CollectorError(f"{out}: is being recorded into by another process") from None
-        yield
-
-
-def _check_goes_on(out: Path, rate_hz: float) -> bool:
-    """Whether there is a recording to go on with. Raises InputError when the file holds something else."""
-    if not out.is_file() or not out.stat().st_size:
-        return False
-    accepted = "a new file, or a recording of power to go on with"
-    with out.open("rb") as stream:
-        line = stream.readline(1 << 20)
-    if not line.startswith(b'{"kind":"header"'):
-        raise InputError("is no recording of power", file=out, accepted=accepted)
-    if not line.endswith(b"\n"):
-        return False  # cut off in its first line; the journal begins again
-    header = decode_json(line, PowerHeader, file=out, line=1)
-    found: dict[str, tuple[object, object]] = {
-        "schema": (header.schema, SCHEMA),
-        "rate_hz": (header.rate_hz, rate_hz),
-        "boot_id": (header.boot_id, _boot_id()),
-    }
-    for field, (there, here) in found.items():
-        if there != here:
-            raise InputError(file=out, line=1, field=field, found=there, accepted=f"{here!r}, or a new file")
-    return True
-
-
-def _boot_id() -> str | None:
-    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else None
 
 
 def _called(component: Component) -> str:

@@ -17,7 +17,8 @@ import pytest
 from collectors.journal import Journal
 from collectors.power.power_file import read_power
 from collectors.power.reading import Component, Measured, Reading
-from collectors.power.record import SCHEMA, Recorder, next_turn, record_power, until_interrupted
+from collectors.power.record import Recorder, next_turn, record_power, until_interrupted
+from collectors.power.records import SCHEMA
 from tests.collectors.power_files import FakeGpu, FakeNvml, fake_exporter, header, rapl_tree
 from traces.errors import CollectorError, InputError
 
@@ -174,7 +175,7 @@ def test_a_recording_goes_on_behind_what_is_there(tmp_path: Path) -> None:
         ("my notes\n", "is no recording of power"),
         ("no line at all", "is no recording of power"),
         (header("gpu0", kind="gpu").replace(" ", "") + "\n", r"boot_id"),
-        (header("gpu0", rate_hz=5.0).replace(" ", "") + "\n", r"rate_hz.*5.0.*accepted: 10.0, or a new file"),
+        (header("gpu0", rate_hz=5.0).replace(" ", "") + "\n", r"rate_hz.*5.0.*accepted: 10.0; a new file"),
         (header("gpu0", schema="servetwin.metrics/1").replace(" ", "") + "\n", "schema"),
     ],
 )
@@ -184,6 +185,16 @@ def test_a_file_that_holds_something_else_is_left_as_it_is(tmp_path: Path, conte
     with pytest.raises(InputError, match=match):
         record_power(path, ["command=echo 5"], for_s=0.1)
     assert path.read_text() == content
+
+
+def test_another_sensor_of_the_same_component_needs_a_new_file(tmp_path: Path) -> None:
+    """Else the recording could not be read."""
+    path, dcgm = tmp_path / "p", 'DCGM_FI_DEV_POWER_USAGE{gpu="0",UUID="a"} 80\n'
+    record_power(path, ["nvml"], stop=once_sampled(path, {"gpu0"}), report=quiet, nvml=FakeNvml([FakeGpu()]))
+    before = path.read_bytes()
+    with fake_exporter(dcgm) as exporter, pytest.raises(InputError, match=r"sensors, gpu0.*nvml.*dcgm.*; a new file"):
+        record_power(path, [f"dcgm={exporter.url}"], report=quiet)
+    assert path.read_bytes() == before
 
 
 def test_two_recorders_do_not_share_a_file(tmp_path: Path) -> None:
