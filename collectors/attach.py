@@ -7,13 +7,11 @@ recording, what came until then can be read. Nothing the server does ends it.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import shutil
-import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +20,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from collectors import kv_events, scrape, spans
-from collectors.journal import Journal
+from collectors.interrupts import until_interrupted
+from collectors.journal import Journal, say
 from collectors.kv_events import KVSubscriber, kv_subscriber, vllm_binds
 from collectors.metric_names import Reading
 from collectors.recording import About, finish_recording, new_recording
@@ -39,11 +38,6 @@ METRICS, SPANS, KV_EVENTS = "metrics.jsonl", "spans.jsonl", "kv_events.jsonl"
 
 EXPORTED_WITHIN_S = 6.0
 """By when a span that ended has been sent: OpenTelemetry's exporter sends every 5 s (OTEL_BSP_SCHEDULE_DELAY)."""
-
-
-def say(text: str) -> None:
-    """Print a line to stderr, in the place of a line of progress."""
-    print(f"\r\033[K{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
 @dataclass(slots=True)
@@ -184,27 +178,6 @@ async def record_attached(
             _remove(folder)
         raise
     report(_what_was_recorded(parts))
-
-
-@asynccontextmanager
-async def until_interrupted() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set, twice; the third of them ends the program as it would without this."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    times = itertools.count(1)
-
-    def interrupted() -> None:
-        stop.set()
-        if next(times) == 2:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupted)
-    try:
-        yield stop
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
 
 async def _record(

@@ -534,7 +534,7 @@ def refuse(log: Log | None, name: str, error: Exception) -> None:
             log.put({"kind": "refused", **clocks(), "vllm_version": vllm.__version__, "reason": reason})
             log.close()
     if os.environ.get(STRICT) == "1":
-        raise RuntimeError(f"servetwin {name}: {reason}; {STRICT}=1 asks for no start without it") from error
+        raise RuntimeError(f"servetwin {name}: {reason}; {STRICT}=1 asks for no start without it") from None
     server_log.warning("servetwin %s: off, nothing is recorded: %s; the server runs without it", name, reason)
 
 

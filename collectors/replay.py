@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import msgspec
 from collectors import scrape
 from collectors.client import Target
 from collectors.client_log import ClientLog
+from collectors.interrupts import until_interrupted
 from collectors.journal import Journal
 from collectors.load import Pacing, send_trace
 from collectors.recording import About, finish_recording, new_recording
@@ -72,7 +70,6 @@ async def record_replay(trace: Trace, target: Target, pacing: Pacing, recording:
     """
     import aiohttp
 
-    stop = asyncio.Event()
     with (
         ClientLog(recording / "client.jsonl") as log,
         Journal(recording / "metrics.jsonl", scrape.SCHEMA, every_s=0.0) as journal,
@@ -81,7 +78,7 @@ async def record_replay(trace: Trace, target: Target, pacing: Pacing, recording:
         async with aiohttp.ClientSession(headers=target.headers()) as session:
             scraper = Scraper(session, target.url, journal, report=lambda _: None)
             try:
-                with _interrupts(stop):
+                async with until_interrupted() as stop:
                     await send_trace(trace, target, pacing, log, stop, scraper.scrape)
                 await asyncio.sleep(FLUSHED_WITHIN_S)
                 await scraper.scrape()
@@ -128,17 +125,3 @@ async def _show(log: ClientLog, n_rows: int) -> None:
         sys.stderr.write(f"\r{line}\033[K")
         sys.stderr.flush()
         await asyncio.sleep(PROGRESS_EVERY_S)
-
-
-@contextmanager
-def _interrupts(stop: asyncio.Event) -> Iterator[None]:
-    """Within the block, an interrupt or a termination sets `stop`."""
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for number in signals:
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)

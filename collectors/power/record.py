@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from collectors.journal import Journal
+from collectors.journal import Journal, say
 from collectors.power import rapl
 from collectors.power.power_file import PowerRecording, read_power
 from collectors.power.reading import Component, Measured, Sensor
@@ -32,11 +32,6 @@ RATE_HZ = 10.0
 
 MAX_RATE_HZ = 1000.0
 """No sensor here is renewed more often: RAPL's counters are, about once a millisecond."""
-
-
-def say(text: str) -> None:
-    """Print a line to stderr, in the place of a line of progress."""
-    print(f"\r\033[K{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
 @dataclass(slots=True)
