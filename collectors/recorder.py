@@ -411,9 +411,7 @@ class Log:
         if not self._thread.is_alive():
             os.close(self._file)
         if self._kept_bytes or self._lost:
-            say(
-                f"{self._path}: the last {self._kept_bytes} bytes and {self.n_lost} records before could not be written"
-            )
+            say(f"{self._path}: {self._kept_bytes} bytes could not be written, {self.n_lost} records were lost")
 
     def _run(self) -> None:
         closing = False

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import dedent
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from collectors import recorder_path
+from collectors.small_model import write_small_model
 from collectors.step_file import Recording, read_recordings
 from simulator.options import EngineOptions
 from traces.errors import CollectorError
@@ -635,3 +637,45 @@ def test_a_plan_whose_output_never_came_is_not_taken_for_another(recorder: Modul
     shared.num_scheduled_tokens = {}
     scheduler.update_from_output(scheduler.schedule(), {FIRST: 1})
     assert recorded(scheduler, steps).steps == []
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(("kind", "name"), [("sync", "Scheduler"), ("async", "AsyncScheduler")])
+def test_vllms_own_schedulers_are_recorded_exactly(tmp_path: Path, kind: str, name: str) -> None:
+    """Without a model: two steps in flight, preemptions, an abort, a pooled request and drafts, on any machine."""
+    python = Path(__file__).resolve().parents[2] / ".venv-engine" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("no engine; run scripts/install_engine.sh")
+    model, file = write_small_model(tmp_path / "model", "xs"), tmp_path / "steps.jsonl"
+    ran = subprocess.run(
+        [python, Path(__file__).with_name("recorded_by_engine.py"), model, kind, "6"],
+        env={**os.environ, "PYTHONPATH": str(recorder_path().parent), "SERVETWIN_STEPS": str(file)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    seen = json.loads(ran.stdout.splitlines()[-1])
+    assert (seen["scheduler"], len(seen["calls"])) == (name, 5)
+    (recording,) = read_recordings(file)
+    assert recording.trouble == ()
+    computed: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    for step in recording.steps:
+        computed.update({rid: n for rid, n, _ in step.requests})
+        tokens.update(dict(step.tokens))
+        assert 0 < step.kv_blocks < recording.header.num_gpu_blocks
+    assert computed == seen["computed"]
+    assert tokens == seen["tokens"]
+    assert len(recording.steps) == seen["n_steps"]
+    assert sum(len(step.preempted) for step in recording.steps) == seen["preempted"] > 0
+    assert sum(request.num_preemptions for request in recording.requests.values()) == seen["preempted"]
+    assert recording.requests.keys() == {f"r{i}" for i in range(6)}
+    assert [recording.requests[f"r{i}"].priority for i in range(6)] == list(range(6))
+    for engine_id, count in seen["tokens"].items():
+        assert recording.requests[engine_id.split("-")[1]].output_tokens == count
+    assert recording.requests["r2"].reason == "abort"
+    assert len({request.block_hashes[:2] for request in recording.requests.values()}) == 1  # the prefix they share
+    (summary,) = lines(file, "summary")
+    assert summary["n_spec_tokens"] == (2 if kind == "sync" else 0)
+    assert summary["features"] == ({"pooling": 1} if kind == "sync" else {})

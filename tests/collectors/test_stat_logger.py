@@ -287,7 +287,7 @@ def test_a_full_disk_is_said_and_does_not_hurt_the_server(
     end(logger)
     said = capsys.readouterr().err
     assert said.count("No space left on device") == 1
-    assert "could not be written; 0 records were lost" in said
+    assert "bytes could not be written, 0 records were lost" in said
 
 
 def test_lost_records_are_noted(kind: Any, stats: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -25,14 +27,27 @@ from traces.errors import InputError
 from traces.outcome import Status
 
 CAPTURES = sorted((BUNDLED / "captures").glob("*-?"))
+OWN_CAPTURES = sorted((Path(__file__).with_name("captures")).glob("*"))
+"""Of live engines with both policies, whose clients went away and whose answers ended early: conformance/record.py."""
 
 
 def test_there_are_captures() -> None:
     assert len(CAPTURES) == 6
+    assert [folder.name for folder in OWN_CAPTURES] == ["fcfs", "priority"]
 
 
-@pytest.mark.parametrize("folder", CAPTURES, ids=lambda folder: folder.name)
-def test_every_step_of_a_real_engine_is_planned_alike(folder) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("folder", OWN_CAPTURES, ids=lambda folder: folder.name)
+def test_the_own_captures_hold_what_they_are_for(folder: Path) -> None:
+    capture = read_capture(folder)
+    reasons = Counter(outcome.reason for outcome in capture.outcomes)
+    assert reasons["abort"] >= 10
+    assert reasons["stop"] >= 10
+    assert any(outcome.scheduled_s is None for outcome in capture.outcomes), "one left while it waited"
+    assert len({row.priority for row in capture.trace.rows}) == (4 if folder.name == "priority" else 1)
+
+
+@pytest.mark.parametrize("folder", [*CAPTURES, *OWN_CAPTURES], ids=lambda folder: folder.name)
+def test_every_step_of_a_real_engine_is_planned_alike(folder: Path) -> None:
     capture = read_capture(folder)
     followed = replay_steps(capture)
     assert followed.divergence is None
