@@ -1,7 +1,8 @@
 """What can be simulated: profiles, models and devices by name, in the user's folders first and the bundled one last.
 
-Folders hold `profile.json` at any depth, `models/**/config.json` (the folder's path is the model's name) and
-`devices/*.yaml`. A name that is not there is an error that lists what is; never a look-alike.
+Folders hold `profile.json` at any depth, `models/**/config.json` (the folder's path is the model's name),
+`models/**/<name>.json` (LLMServingSim keeps them so) and `devices/*.yaml`. A name that is not there is an error that
+lists what is; never a look-alike.
 """
 
 from __future__ import annotations
@@ -91,8 +92,10 @@ def find_model(name: str, folders: Sequence[Path]) -> ModelSpec:
     if name in configs:
         return read_model(configs[name], name)
     path = Path(name)
-    if path.suffix == ".json" or (path / "config.json").is_file():
-        return read_model(path if path.suffix == ".json" else path / "config.json")
+    if path.suffix == ".json":
+        return read_model(path, None if path.name == "config.json" else path.stem)
+    if (path / "config.json").is_file():
+        return read_model(path / "config.json")
     raise InputError(field="model", found=name, accepted=nearest(name, configs))
 
 
@@ -125,8 +128,11 @@ def _model_files(folders: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders:
         root = folder / "models"
-        for file in sorted(root.rglob("config.json")):
-            found.setdefault(file.parent.relative_to(root).as_posix(), file)
+        for file in sorted(root.rglob("*.json")):
+            if file.name == "config.json":
+                found.setdefault(file.parent.relative_to(root).as_posix(), file)
+            elif not (file.parent / "config.json").exists():  # beside one lie a tokenizer's files
+                found.setdefault(file.relative_to(root).with_suffix("").as_posix(), file)
     return found
 
 

@@ -68,6 +68,48 @@ def derive(capture: Capture, grid: Grid) -> dict[str, Series]:
     return {name: series for name, series in found.items() if series is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class SeriesError:
+    """How far one series is from another.
+
+    Attributes:
+        mape: mean of |simulated - measured| / measured over the windows that count.
+        n: how many count: those that both have and in which the measured value is above 0.
+        n_left_out: measured windows that do not, because nothing was measured there to divide by, or nothing simulated.
+    """
+
+    mape: float
+    n: int
+    n_left_out: int
+
+
+def series_mape(simulated: Capture, measured: Series, name: str = "output_tokens_per_s") -> SeriesError | None:
+    """The error of a simulated run's series against a measured one, window by window.
+
+    The simulated series is derived on the measured one's own windows, so that a second is compared with the same
+    second. After the simulated run's end it is 0, and counts. None where the run has no such series, the measured
+    windows are not of equal width, or none counts.
+    """
+    grid = grid_like(measured)
+    twin = None if grid is None else derive(simulated, grid).get(name, simulated.series.get(name))
+    return None if twin is None else series_error(measured, twin)
+
+
+def series_error(measured: Series, simulated: Series) -> SeriesError | None:
+    """The error of one series against another at the times that both have, to a millionth of a second; None if none.
+
+    So does LLMServingSim's paper count its per-second error (docs/validity.md).
+    """
+    if not len(measured.time_s) or not len(simulated.time_s):
+        return None
+    at = np.clip(np.searchsorted(simulated.time_s, measured.time_s - 1e-6), 0, len(simulated.time_s) - 1)
+    counts = (np.abs(simulated.time_s[at] - measured.time_s) <= 1e-6) & (measured.value > 0)
+    if not counts.any():
+        return None
+    off = np.abs(simulated.value[at][counts] - measured.value[counts]) / measured.value[counts]
+    return SeriesError(float(off.mean()), int(counts.sum()), int((~counts).sum()))
+
+
 def output_tokens_per_s(capture: Capture, grid: Grid) -> Series | None:
     """Output tokens per second: from token times, else from the steps; None when neither was recorded."""
     produced = _output_tokens(capture)

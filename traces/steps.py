@@ -6,6 +6,7 @@ in bulk. `Batches` is the optional detail: which requests were in each step, wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -100,6 +101,30 @@ class Steps:
 
 STEP_COLUMNS = tuple(field.name for field in fields(Steps) if field.name != "batches")
 _FLOAT_COLUMNS = {"scheduled_s", "end_s"}
+
+
+def merged_steps(each: Sequence[Steps]) -> Steps:
+    """Steps of several instances as one table, ordered by end and then by instance.
+
+    Batches are kept where all have them.
+    """
+    columns = {name: np.concatenate([getattr(steps, name) for steps in each]) for name in STEP_COLUMNS}
+    order = np.lexsort((columns["instance"], columns["end_s"]))
+    batches = [steps.batches for steps in each if steps.batches is not None]
+    merged = _merged_batches(batches, order) if len(batches) == len(each) else None
+    return Steps(**{name: column[order] for name, column in columns.items()}, batches=merged)
+
+
+def _merged_batches(each: Sequence[Batches], order: Ints) -> Batches:
+    counts = np.concatenate([np.diff(batches.offsets) for batches in each])
+    first = np.concatenate([[0], np.cumsum(counts)])[:-1]
+    offsets = np.concatenate([[0], np.cumsum(counts[order])]).astype(np.int64)
+    entries = np.repeat(first[order] - offsets[:-1], counts[order]) + np.arange(offsets[-1])
+    columns = {
+        name: np.concatenate([getattr(batches, name) for batches in each])[entries]
+        for name in ("request", "new_tokens", "computed_tokens")
+    }
+    return Batches(offsets, **columns)
 
 
 def steps_from_columns(columns: dict[str, Any], batches: Batches | None = None) -> Steps:

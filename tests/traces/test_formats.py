@@ -76,6 +76,8 @@ def test_a_capture_takes_no_second_trace(tmp_path: Path, capture: Capture) -> No
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for path, said in (("none", "no such folder"), ("file", "is not a folder"), (".", "is a run of no known format")):
+    for path, said in (("none", "no such file"), ("file", "not what it served"), (".", "is a run of no known format")):
         with pytest.raises(InputError, match=said):
             import_capture(tmp_path / path)
+    with pytest.raises(InputError, match="is not a folder: accepted: a folder, as llmservingsim has"):
+        import_capture(tmp_path / "file", "llmservingsim")

@@ -1,0 +1,158 @@
+"""Plain time series as captures, and the error of one against another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from traces.capture import Capture, Series, read_capture, write_capture
+from traces.errors import InputError
+from traces.formats import import_capture
+from traces.outcome import Outcome
+from traces.series import SeriesError, series_error, series_mape
+from traces.series_file import read_series
+from traces.trace import Trace, TraceRow
+
+TRACE = Trace((TraceRow(request_id="0", arrival_s=0.0, prompt_tokens=4, output_tokens=2),), None, "test", "sha256:0")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    def make(text: str) -> Path:
+        path = tmp_path / "series.txt"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def test_a_series_becomes_a_capture_of_no_outcomes(write: Callable[[str], Path], tmp_path: Path) -> None:
+    path = write("time_s\tthroughput\n0\t0\n1\t12.5\n2\t7\n")
+    write_capture(import_capture(path, trace=TRACE), tmp_path / "capture")
+    capture = read_capture(tmp_path / "capture")
+    assert capture.outcomes == ()
+    assert capture.trace.rows == TRACE.rows
+    assert capture.series["output_tokens_per_s"].time_s.tolist() == [0, 1, 2]
+    assert capture.series["output_tokens_per_s"].value.tolist() == [0, 12.5, 7]
+    assert "a time series alone: no request was recorded" in capture.meta.notes
+    assert capture.meta.provenance["trace"] == "sha256:0"
+
+
+def test_units_become_ours(write: Callable[[str], Path]) -> None:
+    series, notes = read_series(write("time_s,gpu_mem_mb,prefix_hit_pct,power_w\n1,2,25,300\n"))
+    assert {name: one.value.tolist() for name, one in series.items()} == {
+        "gpu_memory_bytes": [2 * 2**20],
+        "prefix_hit_rate": [0.25],
+        "power_w": [300.0],
+    }
+    assert notes == []
+
+
+def test_vllm_s_own_counters_become_a_hit_rate_from_the_first_query_on(write: Callable[[str], Path]) -> None:
+    text = """\
+timestamp,vllm:kv_cache_usage_perc,vllm:prefix_cache_queries_total,vllm:prefix_cache_hits_total,other
+2025-12-12T14:41:52.500,0.0,0,0,1
+2025-12-12T14:41:53.500,0.1,10,0,1
+2025-12-12T14:41:55.500,0.2,40,10,1
+
+"""
+    series, notes = read_series(write(text))
+    assert series["kv_usage"].time_s.tolist() == [0, 1, 3]
+    assert series["kv_usage"].value.tolist() == [0, 0.1, 0.2]
+    assert series["prefix_hit_rate"].time_s.tolist() == [1, 3]
+    assert series["prefix_hit_rate"].value.tolist() == [0, 0.25]
+    assert notes == ["series.txt: columns left out: other"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r":1: field 'time_s': is missing: accepted: a header with time_s or timestamp"),
+        ("seconds\tthroughput\n0\t1\n", r":1: field 'time_s': is missing"),
+        ("time_s\tthroughput\n", "holds no rows"),
+        ("time_s\tthroughput\n0\t1\t2\n", ":2: has 3 cells: accepted: 2"),
+        ("time_s\tthroughput\n0\t1\n\n1\tfast\n", ":4: field 'throughput': found 'fast': accepted: a finite number"),
+        ("time_s\tthroughput\n0\tnan\n", ":2: field 'throughput': found 'nan'"),
+        ("time_s\tthroughput\n0\t-1\n", ":2: field 'throughput': found '-1'"),
+        ("time_s\tthroughput\n1\t1\n1\t1\n", ":3: field 'time_s': found '1': accepted: later"),
+        ("timestamp,power_w\nnoon,1\n", ":2: field 'timestamp': found 'noon': accepted: an ISO 8601"),
+        ("time_s,power_w,power_w\n1,1,1\n", ":1: field 'power_w': stands twice"),
+        ("time_s,throughput,output_tokens_per_s\n1,1,1\n", ":1: .*holds output_tokens_per_s twice"),
+        ("time_s,speed\n1,1\n", ":1: has no column that is known: found 'speed': accepted: one of output_tokens"),
+    ],
+)
+def test_what_is_wrong_is_named(write: Callable[[str], Path], text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_series(write(text))
+
+
+def test_a_series_needs_the_workload(write: Callable[[str], Path]) -> None:
+    with pytest.raises(InputError, match=r"says what a run did and not what it served.*--trace"):
+        import_capture(write("time_s,power_w\n1,1\n"))
+
+
+def test_the_error_counts_the_times_of_both_at_which_something_was_measured() -> None:
+    measured = Series(np.array([0.0, 1, 2, 3]), np.array([0.0, 10, 20, 40]))
+    simulated = Series(np.array([0.0, 1, 2]), np.array([5.0, 11, 16]))
+    error = series_error(measured, simulated)
+    assert error is not None
+    assert error.mape == pytest.approx((0.1 + 0.2) / 2)
+    assert (error.n, error.n_left_out) == (2, 2)
+    assert series_error(measured, Series(np.array([0.5]), np.array([1.0]))) is None
+    assert series_error(Series(np.array([1.0]), np.array([0.0])), simulated) is None
+    assert series_error(Series(np.empty(0), np.empty(0)), simulated) is None
+
+
+def test_a_simulated_run_is_compared_on_the_measured_windows(
+    served: Callable[..., Outcome], captured: Callable[..., Capture]
+) -> None:
+    run = captured([served("0", output_tokens=3, token_times_s=(0.5, 1.0, 1.5))])
+    measured = Series(np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 4.0, 1.0, 1.0]))
+    assert series_mape(run, measured) == SeriesError(pytest.approx((0.5 + 0 + 1) / 3), 3, 1)
+    assert series_mape(run, measured, "power_w") is None
+    assert series_mape(run, Series(np.array([0.0, 1.0, 5.0]), np.ones(3))) is None
+    run.series["power_w"] = Series(measured.time_s, np.full(4, 2.0))
+    assert series_mape(run, measured, "power_w") == SeriesError(pytest.approx((0.5 + 1 + 1) / 3), 3, 1)
+
+
+@pytest.mark.ground_truth
+def test_the_reference_s_own_figures_come_out(ground_truth: Path) -> None:
+    """Its per-second errors: 8.0, 10.9, 6.0 and 13.9 % of throughput, 2.2 % of power, 1.2 % of memory."""
+    folder = ground_truth / "ispass26"
+    throughput = folder / "throughput" / "A6000"
+    pairs = {
+        (throughput / "reference" / f"{case}_throughput.tsv", throughput / "peer" / f"{case}_throughput.tsv"): percent
+        for case, percent in (("MD", 8.0), ("SD+PC", 10.9), ("PDD", 6.0), ("SM", 13.9))
+    }
+    pairs[folder / "power" / "server_power.tsv", folder / "power" / "peer_llmservingsim.tsv"] = 2.2
+    pairs[folder / "memory" / "SD+PC.tsv", folder / "memory" / "peer_llmservingsim.tsv"] = 1.2
+    for (measured, simulated), percent in pairs.items():
+        ours, theirs = read_series(measured)[0], read_series(simulated)[0]
+        name = next(iter(ours))
+        error = series_error(ours[name], theirs[name])
+        assert error is not None
+        assert round(error.mape * 100, 1) == percent
+
+
+@pytest.mark.ground_truth
+def test_the_reference_counts_generated_tokens_alone(ground_truth: Path) -> None:
+    from traces.llmservingsim import read_workload
+
+    folder = ground_truth / "ispass26"
+    for case, workload in (("MD", "llama"), ("SD+PC", "llama"), ("PDD", "llama"), ("SM", "phi")):
+        rows = read_workload(folder / "dataset" / f"sharegpt_req300_rate10_{workload}.jsonl").rows
+        series, _ = read_series(folder / "throughput" / "A6000" / "reference" / f"{case}_throughput.tsv")
+        assert series["output_tokens_per_s"].value.sum() == pytest.approx(sum(r.output_tokens for r in rows), rel=0.01)
+
+
+@pytest.mark.ground_truth
+def test_every_workload_of_the_artifact_is_read(ground_truth: Path) -> None:
+    from traces.formats import read_any_trace
+
+    files = sorted((ground_truth / "ispass26" / "dataset").glob("*.jsonl"))
+    assert len(files) == 6
+    for file in files:
+        assert read_any_trace(file).hash_block_size == 16
