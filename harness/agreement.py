@@ -21,13 +21,8 @@ from traces.errors import InputError
 
 KNOWN_OPTIONS = tuple(field.encode_name for field in msgspec.structs.fields(EngineOptions))
 
-PARALLELISM: dict[str, int | bool] = {
-    "tensor_parallel_size": 1,
-    "pipeline_parallel_size": 1,
-    "data_parallel_size": 1,
-    "enable_expert_parallel": False,
-}
-"""vLLM's options that spread a model over devices, and what this version simulates."""
+PARALLELISM = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel")
+"""vLLM's options that spread a model over devices: the cluster description says them."""
 
 INERT_OPTIONS = ("model", "seed")
 """Recorded options that change no time: the model is compared by name, and lengths are pinned."""
@@ -61,7 +56,7 @@ def agree(said: dict[str, Any], spec: InstanceSpec, measured: CaptureMeta, folde
     """
     recorded = _recorded(measured)
     taken = {name: value for name, value in recorded.items() if name in KNOWN_OPTIONS and name not in said}
-    simulated = {**PARALLELISM, **said}
+    simulated = {**spec.parallelism, **said}
     mismatches = [
         _mismatch(name, simulated[name], value)
         for name, value in sorted(recorded.items())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.calibrate_cli import calibrate, drift
 from harness.collect_cli import collect_app
 from harness.console import print_facts, print_json
 from traces.errors import ServetwinError
@@ -29,6 +30,8 @@ app.add_typer(trace_app, name="trace")
 app.add_typer(profile_app, name="profile")
 app.add_typer(capture_app, name="capture")
 app.add_typer(collect_app, name="collect")
+app.command()(calibrate)
+app.command()(drift)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: engine.max_num_seqs=64. Repeatable.")]
@@ -95,6 +98,12 @@ def validate(
     steps: Annotated[
         bool, typer.Option(help="Compare the recorded steps, batch by batch; exit 1 if one differs.")
     ] = False,
+    calibration: Annotated[Path | None, typer.Option(help="A fitted file; left out: the scenario's.")] = None,
+    score_fitted: Annotated[bool, typer.Option("--score-fitted", help="Score fitted requests too.")] = False,
+    noise_floor: Annotated[
+        list[Path] | None, typer.Option(help="Another recording of the same requests. Repeatable.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say where the error comes from.")] = False,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -102,6 +111,7 @@ def validate(
 
     Example: servetwin validate scenario.yaml --capture captures/monday --out out/monday
     """
+    from harness.calibrate_cli import print_attribution
     from harness.console import print_validation
     from harness.validate import validate as run
     from harness.validate import write_validation
@@ -111,9 +121,22 @@ def validate(
         return
     if out is None:
         raise typer.BadParameter("is needed, except with --steps", param_hint="--out")
-    validation = run(scenario, capture, overrides or ())
+    validation = run(
+        scenario,
+        capture,
+        overrides or (),
+        calibration=calibration,
+        score_fitted=score_fitted,
+        repeats=noise_floor or (),
+        explain=explain,
+    )
     write_validation(validation, out)
-    print_json(validation.result) if as_json else print_validation(validation.result)
+    if as_json:
+        print_json(validation.result)
+        return
+    print_validation(validation.result)
+    if validation.attribution is not None:
+        print_attribution(validation.attribution)
 
 
 def _validate_steps(
@@ -226,15 +249,18 @@ def _show_trace(trace: Trace, *, as_json: bool) -> None:
 
 
 @profile_app.command("import")
-def profile_import(source: Path, out: Out) -> None:
-    """Import LLMServingSim profiles: one variant folder, or a tree of them.
+def profile_import(source: Path, out: Out, format: Format = None) -> None:
+    """Import LLMServingSim profiles, of 2.0 or older: one folder, or a tree of them.
 
     Example: servetwin profile import profiler/perf --out profiles
     """
     from harness.show import import_profiles_to
 
-    for folder in import_profiles_to(source, out):
+    left_out: list[str] = []
+    for folder in import_profiles_to(source, out, format, left_out):
         typer.echo(str(folder))
+    for what in left_out:
+        typer.echo(f"left out: {what}", err=True)
 
 
 @profile_app.command("list")

@@ -1,62 +1,109 @@
-"""What serves a trace: our own cluster description, and LLMServingSim's cluster JSON read as it is.
-
-This version simulates one engine on one device. A file that asks for more is refused by the name of the field that
-does; nothing it says is ignored without a note.
-"""
+"""What serves a trace: our own cluster description, and the one place that says what a description can ask for."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
 from harness.scenario import Scenario
+from simulator.engine import Role
+from simulator.experts import Mode
+from simulator.fleet import Autoscaling, Failure
 from simulator.options import EngineOptions
+from simulator.topology import FabricFile, InterNodeFile, NodeFile, Place, Topology, TopologyFile
 from traces.decoding import Document, read_document
 
-GIB = 2**30
 Degree = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class InstanceFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Engines of one kind, in our own cluster description.
+class ExpertsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a mixture of experts is taken to be used.
+
+    Attributes:
+        gate: which experts tokens choose: `uniform`, `zipf:EXPONENT`, or a .csv file of counts (`simulator.gates`).
+        placement: which device has which experts: `linear`, as vLLM, or `round_robin`.
+        redundant: copies of experts beyond the model's own.
+        mode: a layer takes its expected time, or one drawn for each layer of each step.
+    """
+
+    gate: str = "uniform"
+    placement: str = "linear"
+    redundant: Annotated[int, msgspec.Meta(ge=0)] = 0
+    mode: Mode = "expected"
+
+
+class InstanceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Engines of one kind, in our own cluster description; parallel sizes by vLLM's names.
 
     Attributes:
         model: its name in the catalogue.
         device: its name in the catalogue.
-        tensor_parallel_size: devices that share each layer.
         count: engines of this kind.
+        role: what they do of a request.
+        tensor_parallel_size: devices that share each layer.
+        pipeline_parallel_size: devices, or groups of them, that share the layers.
+        data_parallel_size: copies behind one router; those of a mixture-of-experts model step together.
+        enable_expert_parallel: each device of an engine holds whole experts, and not a part of each.
+        experts: how a mixture of experts is used.
+        node: node that they stand on, counted from 0; engines on different nodes reach each other over `inter_node`.
         engine: options of these engines, over those of the scenario.
     """
 
     model: str
     device: str
-    tensor_parallel_size: Degree = 1
     count: Degree = 1
+    role: Role = "both"
+    tensor_parallel_size: Degree = 1
+    pipeline_parallel_size: Degree = 1
+    data_parallel_size: Degree = 1
+    enable_expert_parallel: bool = False
+    experts: ExpertsFile = ExpertsFile()
+    node: Annotated[int, msgspec.Meta(ge=0)] = 0
     engine: EngineOptions = EngineOptions()
 
 
-class ClusterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Our own cluster description."""
+class ClusterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Our own cluster description.
+
+    Attributes:
+        instances: its engines.
+        routing: by which rule a request finds its engine (`simulator.routing`).
+        fabric: what ties the devices of a node together; needed where a model is spread over them, or KV is sent.
+        inter_node: what ties nodes together; needed where there are several.
+        failures: of engines.
+        autoscaling: of the engines; None: all are in use all the time.
+    """
 
     instances: Annotated[tuple[InstanceFile, ...], msgspec.Meta(min_length=1)]
+    routing: str = "round_robin"
+    fabric: FabricFile | None = None
+    inter_node: InterNodeFile | None = None
+    failures: tuple[Failure, ...] = ()
+    autoscaling: Autoscaling | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceSpec:
-    """One engine to simulate.
+    """Engines of one kind to simulate.
 
     Attributes:
-        model: name of its model.
-        device: name of its device.
+        model: name of their model.
+        device: name of their device.
         said_options: engine options that the cluster description states.
         document: the description itself.
-        at: where in it the engine stands.
+        at: where in it the engines stand.
         keys: how it spells `model` and `device`.
         memory_bytes: device memory that it states; None: the catalogue's.
-        notes: what it states that this prediction does not use.
+        count: how many there are.
+        role: what they do of a request.
+        tensor_parallel_size, pipeline_parallel_size, data_parallel_size, enable_expert_parallel: as vLLM's.
+        nodes: node of each data-parallel rank of the first engine.
+        experts: how a mixture of experts is used.
     """
 
     model: str
@@ -66,158 +113,135 @@ class InstanceSpec:
     at: tuple[str | int, ...]
     keys: dict[str, str] = field(default_factory=dict)
     memory_bytes: float | None = None
-    notes: tuple[str, ...] = ()
+    count: int = 1
+    role: Role = "both"
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    enable_expert_parallel: bool = False
+    nodes: tuple[int, ...] = (0,)
+    experts: ExpertsFile = field(default_factory=ExpertsFile)
 
     def place_of(self, name: str | None) -> tuple[Path, int | None]:
         """File and line where its model or device stands; where it begins for anything else."""
         key = self.keys.get(name or "", name)
         return self.document.path, self.document.error([*self.at, *([key] if key else [])]).line
 
+    @property
+    def parallelism(self) -> dict[str, int | bool]:
+        """How the model is spread over devices, by vLLM's names."""
+        return {
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "pipeline_parallel_size": self.pipeline_parallel_size,
+            "data_parallel_size": self.data_parallel_size,
+            "enable_expert_parallel": self.enable_expert_parallel,
+        }
 
-def read_cluster(scenario: Scenario) -> InstanceSpec:
-    """The scenario's engine. Raises InputError with file, line and field for what is wrong or not modelled."""
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """All engines to simulate, and what is between them.
+
+    Attributes:
+        instances: its engines, by kind.
+        document: the description they are from.
+        routing: by which rule a request finds its engine.
+        fabric: what ties the devices of a node together; None: not said.
+        inter_node: what ties nodes together; None: not said.
+        failures: of engines.
+        autoscaling: of the engines; None: all are in use all the time.
+        notes: what the description states that no prediction uses.
+    """
+
+    instances: tuple[InstanceSpec, ...]
+    document: Document
+    routing: str = "round_robin"
+    fabric: FabricFile | None = None
+    inter_node: InterNodeFile | None = None
+    failures: tuple[Failure, ...] = ()
+    autoscaling: Autoscaling | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where the engines of a cluster stand, and the links between their devices.
+
+    Attributes:
+        places: devices of each engine of each kind, rank by rank and within a rank stage by stage.
+        topology: the links; None where the description says none.
+    """
+
+    places: tuple[tuple[tuple[Place, ...], ...], ...]
+    topology: Topology | None
+
+
+def place(cluster: ClusterSpec, copies: Sequence[int]) -> Placed:
+    """Give every engine devices of its own, node by node in the order of the description.
+
+    Args:
+        cluster: the description.
+        copies: engines of each kind. Those of several ranks stand where the description puts each rank.
+    """
+    used: Counter[int] = Counter()
+    places = []
+    for spec, count in zip(cluster.instances, copies, strict=True):
+        each = spec.tensor_parallel_size * spec.pipeline_parallel_size
+        ranks_per_engine = len(spec.nodes) * spec.count // count
+        nodes = [node for _ in range(spec.count) for node in spec.nodes]
+        devices: list[Place] = []
+        for node in nodes:
+            devices += [Place(node, used[node] + i) for i in range(each)]
+            used[node] += each
+        size = each * ranks_per_engine
+        places.append(tuple(tuple(devices[i * size : (i + 1) * size]) for i in range(count)))
+    n_nodes = max(used) + 1
+    if cluster.fabric is None and cluster.inter_node is None:
+        return Placed(tuple(places), None)
+    files = tuple(NodeFile(max(1, used[node]), cluster.fabric) for node in range(n_nodes))
+    return Placed(tuple(places), Topology(TopologyFile(files, cluster.inter_node)))
+
+
+def cluster_document(scenario: Scenario) -> Document:
+    """The scenario's cluster description, from its own file or from within the scenario. Raises InputError."""
     cluster = scenario.file.cluster
     if isinstance(cluster, dict):
         whole = read_document(scenario.path)
         node = next((v for k, v in getattr(whole.tree, "value", []) if k.value == "cluster"), whole.tree)
-        document = Document(scenario.path, cluster, node)
-    else:
-        document = read_document(scenario.path.parent / cluster)
-    if "nodes" in document.value:
-        return _from_llmservingsim(document)
-    return _from_own(document)
+        return Document(scenario.path, cluster, node)
+    return read_document(scenario.path.parent / cluster)
 
 
-def _from_own(document: Document) -> InstanceSpec:
-    cluster = document.convert(ClusterFile)
-    if len(cluster.instances) > 1:
-        raise document.error(["instances", 1], "more than one engine is not modelled in this version")
-    (instance,) = cluster.instances
-    if instance.count > 1:
-        raise document.error(["instances", 0, "count"], accepted="1: more than one engine is not modelled yet")
-    if instance.tensor_parallel_size > 1:
-        accepted = "1: collectives between devices are not modelled in this version"
-        raise document.error(["instances", 0, "tensor_parallel_size"], accepted=accepted)
-    said = document.value["instances"][0].get("engine") or {}
-    return InstanceSpec(instance.model, instance.device, dict(said), document, ("instances", 0))
-
-
-# -- LLMServingSim 2.0 (serving/core/config_builder.py; its documentation reference/cluster-config.md) ---------------
-
-_RUNTIME_OPTIONS = {
-    "max_num_seqs": "max_num_seqs",
-    "max_num_batched_tokens": "max_num_batched_tokens",
-    "long_prefill_token_threshold": "long_prefill_token_threshold",
-    "block_size": "block_size",
-    "enable_prefix_caching": "enable_prefix_caching",
-    "enable_chunked_prefill": "enable_chunked_prefill",
-    "reserve_full_isl": "scheduler_reserve_full_isl",
-    "dtype": "dtype",
-    "kv_cache_dtype": "kv_cache_dtype",
-}
-"""Its names of engine options, and vLLM's."""
-
-
-class _NpuMem(msgspec.Struct, forbid_unknown_fields=True):
-    mem_size: Annotated[float, msgspec.Meta(gt=0)]
-    mem_bw: float
-    mem_latency: float
-    mem_util: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
-
-
-class _Instance(msgspec.Struct, forbid_unknown_fields=True):
-    model_name: str
-    hardware: str
-    npu_mem: _NpuMem
-    num_npus: Degree = 1
-    tp_size: Degree = 1
-    pp_size: Degree = 1
-    ep_size: Degree | None = None
-    dp_group: str | int | None = None
-    pd_type: Literal["prefill", "decode"] | None = None
-    placement: dict[str, Any] | None = None
-    enable_local_offloading: bool = False
-    enable_attn_offloading: bool = False
-    enable_sub_batch_interleaving: bool = False
-    enable_block_copy: bool = True
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    long_prefill_token_threshold: int | None = None
-    block_size: int | None = None
-    enable_prefix_caching: bool | None = None
-    enable_chunked_prefill: bool | None = None
-    reserve_full_isl: bool | None = None
-    dtype: str | None = None
-    kv_cache_dtype: str | None = None
-
-
-class _Node(msgspec.Struct, forbid_unknown_fields=True):
-    instances: list[_Instance]
-    num_instances: Degree = 1
-    cpu_mem: dict[str, Any] | None = None
-    power: dict[str, Any] | None = None
-
-
-class _Cluster(msgspec.Struct, forbid_unknown_fields=True):
-    nodes: list[_Node]
-    num_nodes: Degree = 1
-    link_bw: float | list[float] | None = None
-    link_latency: float | list[float] | None = None
-    cxl_mem: dict[str, Any] | None = None
-
-
-def _from_llmservingsim(document: Document) -> InstanceSpec:
-    cluster = document.convert(_Cluster)
-    _refuse_what_is_not_modelled(cluster, document)
-    instance = cluster.nodes[0].instances[0]
-    said = {
-        ours: value for theirs, ours in _RUNTIME_OPTIONS.items() if (value := getattr(instance, theirs)) is not None
-    }
-    if said.get("max_num_seqs") == 0:
-        raise document.error(
-            ["nodes", 0, "instances", 0, "max_num_seqs"], accepted="1 or more; 0 (no limit) is not vLLM's"
+def read_own_cluster(document: Document) -> ClusterSpec:
+    """Our own description. Raises InputError with file, line and field for what is wrong or not modelled."""
+    file = document.convert(ClusterFile)
+    kinds = []
+    for number, instance in enumerate(file.instances):
+        at: tuple[str | int, ...] = ("instances", number)
+        said = document.value["instances"][number].get("engine") or {}
+        spec = InstanceSpec(
+            instance.model,
+            instance.device,
+            dict(said),
+            document,
+            at,
+            count=instance.count,
+            role=instance.role,
+            tensor_parallel_size=instance.tensor_parallel_size,
+            pipeline_parallel_size=instance.pipeline_parallel_size,
+            data_parallel_size=instance.data_parallel_size,
+            enable_expert_parallel=instance.enable_expert_parallel,
+            nodes=(instance.node,) * instance.data_parallel_size,
+            experts=instance.experts,
         )
-    said["gpu_memory_utilization"] = instance.npu_mem.mem_util
-    unused = [name for name in ("link_bw", "link_latency") if getattr(cluster, name) is not None]
-    unused += ["nodes[0].cpu_mem"] if cluster.nodes[0].cpu_mem is not None else []
-    unused += ["npu_mem.mem_bw", "npu_mem.mem_latency"]
-    note = f"{document.path.name}: not used by a prediction of one engine on one device: {', '.join(unused)}"
-    return InstanceSpec(
-        instance.model_name,
-        instance.hardware,
-        said,
-        document,
-        ("nodes", 0, "instances", 0),
-        {"model": "model_name", "device": "hardware"},
-        instance.npu_mem.mem_size * GIB,
-        (note,),
+        kinds.append(spec)
+    roles = {spec.role for spec in kinds}
+    if len(roles) > 1 and "both" in roles:
+        at = next(spec.at for spec in kinds if spec.role != "both")
+        raise document.error([*at, "role"], accepted="roles prefill and decode, or both for every engine")
+    for role, other in (("prefill", "decode"), ("decode", "prefill")):
+        if role in roles and other not in roles:
+            raise document.error(["instances"], f"has engines of role {role} and none of role {other}")
+    return ClusterSpec(
+        tuple(kinds), document, file.routing, file.fabric, file.inter_node, file.failures, file.autoscaling
     )
-
-
-def _refuse_what_is_not_modelled(cluster: _Cluster, document: Document) -> None:
-    """Raise InputError at the first field that asks for more than one engine on one device."""
-    if not cluster.nodes or not cluster.nodes[0].instances:
-        raise document.error(["nodes"], accepted="a node with an instance")
-    node = cluster.nodes[0]
-    instance = node.instances[0]
-    at: list[str | int] = ["nodes", 0, "instances", 0]
-    refused: list[tuple[bool, list[str | int]]] = [
-        (len(cluster.nodes) > 1 or cluster.num_nodes > 1, ["num_nodes"]),
-        (cluster.cxl_mem is not None, ["cxl_mem"]),
-        (len(node.instances) > 1 or node.num_instances > 1, ["nodes", 0, "num_instances"]),
-        (node.power is not None, ["nodes", 0, "power"]),
-        (bool(node.cpu_mem) and "pim_config" in (node.cpu_mem or {}), ["nodes", 0, "cpu_mem", "pim_config"]),
-        (instance.tp_size > 1, [*at, "tp_size"]),
-        (instance.pp_size > 1, [*at, "pp_size"]),
-        (instance.num_npus > 1, [*at, "num_npus"]),
-        ((instance.ep_size or 1) > 1, [*at, "ep_size"]),
-        (instance.dp_group is not None, [*at, "dp_group"]),
-        (instance.pd_type is not None, [*at, "pd_type"]),
-        (instance.placement is not None, [*at, "placement"]),
-        (instance.enable_local_offloading, [*at, "enable_local_offloading"]),
-        (instance.enable_attn_offloading, [*at, "enable_attn_offloading"]),
-        (instance.enable_sub_batch_interleaving, [*at, "enable_sub_batch_interleaving"]),
-    ]
-    for asked, keys in refused:
-        if asked:
-            raise document.error(keys, "asks for what this version does not model")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from calibrate.attribution import Attribution
+from calibrate.intervals import Intervals
 from harness.scenario import Scenario
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES, itl_by_request, requests, throughput
 from traces.outcome import Outcome, Status
-from traces.series import derive, grid_like, grid_over
+from traces.series import Grid, derive, grid_like, grid_over
 from traces.statistics import STATISTICS, pooled_error_ci, relative_error_ci, statistic
 from traces.steps import Floats
 
+Mask = npt.NDArray[np.bool_]
 PAIRED = ("ttft_s", "tpot_s", "e2el_s")
 SERIES = ("output_tokens_per_s", "power_w", "kv_usage", "prefix_hit_rate")
 FEWEST_REQUESTS = 20
@@ -31,12 +35,16 @@ class Validation:
         measured: the capture.
         simulated: the twin's capture, of the same requests at the same arrivals.
         scenario: what was simulated.
+        intervals: of the twin's latencies; None without a calibration.
+        attribution: where the error comes from; None unless asked for.
     """
 
     result: dict[str, Any]
     measured: Capture
     simulated: Capture
     scenario: Scenario
+    intervals: Intervals | None = None
+    attribution: Attribution | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,14 @@ class Repeat:
     floor: dict[str, Any]
 
 
-def compare(measured: Capture, simulated: Capture, *, seed: int = 0, reasons: Sequence[str] = ()) -> dict[str, Any]:
+def compare(
+    measured: Capture,
+    simulated: Capture,
+    *,
+    seed: int = 0,
+    reasons: Sequence[str] = (),
+    unscored: Collection[str] = (),
+) -> dict[str, Any]:
     """The figures of validation.json for two captures of the same requests.
 
     Args:
@@ -60,9 +75,10 @@ def compare(measured: Capture, simulated: Capture, *, seed: int = 0, reasons: Se
         simulated: the twin's, or a second real run: then the errors are the noise floor.
         seed: of the bootstrap.
         reasons: why the comparison is not valid, known before.
+        unscored: ids of requests that are not to be scored, because a calibration was fitted to them.
     """
     rng = np.random.default_rng(seed)
-    pairs, left_out = _pairs(measured, simulated)
+    pairs, left_out = _pairs(measured, simulated, frozenset(unscored))
     before, after = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     columns = requests(before), requests(after)
     metrics: dict[str, Any] = {}
@@ -84,16 +100,20 @@ def compare(measured: Capture, simulated: Capture, *, seed: int = 0, reasons: Se
         "metrics": {name: metrics[name] for name in (*LATENCIES, "output_tokens_per_s", "duration_s")},
         "paired": {name: _paired(getattr(columns[0], name), getattr(columns[1], name)) for name in PAIRED},
         "stages": {name: metrics[name] for name in STAGES},
-        "series": _series_errors(measured, simulated),
+        "series": _series_errors(measured, simulated, [pair[0] for pair in pairs] if unscored else None),
     }
 
 
-def _pairs(measured: Capture, simulated: Capture) -> tuple[list[tuple[Outcome, Outcome]], dict[str, int]]:
+def _pairs(
+    measured: Capture, simulated: Capture, unscored: frozenset[str]
+) -> tuple[list[tuple[Outcome, Outcome]], dict[str, int]]:
     """Outcomes that finished on both sides, by request id; and how many did not, by what became of them."""
     twins = {outcome.request_id: outcome for outcome in simulated.outcomes}
     pairs = []
     left_out: dict[str, int] = {}
     for outcome in measured.outcomes:
+        if outcome.request_id in unscored:
+            continue
         twin = twins.get(outcome.request_id)
         if twin is not None and outcome.status is twin.status is Status.FINISHED:
             pairs.append((outcome, twin))
@@ -102,6 +122,11 @@ def _pairs(measured: Capture, simulated: Capture) -> tuple[list[tuple[Outcome, O
         what = f"{outcome.status.value} when measured, {simulated_as}"
         left_out[what] = left_out.get(what, 0) + 1
     return pairs, left_out
+
+
+def scored_ids(measured: Capture, simulated: Capture, unscored: Collection[str]) -> list[str]:
+    """Ids of the requests that `compare` scores, in the measured capture's order."""
+    return [pair[0].request_id for pair in _pairs(measured, simulated, frozenset(unscored))[0]]
 
 
 def _reasons(pairs: Sequence[tuple[Outcome, Outcome]], left_out: dict[str, int]) -> list[str]:
@@ -156,8 +181,11 @@ def _paired(measured: Floats, simulated: Floats) -> dict[str, Any] | None:
     }
 
 
-def _series_errors(measured: Capture, simulated: Capture) -> dict[str, Any]:
-    """Mean |error| per window over the windows in which the measured value is above 0; None where not measured."""
+def _series_errors(measured: Capture, simulated: Capture, scored: Sequence[Outcome] | None) -> dict[str, Any]:
+    """Mean |error| per window over the windows in which the measured value is above 0; None where not measured.
+
+    With `scored`, only windows in which one of these requests was served.
+    """
     errors: dict[str, Any] = dict.fromkeys(SERIES)
     derived = derive(measured, grid_over(measured))
     for name in SERIES:
@@ -167,8 +195,69 @@ def _series_errors(measured: Capture, simulated: Capture) -> dict[str, Any]:
             continue
         twin = derive(simulated, grid).get(name)
         counted = series.value > 0
+        if scored is not None:
+            counted &= _served(scored, grid)
         if twin is None or not counted.any():
             continue
         relative = np.abs(twin.value[counted] - series.value[counted]) / series.value[counted]
         errors[name] = {"mape": float(relative.mean()), "n": int(counted.sum())}
     return errors
+
+
+def _served(outcomes: Sequence[Outcome], grid: Grid) -> Mask:
+    """Whether one of the requests was in the engine during each window, [n]."""
+    ends_s = grid.ends_s()
+    inside = np.zeros(grid.n, dtype=bool)
+    for outcome in outcomes:
+        if outcome.finish_s is not None:
+            inside |= (ends_s > outcome.arrival_s) & (ends_s - grid.window_s < outcome.finish_s)
+    return inside
+
+
+def noise_floor(measured: Capture, repeats: Sequence[Capture], unscored: Collection[str] = ()) -> dict[str, Any]:
+    """The error that a perfect twin would still show: each further recording of the same requests against this one.
+
+    Returns the paired errors of each metric and the errors of the statistics without their sign, averaged over the
+    recordings, None where none measured it; and `common`, by how much the recordings differ as a whole: the median
+    ratio of their requests' values, less 1, as its root mean square over the recordings.
+    """
+    each = [compare(measured, repeat, unscored=unscored) for repeat in repeats]
+    paired = {name: _mean([floor["paired"][name] for floor in each], ("mape", "median_ape", "mae")) for name in PAIRED}
+    metrics: dict[str, Any] = {}
+    for name in LATENCIES:
+        found = [floor["metrics"][name] for floor in each if floor["metrics"][name] is not None]
+        metrics[name] = {key: _mean_error([figures[key] for figures in found]) for key in STATISTICS}
+    common = {
+        name: _common([_pairs(measured, repeat, frozenset(unscored))[0] for repeat in repeats], name) for name in PAIRED
+    }
+    return {"n_recordings": len(repeats), "paired": paired, "metrics": metrics, "common": common}
+
+
+def _common(recordings: Sequence[list[tuple[Outcome, Outcome]]], name: str) -> float | None:
+    """By how much recordings differ as a whole, relative; None where not measured."""
+    off = []
+    for pairs in recordings:
+        ours, theirs = (getattr(requests([pair[side] for pair in pairs]), name) for side in (0, 1))
+        known = np.isfinite(ours) & np.isfinite(theirs) & (ours > 0)
+        if known.any():
+            off.append(float(np.median(theirs[known] / ours[known])) - 1)
+    return float(np.sqrt(np.mean(np.square(off)))) if off else None
+
+
+def over_floor(paired: dict[str, Any], floor: dict[str, Any]) -> dict[str, float | None]:
+    """Paired error of each metric over its noise floor: 1 is as good as the engine repeats itself."""
+    ratios: dict[str, float | None] = {}
+    for name in PAIRED:
+        ours, theirs = paired[name], floor["paired"][name]
+        ratios[name] = ours["mape"] / theirs["mape"] if ours and theirs and theirs["mape"] > 0 else None
+    return ratios
+
+
+def _mean_error(figures: Sequence[dict[str, Any] | None]) -> float | None:
+    errors = [abs(figure["error"]) for figure in figures if figure is not None and figure["error"] is not None]
+    return float(np.mean(errors)) if errors else None
+
+
+def _mean(figures: Sequence[dict[str, Any] | None], names: Sequence[str]) -> dict[str, float] | None:
+    known = [figure for figure in figures if figure is not None]
+    return {name: float(np.mean([figure[name] for figure in known])) for name in names} if known else None

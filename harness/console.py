@@ -63,9 +63,15 @@ def interval(ci95: list[float] | None) -> str:
     return "–" if ci95 is None else f"[{ci95[0]:+.1%}, {ci95[1]:+.1%}]"
 
 
-def figure_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """The rows of the table of metrics: metric, measured, simulated, error, interval."""
-    rows = []
+def figure_columns(result: dict[str, Any]) -> list[str]:
+    """The columns of the table of metrics; with a calibration, also where the measured value was to be expected."""
+    columns = ["metric", "measured", "simulated", "error", "95 % interval"]
+    return [*columns, "90 % prediction"] if "prediction" in result else columns
+
+
+def figure_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of the table of metrics, by `figure_columns`."""
+    rows: list[tuple[str, ...]] = []
     for name, figures in {**result["metrics"], **result["stages"]}.items():
         if figures is None:
             rows.append((LABELS[name], "not measured", "", "", ""))
@@ -75,12 +81,15 @@ def figure_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
         else:
             statistics = ("mean",) if name in result["stages"] else tuple(figures)
             rows += [_row(f"{LABELS[name]} {key}", figures[key], seconds) for key in statistics if figures[key]]
-    return rows
+    width = len(figure_columns(result))
+    return [(*row, *[""] * width)[:width] for row in rows]
 
 
-def _row(label: str, figure: dict[str, Any], show: Any) -> tuple[str, str, str, str, str]:
+def _row(label: str, figure: dict[str, Any], show: Any) -> tuple[str, ...]:
     measured, simulated = show(figure["measured"]), show(figure["simulated"])
-    return label, measured, simulated, percent(figure["error"]), interval(figure["ci95"])
+    row = label, measured, simulated, percent(figure["error"]), interval(figure["ci95"])
+    expected = figure.get("pi90")
+    return (*row, " to ".join(show(bound) for bound in expected)) if expected else row
 
 
 def table(title: str, columns: list[str], rows: Sequence[tuple[str, ...]]) -> Table:
@@ -96,8 +105,17 @@ def table(title: str, columns: list[str], rows: Sequence[tuple[str, ...]]) -> Ta
     return made
 
 
+def paired_columns(result: dict[str, Any], repeat: Repeat | None = None) -> list[str]:
+    """The columns of the table of paired errors."""
+    columns = ["per request", "mean |error|", "median |error|", "mean |difference|"]
+    columns += ["2nd recording", "noise floor"] if repeat is not None else []
+    columns += ["noise floor", "error / floor"] if "noise_floor" in result else []
+    columns += ["within 90 % prediction"] if "prediction" in result else []
+    return [*columns, "requests"]
+
+
 def paired_rows(result: dict[str, Any], repeat: Repeat | None = None) -> list[tuple[str, ...]]:
-    """The rows of the table of paired errors; with a second recording, its columns too."""
+    """The rows of the table of paired errors, by `paired_columns`."""
     rows = []
     for name, figures in result["paired"].items():
         if figures is None:
@@ -105,6 +123,12 @@ def paired_rows(result: dict[str, Any], repeat: Repeat | None = None) -> list[tu
         row = [LABELS[name], f"{figures['mape']:.1%}", f"{figures['median_ape']:.1%}", seconds(figures["mae"])]
         others = () if repeat is None else (repeat.again["paired"][name], repeat.floor["paired"][name])
         row += [f"{other['mape']:.1%}" if other else "–" for other in others]
+        if "noise_floor" in result:
+            floor, ratio = result["noise_floor"]["paired"][name], result["error_over_floor"][name]
+            row += [f"{floor['mape']:.1%}" if floor else "–", "–" if ratio is None else f"{ratio:.2f}"]
+        if "prediction" in result:
+            covered = result["prediction"]["coverage"][name]
+            row.append(f"{covered['share']:.0%}" if covered else "–")
         rows.append((*row, str(figures["n"])))
     return rows
 
@@ -128,14 +152,8 @@ def verdict(result: dict[str, Any]) -> str:
 def print_validation(result: dict[str, Any], repeat: Repeat | None = None) -> None:
     """Print a validation: metrics, paired errors, notes, verdict."""
     out = console()
-    out.print(
-        table(
-            "Measured and simulated", ["metric", "measured", "simulated", "error", "95 % interval"], figure_rows(result)
-        )
-    )
-    columns = ["per request", "mean |error|", "median |error|", "mean |difference|"]
-    columns += ["2nd recording", "noise floor"] if repeat is not None else []
-    out.print(table("Paired by request", [*columns, "requests"], paired_rows(result, repeat)))
+    out.print(table("Measured and simulated", figure_columns(result), figure_rows(result)))
+    out.print(table("Paired by request", paired_columns(result, repeat), paired_rows(result, repeat)))
     if repeat is not None:
         out.print("The load was recorded twice. 2nd recording: the twin's mean |error| against the other recording;")
         out.print("noise floor: the mean |error| between the two recordings.\n")

@@ -4,37 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from calibrate.calibration import Calibration
 from harness.agreement import agree
-from harness.cluster import InstanceSpec, read_cluster
+from harness.calibrated import Calibrated, calibrated
+from harness.cluster import ClusterSpec, InstanceSpec, cluster_document, place, read_own_cluster
+from harness.llmservingsim_cluster import read_llmservingsim_cluster
+from harness.partitioning import experts_of, partition_of, talk_of
 from harness.scenario import Scenario
 from profiles.catalog import find_device, find_model, find_profile, with_bundled
 from profiles.model import ModelSpec, model_of
 from profiles.profile import Profile
+from simulator.cluster import Cluster
+from simulator.engine import Engine
+from simulator.front_end import DIRECT, FrontEnd
 from simulator.memory import predicted_num_gpu_blocks
 from simulator.operator_model import OperatorModel
 from simulator.options import EngineOptions
+from simulator.partition import Partition
 from simulator.profile_overhead import profile_overhead
 from simulator.rules import REFERENCE, Rules, rules_notes, rules_of, version_of
-from simulator.simulate import Engine
+from simulator.topology import Place, Topology
 from traces.capture import CaptureMeta
 from traces.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class EngineAsked:
-    """The engine that scenario and capture speak of, before it is known how long its steps take.
+    """The engines of one kind that scenario and capture speak of, before it is known how long their steps take.
 
     Attributes:
-        spec: its model and device.
+        spec: their model and device, and how many there are.
         folders: where profiles, models and devices are looked up.
-        options: its options.
-        rules: of the vLLM version that its scheduler follows.
+        options: their options.
+        rules: of the vLLM version that their schedulers follow.
         notes: what was assumed or taken from the capture.
         mismatches: options in which scenario and capture contradict each other.
     """
@@ -49,55 +57,192 @@ class EngineAsked:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """An engine, and what a reader should know of how it came about.
+    """What serves the trace, and what a reader should know of how it came about.
 
     Attributes:
-        engine: what serves the trace.
+        cluster: its engines.
         notes: what was assumed, predicted or taken from the capture.
         mismatches: options in which scenario and capture contradict each other.
         provenance: digests by name.
+        front_end: the way of requests to the engines.
+        calibration: the fitted residual that is in all this; None without one.
     """
 
-    engine: Engine
+    cluster: Cluster
     notes: tuple[str, ...]
     mismatches: tuple[str, ...]
     provenance: dict[str, str | None]
+    front_end: FrontEnd = DIRECT
+    calibration: Calibration | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The only engine. Raises InputError when there are several."""
+        if len(self.cluster.engines) > 1:
+            found = f"{len(self.cluster.engines)} engines"
+            raise InputError(field="cluster", found=found, accepted="one engine: this asks what a single one does")
+        return self.cluster.engines[0]
 
 
-def deploy(scenario: Scenario, measured: CaptureMeta | None = None) -> Deployment:
-    """The scenario's engine. Raises InputError for whatever keeps it from being simulated.
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Engines of one kind, what they run and what it costs there.
+
+    Attributes:
+        asked: what scenario and capture say of them.
+        profile: of their device and model.
+        model: its dimensions.
+    """
+
+    asked: EngineAsked
+    profile: Profile
+    model: ModelSpec
+
+    @property
+    def ranks(self) -> int:
+        """Data-parallel ranks that step together: those of a mixture of experts."""
+        return self.asked.spec.data_parallel_size if self.model.num_experts else 1
+
+    @property
+    def copies(self) -> int:
+        """Engines of this kind; copies of a dense model have nothing in common but the router."""
+        return self.asked.spec.count * self.asked.spec.data_parallel_size // self.ranks
+
+
+@dataclass(frozen=True, slots=True)
+class _Engines:
+    """Engines of one kind as they are simulated."""
+
+    engines: tuple[Engine, ...]
+    notes: tuple[str, ...]
+    fitted: Calibrated
+
+
+def deploy(scenario: Scenario, measured: CaptureMeta | None = None, calibration: Path | None = None) -> Deployment:
+    """What the scenario asks for. Raises InputError for whatever keeps it from being simulated.
 
     Args:
         scenario: what to simulate.
         measured: of the capture to compare with: what it recorded of its engine fills what the scenario leaves unsaid.
+        calibration: file of a fitted residual to put in; None: none, whatever the scenario says.
     """
-    asked = engine_asked(scenario, measured)
-    spec, folders, options = asked.spec, asked.folders, asked.options
-    notes = list(asked.notes)
-    with located(spec):
-        profile = find_profile(spec.device, spec.model, options.dtype, options.kv_cache_dtype, folders)
-        model = _model(profile, spec, folders)
-        num_gpu_blocks = _num_gpu_blocks(options, model, spec, folders, notes)
-    overhead = (
-        scenario.file.overhead.overhead() if scenario.file.overhead else profile_overhead(profile, model.num_layers)
+    spec = read_cluster(scenario)
+    kinds = [_kind(_asked(scenario, one, measured)) for one in spec.instances]
+    placed = place(spec, [kind.copies for kind in kinds])
+    made = [
+        _engines(scenario, kind, places, placed.topology, calibration)
+        for kind, places in zip(kinds, placed.places, strict=True)
+    ]
+    notes = [
+        *spec.notes,
+        *(note for kind, one in zip(kinds, made, strict=True) for note in kind.asked.notes + one.notes),
+    ]
+    routing = scenario.file.routing or spec.routing
+    engines = tuple(engine for one in made for engine in one.engines)
+    fitted = made[0].fitted
+    return Deployment(
+        Cluster(
+            engines,
+            routing,
+            scenario.file.seed,
+            placed.topology,
+            deadline_s=scenario.file.deadline_s,
+            concurrency=scenario.file.concurrency,
+            think_s=scenario.file.think_s,
+            failures=spec.failures,
+            autoscaling=spec.autoscaling,
+        ),
+        tuple(dict.fromkeys(notes)),
+        tuple(dict.fromkeys(mismatch for kind in kinds for mismatch in kind.asked.mismatches)),
+        {"profile": ", ".join(dict.fromkeys(kind.profile.sha256 for kind in kinds)), "calibration": fitted.sha256},
+        fitted.front_end,
+        fitted.calibration,
     )
-    notes.append(f"time of a step beside its operators: {overhead.source}")
+
+
+def _kind(asked: EngineAsked) -> _Kind:
+    """The profile and the model that are asked for. Raises InputError."""
+    spec, options = asked.spec, asked.options
+    with located(spec):
+        profile = find_profile(spec.device, spec.model, options.dtype, options.kv_cache_dtype, asked.folders)
+        return _Kind(asked, profile, _model(profile, spec, asked.folders))
+
+
+def _engines(
+    scenario: Scenario,
+    kind: _Kind,
+    places: Sequence[tuple[Place, ...]],
+    topology: Topology | None,
+    calibration: Path | None,
+) -> _Engines:
+    """Engines of one kind: KV capacity settled, steps priced. Raises InputError."""
+    spec, options, model, profile = kind.asked.spec, kind.asked.options, kind.model, kind.profile
+    notes: list[str] = []
+    with located(spec):
+        partition = partition_of(spec, model, profile, places[0], topology)
+        num_gpu_blocks = _num_gpu_blocks(options, model, spec, partition, kind.asked.folders, notes)
+    notes += partition.notes()
     max_model_len = options.max_model_len or model.max_position_embeddings
     if max_model_len is None:
         message = "is not said, and the model's config has none"
         raise InputError(message, file=scenario.path, field="engine.max_model_len")
-    step_time = OperatorModel(profile, options, num_layers=model.num_layers, overhead=overhead)
-    kind = scenario.file.scheduler
-    engine = Engine(spec.model, spec.device, options, num_gpu_blocks, max_model_len, step_time, kind, asked.rules)
-    return Deployment(engine, tuple(notes), asked.mismatches, {"profile": profile.sha256, "calibration": None})
+    talk, experts = (
+        talk_of(partition, model, options),
+        experts_of(partition, model, profile, spec.experts, scenario.file.seed),
+    )
+    stated = scenario.file.overhead
+    overhead = (
+        stated.overhead() if stated else profile_overhead(profile, model.num_layers, spec.tensor_parallel_size, experts)
+    )
+    notes.append(f"time of a step beside its operators: {overhead.source}")
+    bare = OperatorModel(
+        profile,
+        options,
+        num_layers=model.num_layers,
+        partition=partition,
+        talk=talk,
+        experts=experts,
+        overhead=overhead,
+    )
+    fitted = calibrated(
+        bare, calibration, model=spec.model, device=spec.device, profile=profile.sha256, options=options
+    )
+    kv_dtype = options.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
+    engine = Engine(
+        spec.model,
+        spec.device,
+        options,
+        num_gpu_blocks,
+        max_model_len,
+        fitted.step_time,
+        scenario.file.scheduler,
+        kind.asked.rules,
+        ranks=kind.ranks,
+        pipeline_parallel_size=spec.pipeline_parallel_size,
+        role=spec.role,
+        kv_bytes_per_token=model.kv_bytes_per_token(kv_dtype),
+    )
+    return _Engines(tuple(replace(engine, places=own) for own in places), (*notes, *fitted.notes), fitted)
+
+
+def read_cluster(scenario: Scenario) -> ClusterSpec:
+    """The scenario's cluster. Raises InputError with file, line and field for what is wrong or not modelled."""
+    document = cluster_document(scenario)
+    return read_llmservingsim_cluster(document) if "nodes" in document.value else read_own_cluster(document)
 
 
 def engine_asked(scenario: Scenario, measured: CaptureMeta | None = None) -> EngineAsked:
-    """The engine that a scenario asks for; a capture fills what it leaves unsaid. Raises InputError."""
-    spec = read_cluster(scenario)
+    """The only engine that a scenario asks for; a capture fills what it leaves unsaid. Raises InputError."""
+    cluster = read_cluster(scenario)
+    if len(cluster.instances) > 1 or cluster.instances[0].count > 1:
+        raise cluster.document.error([], "describes several engines", accepted="one: this asks what a single one does")
+    return _asked(scenario, cluster.instances[0], measured)
+
+
+def _asked(scenario: Scenario, spec: InstanceSpec, measured: CaptureMeta | None) -> EngineAsked:
     folders = with_bundled(scenario.profile_folders)
     said = {name: value for name, value in {**scenario.said_options, **spec.said_options}.items() if value is not None}
-    notes = list(spec.notes)
+    notes: list[str] = []
     mismatches: list[str] = []
     version = version_of(scenario.file.engine_version)
     if measured is not None:
@@ -114,6 +259,12 @@ def engine_asked(scenario: Scenario, measured: CaptureMeta | None = None) -> Eng
         version = version or measured_version
     notes += rules_notes(version or REFERENCE)
     rules = rules_of(version or REFERENCE)
+    if spec.pipeline_parallel_size > 1:
+        if said.get("async_scheduling"):
+            accepted = "false with pipeline_parallel_size above 1"
+            raise InputError(file=scenario.path, field="engine.async_scheduling", found=True, accepted=accepted)
+        said["async_scheduling"] = False
+        notes.append("pipeline stages run without asynchronous scheduling")
     return EngineAsked(spec, folders, _options(said, scenario), rules, tuple(notes), tuple(mismatches))
 
 
@@ -144,7 +295,12 @@ def _model(profile: Profile, spec: InstanceSpec, folders: Sequence[Path]) -> Mod
 
 
 def _num_gpu_blocks(
-    options: EngineOptions, model: ModelSpec, spec: InstanceSpec, folders: Sequence[Path], notes: list[str]
+    options: EngineOptions,
+    model: ModelSpec,
+    spec: InstanceSpec,
+    partition: Partition,
+    folders: Sequence[Path],
+    notes: list[str],
 ) -> int:
     if options.num_gpu_blocks is not None:
         return options.num_gpu_blocks
@@ -153,7 +309,7 @@ def _num_gpu_blocks(
         memory_bytes, source = device.memory_bytes, f"the catalogue's {device.name}"
     else:
         memory_bytes, source = spec.memory_bytes, "the cluster description"
-    blocks = predicted_num_gpu_blocks(model, spec.device, memory_bytes, options, tensor_parallel_size=1)
+    blocks = predicted_num_gpu_blocks(model, spec.device, memory_bytes, options, partition)
     notes.append(
         f"{blocks} KV blocks predicted from weights and the memory of {source}; activations, CUDA graphs and the "
         "context are not taken off, so that this is an upper bound"

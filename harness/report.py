@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.console import LABELS, figure_rows, paired_rows, verdict
+from harness.console import LABELS, figure_columns, figure_rows, paired_columns, paired_rows, verdict
 from traces.capture import Capture
 from traces.metrics import defined, requests
 from traces.series import derive, grid_over
@@ -66,13 +66,12 @@ def validation_report(validation: Validation) -> str:
     result = validation.result
     runs = {"measured": validation.measured, "simulated": validation.simulated}
     charts = [*_distributions(runs), _scatter(validation), *_over_time(runs)]
-    columns = ["per request", "mean |error|", "median |error|", "mean |difference|", "requests"]
     body = [
         f"<p class='verdict'>{html.escape(verdict(result))}</p>",
         "<h2>Measured and simulated</h2>",
-        _table(["metric", "measured", "simulated", "error", "95 % interval"], figure_rows(result)),
+        _table(figure_columns(result), figure_rows(result)),
         "<h2>Paired by request</h2>",
-        _table(columns, paired_rows(result)),
+        _table(paired_columns(result), paired_rows(result)),
         _charts(charts),
         _notes(result["notes"]),
         "<h2>Configuration</h2>",

@@ -45,10 +45,15 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         trace: the requests, in any known format.
         cluster: what serves them: a file, or its content in place.
         profiles: folders in which profiles, models and devices are looked up before the bundled ones.
-        calibration: reserved for a fitted calibration; this version reads none.
+        calibration: file of a fitted residual, as `servetwin calibrate` writes it; None: none.
         engine: options of every engine, by vLLM's names.
         engine_version: vLLM's version whose rules the scheduler follows; None: the capture's, where there is one.
         scheduler: servetwin's own, or that of the vLLM installed beside it.
+        routing: by which rule a request finds its engine, over the cluster description's.
+        deadline_s: from a request's arrival until its client gives it up; None: never.
+        concurrency: seats of a closed loop, each of which sends its next request when its last has ended; arrivals of
+            the trace mean nothing then. None: open loop.
+        think_s: from a seat's last end to its next request.
         overhead: measured time of a step beside its operators; None: what the profile itself says.
         seed: of everything drawn at random.
     """
@@ -56,10 +61,14 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trace: Text
     cluster: str | dict[str, Any]
     profiles: tuple[str, ...] = ()
-    calibration: None = None
+    calibration: Text | None = None
     engine: EngineOptions = EngineOptions()
     engine_version: VLLMVersion | None = None
     scheduler: SchedulerKind = "native"
+    routing: Text | None = None
+    deadline_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    think_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     overhead: OverheadFile | None = None
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 
@@ -91,6 +100,11 @@ class Scenario:
         return [self.path.parent / folder for folder in self.file.profiles]
 
     @property
+    def calibration_path(self) -> Path | None:
+        """Where the fitted residual is; None without one."""
+        return None if self.file.calibration is None else self.path.parent / self.file.calibration
+
+    @property
     def said_options(self) -> dict[str, Any]:
         """The engine options that the user wrote down; all others have their defaults."""
         return dict(self.requested.get("engine") or {})
@@ -105,7 +119,10 @@ def read_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
     document = read_document(path)
     for override in overrides:
         _apply(document.value, override)
-    return Scenario(path, document.value, document.convert(ScenarioFile), document)
+    file = document.convert(ScenarioFile)
+    if file.scheduler == "vllm" and file.engine_version is not None:
+        raise document.error(["engine_version"], "has no effect with scheduler 'vllm': the installed version counts")
+    return Scenario(path, document.value, file, document)
 
 
 def _apply(requested: dict[str, Any], override: str) -> None:

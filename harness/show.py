@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from profiles.catalog import BUNDLED, list_profiles, model_configs, with_bundled
-from profiles.llmservingsim import import_profiles
+from profiles.formats import import_any_profiles
 from profiles.profile import AttentionRows, Curve, Profile, write_profile
 from profiles.spread import worst_spreads
 from traces.capture import Capture, new_folder
@@ -38,12 +38,19 @@ def trace_facts(trace: Trace) -> dict[str, Any]:
     }
 
 
-def import_profiles_to(source: Path, out: Path) -> list[Path]:
-    """Import every profile at or below `source` into a new folder, as device/model/dtype. Returns their places."""
-    imported = import_profiles(source, model_configs([BUNDLED]))
+def import_profiles_to(
+    source: Path, out: Path, format: str | None = None, left_out: list[str] | None = None
+) -> list[Path]:
+    """Import every profile at or below `source` into a new folder, as device/model/dtype. Returns their places.
+
+    `left_out` takes in, in words, the folders that hold too little for a profile.
+    """
+    imported = import_any_profiles(source, model_configs([BUNDLED]), format)
+    if left_out is not None:
+        left_out.extend(imported.left_out)
     places = []
     with new_folder(out) as folder:
-        for profile in imported:
+        for profile in imported.profiles:
             meta = profile.meta
             kv = "" if meta.kv_cache_dtype == "auto" else f"-kv-{meta.kv_cache_dtype}"
             place = Path(meta.device) / meta.model / f"{meta.dtype}{kv}"
@@ -119,6 +126,11 @@ def capture_facts(capture: Capture) -> dict[str, Any]:
         "num_gpu_blocks": meta.num_gpu_blocks,
         "engine_options": options,
         "steps_recorded": None if capture.steps is None else len(capture.steps),
+        "series": [
+            f"{name}: {len(series.time_s)} points to {series.time_s[-1]:.0f} s, mean {series.value.mean():.6g}"
+            for name, series in sorted(capture.series.items())
+            if len(series.time_s)
+        ],
         "clock": meta.clock,
         "reasons_not_to_score": list(meta.reasons),
         "notes": list(meta.notes),

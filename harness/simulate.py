@@ -9,9 +9,12 @@ from typing import Any
 
 import msgspec
 
-from harness.deployment import deploy, located, with_run_notes
+from harness.deployment import located, with_run_notes
+from harness.predicted import predicted
+from harness.predicted import run as simulate_deployed
 from harness.scenario import read_scenario
-from simulator.simulate import Simulation, simulate
+from harness.unprofiled import deploy_calibrated
+from simulator.simulate import Simulation
 from traces.capture import Capture, new_folder, write_capture
 from traces.formats import read_any_trace
 from traces.metrics import summary
@@ -22,13 +25,16 @@ def simulate_scenario(scenario_path: Path, overrides: Sequence[str] = ()) -> tup
     started = time.perf_counter()
     scenario = read_scenario(scenario_path, overrides)
     trace = read_any_trace(scenario.trace_path)
-    deployment = deploy(scenario)
+    deployment = deploy_calibrated(scenario, None, scenario.calibration_path)
     loaded = time.perf_counter()
     with located(scenario):
-        run = simulate(trace, deployment.engine)
+        run, served = simulate_deployed(deployment, trace)
     simulated = time.perf_counter()
     capture = Capture(with_run_notes(run.capture.meta, deployment), trace, run.capture.outcomes, run.capture.steps)
     figures = summary(capture)
+    if served is not None and deployment.calibration is not None:
+        ids = [outcome.request_id for outcome in capture.outcomes]
+        figures["intervals"] = predicted(served, deployment.calibration, {}, ids, seed=scenario.file.seed).statistics
     figures["steps"], figures["events"] = run.n_steps, run.n_sweeps
     figures["wall_s"] = {
         "load": loaded - started,

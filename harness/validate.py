@@ -9,11 +9,13 @@ from pathlib import Path
 
 import msgspec
 
-from harness.compare import Validation, compare
-from harness.deployment import deploy, located, with_run_notes
+from harness.calibrated import fitted_requests
+from harness.compare import Validation, compare, noise_floor, over_floor, scored_ids
+from harness.deployment import located, with_run_notes
+from harness.predicted import add_intervals, attributed, intervals_csv, predicted, run
 from harness.report import validation_report
 from harness.scenario import read_scenario
-from simulator.simulate import simulate
+from harness.unprofiled import deploy_calibrated
 from traces.capture import Capture, new_folder, read_capture, write_capture
 from traces.decoding import read_bytes, sha256
 from traces.errors import InputError
@@ -21,19 +23,44 @@ from traces.formats import read_any_trace
 from traces.trace import Trace
 
 
-def validate(scenario_path: Path, capture_path: Path, overrides: Sequence[str] = ()) -> Validation:
+def validate(
+    scenario_path: Path,
+    capture_path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    calibration: Path | None = None,
+    score_fitted: bool = False,
+    repeats: Sequence[Path] = (),
+    explain: bool = False,
+) -> Validation:
     """Simulate the scenario at a capture's measured arrivals and compare the two.
 
-    Raises InputError for whatever cannot be read or simulated, and when no request of the trace was measured.
+    Args:
+        scenario_path: what to simulate.
+        capture_path: the measured run.
+        overrides: of the scenario's keys.
+        calibration: file of a fitted residual; None: the scenario's.
+        score_fitted: also score requests that the calibration was fitted to.
+        repeats: further recordings of the same requests, for the noise floor.
+        explain: also say where the error comes from.
+
+    Raises:
+        InputError: whatever cannot be read or simulated; no request of the trace was measured; all were fitted.
     """
     started = time.perf_counter()
     scenario = read_scenario(scenario_path, overrides)
     measured = read_capture(capture_path)
-    trace = _at_measured_arrivals(read_any_trace(scenario.trace_path), measured)
-    deployment = deploy(scenario, measured.meta)
+    recordings = [_recording(path, capture_path) for path in repeats]
+    trace = at_measured_arrivals(read_any_trace(scenario.trace_path), measured)
+    deployment = deploy_calibrated(scenario, measured.meta, calibration or scenario.calibration_path)
+    fitted = fitted_requests(deployment.calibration, measured, digest(capture_path))
+    unscored = frozenset() if score_fitted else fitted
+    if len(unscored) == len(measured.outcomes):
+        message = "every request of this capture was fitted by the calibration"
+        raise InputError(message, file=capture_path, accepted="another capture, or --score-fitted")
     loaded = time.perf_counter()
     with located(scenario):
-        simulation = simulate(trace, deployment.engine)
+        simulation, served = run(deployment, trace, explain=explain)
     simulated = time.perf_counter()
     twin = Capture(
         with_run_notes(simulation.capture.meta, deployment),
@@ -41,11 +68,21 @@ def validate(scenario_path: Path, capture_path: Path, overrides: Sequence[str] =
         simulation.capture.outcomes,
         simulation.capture.steps,
     )
-    result = compare(measured, twin, seed=scenario.file.seed, reasons=deployment.mismatches)
-    result["notes"] = [*twin.meta.notes, *measured.meta.notes]
+    result = compare(measured, twin, seed=scenario.file.seed, reasons=deployment.mismatches, unscored=unscored)
+    result["fitted"] = {"n_requests": len(fitted), "scored": score_fitted and bool(fitted)}
+    result["notes"] = [*_fitted_notes(len(fitted), scored=score_fitted), *twin.meta.notes, *measured.meta.notes]
+    if recordings:
+        result["noise_floor"] = noise_floor(measured, recordings, unscored)
+        result["error_over_floor"] = over_floor(result["paired"], result["noise_floor"])
+    scored = scored_ids(measured, twin, unscored)
+    found = None
+    if served is not None and deployment.calibration is not None:
+        floor = result["noise_floor"]["common"] if recordings else {}
+        found = predicted(served, deployment.calibration, floor, scored, seed=scenario.file.seed)
+        add_intervals(result, found, measured, twin, scored, n_recordings=len(recordings))
     result["provenance"] = {
         "trace": trace.sha256,
-        "capture": _digest(capture_path),
+        "capture": digest(capture_path),
         **deployment.provenance,
         "version": version("servetwin"),
     }
@@ -55,24 +92,52 @@ def validate(scenario_path: Path, capture_path: Path, overrides: Sequence[str] =
         "simulate": simulated - loaded,
         "total": time.perf_counter() - started,
     }
-    return Validation(result, measured, twin, scenario)
+    where = attributed(deployment, measured, served, scored) if explain and served is not None else None
+    return Validation(result, measured, twin, scenario, found, where)
 
 
 def write_validation(validation: Validation, out: Path) -> None:
-    """Write validation.json, the twin's capture under simulated/, and report.html; all of it or nothing."""
+    """Write validation.json, the twin's capture under simulated/, and report.html; all of it or nothing.
+
+    Beside them, where there are any: intervals.csv, each request's, and attribution.json.
+    """
     with new_folder(out) as folder:
         text = msgspec.json.format(msgspec.json.encode(validation.result), indent=1)
         (folder / "validation.json").write_bytes(text + b"\n")
         write_capture(validation.simulated, folder / "simulated")
         (folder / "report.html").write_text(validation_report(validation), encoding="utf-8")
+        if validation.intervals is not None:
+            (folder / "intervals.csv").write_text(intervals_csv(validation.intervals, validation.simulated))
+        if validation.attribution is not None:
+            text = msgspec.json.format(msgspec.json.encode(validation.attribution), indent=1)
+            (folder / "attribution.json").write_bytes(text + b"\n")
 
 
-def _digest(capture: Path) -> str:
+def _recording(path: Path, of: Path) -> Capture:
+    """A further recording. Raises InputError when it is the capture itself, or must not be scored."""
+    if digest(path) == digest(of):
+        raise InputError("is the capture itself", file=path, field="--noise-floor", accepted="another recording")
+    recording = read_capture(path)
+    if recording.meta.reasons:
+        raise InputError(f"must not be scored: {'; '.join(recording.meta.reasons)}", file=path)
+    return recording
+
+
+def digest(capture: Path) -> str:
     """Digest of a capture's description and outcomes: what a comparison scores."""
     return sha256(b"".join(read_bytes(capture / name) for name in ("meta.json", "outcomes.parquet")))
 
 
-def _at_measured_arrivals(trace: Trace, measured: Capture) -> Trace:
+def _fitted_notes(n_fitted: int, *, scored: bool) -> list[str]:
+    """What a reader must know of requests that were fitted."""
+    if not n_fitted:
+        return []
+    if scored:
+        return [f"{n_fitted} of the scored requests were fitted by the calibration: their error says little"]
+    return [f"{n_fitted} requests were fitted by the calibration and are not scored"]
+
+
+def at_measured_arrivals(trace: Trace, measured: Capture) -> Trace:
     """The trace's requests at the times at which they really arrived."""
     arrivals_s = {outcome.request_id: outcome.arrival_s for outcome in measured.outcomes}
     known = [row for row in trace.rows if row.request_id in arrivals_s]

@@ -12,7 +12,7 @@ import msgspec
 from harness.deployment import engine_asked, located
 from harness.scenario import read_scenario
 from simulator.divergence import Entry
-from simulator.simulate import check_options
+from simulator.engine import check_options
 from simulator.step_replay import replay_steps
 from traces.capture import new_folder, read_capture
 from traces.errors import InputError

@@ -2,149 +2,150 @@
 
 With synchronous scheduling a step is planned when the one before it has ended. With asynchronous scheduling two are
 in flight: the next step is planned while one runs, so that the host's work is hidden, and an arrival waits for one
-step more (vLLM 0.19 `v1/engine/core.py::step_with_batch_queue`, batch queue of two).
+step more (vLLM 0.19 `v1/engine/core.py::step_with_batch_queue`, batch queue of two). With pipeline parallelism there
+are as many in flight as stages, and each stage takes the next batch when it has passed the last one on.
+
+Data-parallel ranks of a mixture-of-experts model step together, since each holds some of every layer's experts
+(vLLM 0.19 `v1/engine/core.py::DPEngineCoreProc`): an instance is one rank or several, and one clock.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from simulator.plan import StepPlan
+from simulator.rank import Rank
 from simulator.request import Request
-from simulator.scheduling import RequestScheduler
 from simulator.step_time import StepCost, StepTimeModel
 from traces.errors import EngineError
-from traces.steps import Batches, Floats, Ints
-from traces.trace import TraceRow
+from traces.steps import Floats
+
+Tell = Callable[[Rank, Request, float], None]
+"""What is to be told of a request on a rank, and when it happened."""
 
 
-@dataclass(slots=True)
-class Record:
-    """What an instance keeps of its steps: one entry per plan, `times` steps each, and each step's own times.
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """Steps under way: of each rank that takes part the number of the last one, and when they end."""
 
-    Attributes:
-        plans: the plans that were run.
-        times: how often each was run.
-        scheduled_s: [times] of each plan, when each of its steps was planned.
-        end_s: [times] of each plan, when each of its steps ended.
-        kv_blocks: [times] of each plan, KV blocks in use.
-    """
-
-    plans: list[StepPlan] = field(default_factory=list)
-    times: list[int] = field(default_factory=list)
-    scheduled_s: list[Floats] = field(default_factory=list)
-    end_s: list[Floats] = field(default_factory=list)
-    kv_blocks: list[Ints] = field(default_factory=list)
-
-    def columns(self, instance: int) -> dict[str, Ints | Floats]:
-        """One array per column of `traces.steps.Steps`, one entry per step."""
-        times = np.asarray(self.times, dtype=np.int64)
-
-        def per_step(name: str) -> Ints:
-            return np.repeat(np.array([getattr(plan, name) for plan in self.plans], dtype=np.int64), times)
-
-        n_preempted = per_step("n_preempted")
-        columns: dict[str, Ints | Floats] = {
-            "instance": np.full(int(times.sum()), instance, dtype=np.int64),
-            "scheduled_s": _joined(self.scheduled_s),
-            "end_s": _joined(self.end_s),
-            "n_preempted": n_preempted,
-            "n_decode_tokens": per_step("n_decode"),
-            "kv_blocks": np.concatenate(self.kv_blocks) if self.kv_blocks else np.zeros(0, dtype=np.int64),
-        }
-        for name in ("n_requests", "n_prefill_tokens", "n_running", "n_waiting"):
-            columns[name] = per_step(name)
-        return columns
-
-    def batches(self) -> Batches:
-        """The requests of each step."""
-        counts = [plan.n_requests for plan, times in zip(self.plans, self.times, strict=True) for _ in range(times)]
-        request, new_tokens, computed_tokens = [], [], []
-        for plan, times in zip(self.plans, self.times, strict=True):
-            indices = np.array([request_.index for request_ in plan.requests])
-            for repeat in range(times):
-                request.append(indices)
-                new_tokens.append(plan.new_tokens)
-                computed_tokens.append(plan.computed_tokens + repeat)
-        return Batches(
-            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            np.concatenate(request),
-            np.concatenate(new_tokens),
-            np.concatenate(computed_tokens),
-        )
+    last_steps: tuple[tuple[Rank, int], ...]
+    end_s: float
 
 
 class Instance:
-    """One engine: a scheduler, a step-time model and a clock.
+    """One engine: ranks that step together, a step-time model and a clock.
 
     Attributes:
+        ranks: its schedulers.
         now_s: when the next step can be planned.
-        record: its steps so far.
-        requests: those that were sent here, in order.
     """
 
     def __init__(
         self,
-        scheduler: RequestScheduler,
+        ranks: Sequence[Rank],
         step_time: StepTimeModel,
         *,
-        async_scheduling: bool,
+        steps_in_flight: int,
         fast_forward: bool = True,
+        on_finish: Tell | None = None,
+        on_reserve: Tell | None = None,
     ) -> None:
+        """An engine at second 0, with nothing to do.
+
+        Args:
+            ranks: its schedulers.
+            step_time: how long its steps take.
+            steps_in_flight: steps planned and not ended, at most.
+            fast_forward: run alike steps in one sweep.
+            on_finish: told of requests that have ended, or were rejected.
+            on_reserve: told of requests for whose KV, computed elsewhere, blocks were reserved.
+        """
+        self.ranks = tuple(ranks)
         self.now_s = 0.0
-        self.record = Record()
-        self.requests: list[Request] = []
-        self._scheduler = scheduler
         self._step_time = step_time
-        self._depth = 2 if async_scheduling else 1
+        self._depth = steps_in_flight
         self._fast_forward = fast_forward
-        self._arrivals: deque[tuple[TraceRow, int, tuple[int, ...]]] = deque()
-        # Steps under way: number of the last one of each plan, and the times its steps end.
-        self._in_flight: deque[tuple[int, Floats]] = deque()
-        self._device_free_s = 0.0
+        self._on_finish = on_finish
+        self._on_reserve = on_reserve
+        self._in_flight: deque[_InFlight] = deque()
+        # When each pipeline stage has passed its last batch on; one stage without pipeline parallelism.
+        self._stage_free_s: list[float] = [0.0]
 
-    def submit(self, row: TraceRow, index: int, hashes: tuple[int, ...]) -> None:
-        """Send a request; rows must come in order of arrival."""
-        self._arrivals.append((row, index, hashes))
+    def step(self, until_s: float = np.inf) -> bool:
+        """Plan, price and run a step, or several alike that are planned before `until_s`; or wait for what comes next.
 
-    def run(self) -> None:
-        """Serve all that was submitted. Raises EngineError when a request can never go on, and says which."""
-        while self._step():
-            pass
-        if self._scheduler.waiting:
-            stuck = self._scheduler.waiting[0]
-            free = self._scheduler.num_free_blocks
-            raise EngineError(
-                f"the simulation is stuck at {self.now_s:.3f} s: request '{stuck.row.request_id}' waits with "
-                f"{stuck.num_tokens} tokens, {free} KV blocks are free, nothing is running"
-            )
-
-    def _step(self) -> bool:
-        """Plan, price and run a step, or several alike; or wait for what comes next. False when nothing is left."""
-        self._take_arrivals()
-        plan = self._scheduler.schedule(self.now_s)
-        if plan is None:
+        Returns False when there is nothing left to do or to wait for.
+        """
+        for rank in self.ranks:
+            for ended in (*rank.take_arrivals(self.now_s), *rank.give_up(self.now_s)):
+                self._tell(rank, ended)
+        planned = [(rank, plan) for rank in self.ranks if (plan := rank.scheduler.schedule(self.now_s)) is not None]
+        sent_for = self._tell_reserved()
+        if not planned:
             return self._wait()
+        plan = planned[0][1] if len(self.ranks) == 1 else self._together(planned)
         cost = self._step_time.price(plan)
-        self._run(plan, cost, *self._timed(cost))
+        scheduled_s, end_s = self._timed(cost)
+        next_change_s = min(until_s, min(rank.next_change_s for rank in self.ranks))
+        times = len(end_s) if self._fast_forward and not sent_for else 1
+        times = min(times, max(1, int(np.searchsorted(scheduled_s, next_change_s))))
+        self._run(planned, plan, cost, scheduled_s[:times], end_s[:times])
         return True
 
-    def _take_arrivals(self) -> None:
-        while self._arrivals and self._arrivals[0][0].arrival_s <= self.now_s:
-            self.requests.append(self._scheduler.add_request(*self._arrivals.popleft(), self.now_s))
+    def _tell_reserved(self) -> bool:
+        """Tell of requests for whose KV blocks were reserved, and whether there were any: it may come at any time."""
+        told = False
+        if self._on_reserve is not None:
+            for rank in self.ranks:
+                for request in rank.take_reserved():
+                    self._on_reserve(rank, request, self.now_s)
+                    told = True
+        return told
+
+    def fail(self, now_s: float, for_s: float) -> list[int]:
+        """Lose all requests and the cache; nothing is planned for so long. Returns the requests' indices.
+
+        Steps under way are dropped; with synchronous scheduling the one under way counts as ended.
+        """
+        lost = [index for rank in self.ranks for index in rank.lose_all(now_s)]
+        self._in_flight.clear()
+        self.now_s = max(self.now_s, now_s) + for_s
+        self._stage_free_s = [0.0]
+        return lost
+
+    def check_done(self) -> None:
+        """Raise EngineError when a request can never go on, naming it and what it waits for."""
+        for rank in self.ranks:
+            if rank.scheduler.waiting:
+                stuck = rank.scheduler.waiting[0]
+                raise EngineError(
+                    f"the simulation is stuck at {self.now_s:.3f} s: request '{stuck.row.request_id}' waits with "
+                    f"{stuck.num_tokens} tokens on instance {rank.number}, {rank.scheduler.num_free_blocks} KV blocks "
+                    "are free, nothing is running"
+                )
+
+    def _together(self, planned: list[tuple[Rank, StepPlan]]) -> StepPlan:
+        """One plan of all ranks that have something to do, repeated as often as none of the others can join."""
+        plans = [plan for _, plan in planned]
+        busy = {rank.number for rank, _ in planned}
+        waits = any(rank.number not in busy and (rank.n_running or rank.scheduler.waiting) for rank in self.ranks)
+        repeat = 1 if waits else min(plan.repeat for plan in plans)
+        return replace(plans[0], repeat=repeat, alongside=tuple(plans[1:]))
 
     def _wait(self) -> bool:
         """Nothing can be planned: go on to the end of the step under way, or else to the next arrival."""
         if self._in_flight:
             self._finish_first()
             return True
-        if self._arrivals:
-            self.now_s = max(self.now_s, self._arrivals[0][0].arrival_s)
-            return True
-        return False
+        next_change_s = min(rank.next_change_s for rank in self.ranks)
+        if next_change_s == np.inf:
+            return False
+        self.now_s = max(self.now_s, next_change_s)
+        return True
 
     def _timed(self, cost: StepCost) -> tuple[Floats, Floats]:
         """When each repeat of the plan would be planned and would end, [repeat] each, nothing else happening.
@@ -153,49 +154,53 @@ class Instance:
         the host has prepared it and the device is free. When the device is the slower of the two, repeats follow each
         other on it without a gap; when the host is, only the first is timed.
         """
+        if len(cost.stages) > 1:
+            return np.array([self.now_s]), np.array([self._through_stages(cost)])
         if self._depth == 1:
             ends = np.cumsum(np.concatenate([[self.now_s], cost.host_s + cost.device_s]))
             return ends[:-1], ends[1:]
-        device_free_s = max(self._device_free_s, self.now_s + cost.host_s[0])
-        one_by_one = not self._in_flight or device_free_s > self._device_free_s
+        device_free_s = max(self._stage_free_s[0], self.now_s + cost.host_s[0])
+        one_by_one = not self._in_flight or device_free_s > self._stage_free_s[0]
         if one_by_one or (cost.host_s[1:] > cost.device_s[:-1]).any():
             return np.array([self.now_s]), np.array([device_free_s + cost.device_s[0]])
         ends = np.cumsum(np.concatenate([[device_free_s], cost.device_s]))[1:]
         return np.concatenate([[self.now_s, device_free_s], ends])[: len(ends)], ends
 
-    def _run(self, plan: StepPlan, cost: StepCost, scheduled_s: Floats, end_s: Floats) -> None:
-        """Run as many repeats as are planned before the next arrival is seen."""
-        times = len(end_s) if self._fast_forward else 1
-        if self._arrivals:
-            times = min(times, max(1, int(np.searchsorted(scheduled_s, self._arrivals[0][0].arrival_s))))
-        kv_blocks = self._scheduler.repeat(plan, times)
+    def _through_stages(self, cost: StepCost) -> float:
+        """When a batch leaves the last pipeline stage; it enters each once the batch before has left it."""
+        at_s = self.now_s + cost.host_s[0]
+        free_s = self._stage_free_s if len(self._stage_free_s) == len(cost.stages) else [0.0] * len(cost.stages)
+        self._stage_free_s = []
+        for share, stage_free_s in zip(cost.stages, free_s, strict=True):
+            at_s = max(at_s, stage_free_s) + share * cost.device_s[0]
+            self._stage_free_s.append(at_s)
+        return float(at_s)
+
+    def _run(
+        self, planned: list[tuple[Rank, StepPlan]], plan: StepPlan, cost: StepCost, scheduled_s: Floats, end_s: Floats
+    ) -> None:
+        """Run the plan as many times as there are ends."""
+        times = len(end_s)
         self._step_time.count(plan, times)
-        record = self.record
-        record.plans.append(plan)
-        record.times.append(times)
-        record.scheduled_s.append(scheduled_s[:times])
-        record.end_s.append(end_s[:times])
-        record.kv_blocks.append(kv_blocks)
-        self.now_s = float(scheduled_s[times - 1] + cost.host_s[times - 1])
-        self._device_free_s = float(end_s[times - 1])
-        self._in_flight.append((plan.first_step + times - 1, end_s[:times]))
+        for rank, own in planned:
+            rank.record.add(own, scheduled_s, end_s, rank.scheduler.repeat(own, times))
+        self.now_s = float(scheduled_s[-1] + cost.host_s[times - 1])
+        if len(cost.stages) == 1:
+            self._stage_free_s = [float(end_s[-1])]
+        last_steps = tuple((rank, own.first_step + times - 1) for rank, own in planned)
+        self._in_flight.append(_InFlight(last_steps, float(end_s[-1])))
         while len(self._in_flight) >= self._depth:
             self._finish_first()
         if self._in_flight and times > 1:
-            self.now_s = max(self.now_s, float(end_s[times - 2]))
+            self.now_s = max(self.now_s, float(end_s[-2]))
 
     def _finish_first(self) -> None:
-        last_step, end_s = self._in_flight.popleft()
-        self.now_s = max(self.now_s, float(end_s[-1]))
-        self._scheduler.finish(last_step, self.now_s)
+        first = self._in_flight.popleft()
+        self.now_s = max(self.now_s, first.end_s)
+        for rank, last_step in first.last_steps:
+            for request in rank.scheduler.finish(last_step, self.now_s):
+                self._tell(rank, request)
 
-
-def token_times_s(request: Request, end_s: Floats) -> Floats:
-    """When each token of a request came, from the ends of its instance's steps, [n_tokens]."""
-    if not request.token_spans:
-        return np.zeros(0)
-    return np.concatenate([end_s[first : last + 1] for first, last in request.token_spans])
-
-
-def _joined(parts: list[Floats]) -> Floats:
-    return np.concatenate(parts) if parts else np.zeros(0)
+    def _tell(self, rank: Rank, request: Request) -> None:
+        if self._on_finish is not None:
+            self._on_finish(rank, request, self.now_s)

@@ -117,6 +117,13 @@ class KVCache:
                 self._free[block] = 1
                 self.num_free += 1
 
+    def forget(self) -> None:
+        """Lose all content; every block must be free."""
+        assert self.num_free == self.num_blocks, "blocks are in use"
+        self._free = OrderedDict({0: self.num_blocks})
+        self._next_run = 1
+        self._cached.clear()
+
     def _add_run(self, length: int, *, front: bool) -> None:
         if length == 0:
             return

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
 from profiles.attention import AttentionTable
 from profiles.interpolation import interpolate
 from profiles.profile import Curve, Profile
+from simulator.experts import ExpertTimes
 from simulator.options import EngineOptions
+from simulator.partition import ALONE, Communication, Partition, stage_layers
 from simulator.plan import StepPlan
-from simulator.step_time import Overhead, StepCost
+from simulator.step_time import OperatorTimes, Overhead, StepCost
 from traces.errors import ProfileError
 from traces.steps import Floats, Ints
 
@@ -31,50 +34,116 @@ class OperatorModel:
         options: EngineOptions,
         *,
         num_layers: int,
-        tensor_parallel_size: int = 1,
+        partition: Partition = ALONE,
+        talk: Communication | None = None,
+        experts: ExpertTimes | None = None,
         overhead: Overhead | None = None,
     ) -> None:
-        """Compile the tables. Raises ProfileError when the profile lacks an operator or the parallel degree."""
-        if tensor_parallel_size not in profile.tables:
+        """Compile the tables.
+
+        Args:
+            profile: of the device and the model.
+            options: of the engine.
+            num_layers: of the model.
+            partition: how it is spread over devices.
+            talk: what the devices take to communicate; None: nothing, or it is within what was measured.
+            experts: time of one layer's experts; needed where the profile's composition has them.
+            overhead: what a step takes beside its operators.
+
+        Raises:
+            ProfileError: the profile lacks an operator or the parallel degree.
+        """
+        degree = partition.tensor_parallel_size
+        if degree not in profile.tables:
             degrees = ", ".join(str(degree) for degree in sorted(profile.tables))
-            raise ProfileError(
-                file=profile.path, field="tp", found=tensor_parallel_size, accepted=f"a measured degree: {degrees}"
-            )
-        tables = profile.tables[tensor_parallel_size]
+            raise ProfileError(file=profile.path, field="tp", found=degree, accepted=f"a measured degree: {degrees}")
+        tables = profile.tables[degree]
         composition = profile.meta.composition
-        if "moe" in composition.per_layer:
+        in_layers, once = Counter(composition.per_layer), Counter(composition.once)
+        has_experts = bool(in_layers.pop("moe", 0))
+        if has_experts and experts is None:
             raise ProfileError(
-                "mixture-of-experts models need expert routing, which this version does not model",
-                file=profile.path,
-                field="composition.per_layer",
-                found="moe",
+                "needs the time of experts", file=profile.path, field="composition.per_layer", found="moe"
             )
-        counts: Counter[str] = Counter()
-        for name in composition.per_layer:
-            counts[name] += num_layers
-        for name in composition.once:
-            counts[name] += 1
-        self._num_layers = counts.pop("attention", 0)
+        self._experts = experts if has_experts else None
+        self._num_layers = num_layers
+        self._has_attention = bool(in_layers.pop("attention", 0))
         self._attention = AttentionTable(tables.attention, tables.skew)
-        self._tokens_s, self._largest_tokens = _compiled(counts, tables.dense, options.max_num_batched_tokens)
+        most = options.max_num_batched_tokens
+        layers = Counter({name: count * num_layers for name, count in in_layers.items()})
+        self._layers_s, largest = _compiled(layers, tables.dense, most)
+        self._once_s, self._largest_tokens = _compiled(once, tables.dense, most)
+        self._largest_tokens = min(self._largest_tokens, largest)
+        self._tokens_s = self._layers_s + self._once_s
         per_request = Counter(composition.per_request)
         self._requests_s, self._largest_requests = _compiled(per_request, tables.per_request, options.max_num_seqs)
-        self._padded = _padding(options.capture_sizes(), options.max_num_batched_tokens)
+        self._padded = _padding(options.capture_sizes(), most)
+        self._largest_graph = max(options.capture_sizes(), default=0)
         self._overhead = overhead or Overhead()
+        self._talk = talk
+        self._stage_layers = stage_layers(num_layers, partition.pipeline_parallel_size)
+        self._partition = partition
         self._outside: Counter[str] = Counter()
         self._steps = 0
 
     def price(self, plan: StepPlan) -> StepCost:
         """Seconds of each repeat of the plan, [repeat]."""
         repeats = np.arange(plan.repeat)
-        device_s = self._attention_s(plan, repeats) * self._num_layers
-        device_s += (
-            self._tokens_s[self._padded[plan.n_tokens]]
-            + self._requests_s[plan.n_requests]
-            + self._overhead.device_step_s
-        )
-        host_s = self._overhead.host_step_s + self._overhead.host_request_s * plan.n_requests
-        return StepCost(device_s, np.full(plan.repeat, host_s))
+        attention_s = self._attention_s(plan, repeats)
+        n_tokens, n_requests = plan.n_tokens, plan.n_requests
+        for other in plan.alongside:
+            # Ranks that step together wait for each other in every layer.
+            attention_s = np.maximum(attention_s, self._attention_s(other, repeats))
+            n_tokens, n_requests = max(n_tokens, other.n_tokens), max(n_requests, other.n_requests)
+        attention_s = attention_s * (self._num_layers if self._has_attention else 0)
+        padded = self._padded[n_tokens]
+        dense_s, bare_s = self._tokens_s[padded], self._tokens_s[n_tokens]
+        per_request_s = self._requests_s[n_requests]
+        device_s = attention_s + (dense_s + per_request_s + self._overhead.device_step_s)
+        moe_s: float | Floats = 0.0
+        talk_s, entering = 0.0, 0
+        if self._experts is not None:
+            entering = self._tokens_of_experts(plan)
+            moe_s = self._experts.layers_s(entering, plan.first_step, plan.repeat)
+            device_s = device_s + moe_s
+        if self._talk is not None:
+            in_layer_s = self._talk.layer_s[padded] + self._talk.experts_s[entering]
+            talk_s = self._num_layers * in_layer_s + self._talk.once_s[padded]
+            talk_s += self._talk.request_s[n_requests] + (len(self._stage_layers) - 1) * self._talk.stage_s[padded]
+            device_s = device_s + talk_s
+        host_s = self._overhead.host_step_s + self._overhead.host_request_s * n_requests
+        operators = OperatorTimes(dense_s, dense_s - bare_s, attention_s, per_request_s, moe_s, talk_s)
+        cost = StepCost(device_s, np.full(plan.repeat, host_s), operators)
+        if len(self._stage_layers) == 1:
+            return cost
+        return replace(cost, stages=self._stages(device_s[0], int(padded), n_requests))
+
+    def _tokens_of_experts(self, plan: StepPlan) -> int:
+        """Tokens that enter a layer's experts, of all ranks; one without requests computes a dummy token.
+
+        Ranks pad to the largest where all of them run a CUDA graph, and else each for itself
+        (vLLM 0.32 `v1/worker/dp_utils.py::coordinate_batch_across_dp`).
+        """
+        tokens = [plan.n_tokens, *(other.n_tokens for other in plan.alongside)]
+        ranks = self._partition.data_parallel_size
+        tokens += [1] * (ranks - len(tokens))
+        largest = max(tokens)
+        if largest <= self._largest_graph:
+            return int(self._padded[largest]) * ranks
+        return int(sum(self._padded[n] for n in tokens))
+
+    def _stages(self, device_s: float, padded: int, n_requests: int) -> tuple[float, ...]:
+        """Share of a step that each pipeline stage takes: its layers, and at the ends what runs once."""
+        first_s, sent_s = self._once_s[padded], 0.0
+        last_s = self._requests_s[n_requests] + self._overhead.device_step_s
+        if self._talk is not None:
+            first_s, sent_s = first_s + self._talk.once_s[padded], self._talk.stage_s[padded]
+            last_s += self._talk.request_s[n_requests]
+        in_layers_s = device_s - first_s - last_s - (len(self._stage_layers) - 1) * sent_s
+        stages_s = [in_layers_s * layers / self._num_layers + sent_s for layers in self._stage_layers]
+        stages_s[0] += first_s - sent_s
+        stages_s[-1] += last_s
+        return tuple(float(stage_s / device_s) for stage_s in stages_s)
 
     def _attention_s(self, plan: StepPlan, repeats: Ints) -> Floats:
         """One layer's attention, [repeat]."""
@@ -89,18 +158,22 @@ class OperatorModel:
     def count(self, plan: StepPlan, times: int) -> None:
         """Count `times` steps of this plan, and what of them lies outside the measured range."""
         self._steps += times
+        together = (plan, *plan.alongside)
         tokens, history, decodes, decode_history = self._attention.largest
+        n_tokens = max(plan.n_tokens for plan in together)
         beyond = {
-            "tokens per step": plan.n_tokens > self._largest_tokens,
-            "requests per step": plan.n_requests > self._largest_requests,
-            "attention: prefill tokens": plan.n_prefill_tokens > tokens,
-            "attention: prefill history": any(chunk.computed_tokens > history for chunk in plan.chunks),
-            "attention: decodes": plan.n_decode > decodes,
-            "attention: decode history": plan.decode_kv_max > decode_history,
+            "tokens per step": n_tokens > self._largest_tokens,
+            "requests per step": any(plan.n_requests > self._largest_requests for plan in together),
+            "attention: prefill tokens": any(plan.n_prefill_tokens > tokens for plan in together),
+            "attention: prefill history": any(c.computed_tokens > history for plan in together for c in plan.chunks),
+            "attention: decodes": any(plan.n_decode > decodes for plan in together),
+            "attention: decode history": any(plan.decode_kv_max > decode_history for plan in together),
         }
         for what, is_beyond in beyond.items():
             if is_beyond:
                 self._outside[what] += times
+        if self._experts is not None:
+            self._experts.count(self._tokens_of_experts(plan), times)
 
     def notes(self) -> tuple[str, ...]:
         """What of the profile was not measured, and how many steps were priced beyond its range, by axis."""
@@ -110,7 +183,7 @@ class OperatorModel:
         ]
         if filled := self._attention.filled_corners:
             outside.append(f"{filled} corners of the profile's mixed attention grid were filled from their neighbours")
-        return tuple(outside)
+        return tuple(outside) + (self._experts.notes() if self._experts is not None else ())
 
 
 def _compiled(counts: Counter[str], curves: dict[str, Curve], largest: int) -> tuple[Floats, float]:

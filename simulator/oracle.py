@@ -93,6 +93,11 @@ class Oracle:
         """KV blocks that no request holds."""
         return int(self._block_pool.get_num_free_blocks())
 
+    def cached_blocks(self, hashes: Sequence[BlockHash]) -> int:
+        """How many of these blocks, from the first on, are in the prefix cache."""
+        missing = (i for i, hash_ in enumerate(hashes) if not self._block_pool.get_cached_block(_digest(hash_), [0]))
+        return next(missing, len(hashes))
+
     def add_request(self, row: TraceRow, index: int, hashes: tuple[BlockHash, ...], now_s: float) -> Request:
         """Queue a request whose full blocks have these hashes, and others that nobody shares."""
         request = new_request(
@@ -153,6 +158,10 @@ class Oracle:
         if self._requests.get(request.row.request_id) is request:
             self.scheduler.finish_requests(request.row.request_id, Status.FINISHED_ABORTED)
             self._close(request, RequestStatus.ABORTED, now_s)
+
+    def forget(self) -> None:
+        """Lose what is cached; no request may hold blocks."""
+        self.scheduler.reset_prefix_cache()
 
     def _planned(self, plan: Any, now_s: float) -> StepPlan:
         computed = {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}

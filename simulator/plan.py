@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from profiles.attention import Chunk
 from simulator.request import Request
 from traces.steps import Ints
@@ -33,6 +31,7 @@ class StepPlan:
         n_running: requests in the running queue afterwards.
         n_waiting: requests in the waiting queue afterwards.
         kv_blocks: KV blocks in use afterwards.
+        alongside: what other ranks compute in the same step, where ranks step together.
     """
 
     first_step: int
@@ -49,6 +48,7 @@ class StepPlan:
     n_running: int
     n_waiting: int
     kv_blocks: int
+    alongside: tuple[StepPlan, ...] = ()
 
     @property
     def n_prefill_tokens(self) -> int:
@@ -83,7 +83,7 @@ def plan_of(
         new_tokens=new_tokens,
         computed_tokens=computed_tokens,
         n_requests=len(requests),
-        chunks=[Chunk(int(new_tokens[i]), int(computed_tokens[i])) for i in np.flatnonzero(chunked)],
+        chunks=[Chunk(int(new_tokens[i]), int(computed_tokens[i])) for i in chunked.nonzero()[0]],
         n_decode=len(histories),
         decode_kv_sum=int(histories.sum()),
         decode_kv_max=int(histories.max(initial=0)),

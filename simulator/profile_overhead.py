@@ -6,22 +6,28 @@ import numpy as np
 
 from profiles.attention import Chunk
 from profiles.profile import Profile, StepRows
+from simulator.experts import ExpertTimes
 from simulator.operator_model import OperatorModel
 from simulator.options import EngineOptions
+from simulator.partition import Partition
 from simulator.plan import StepPlan
 from simulator.step_time import Overhead
 
 
-def profile_overhead(profile: Profile, num_layers: int, tensor_parallel_size: int = 1) -> Overhead:
+def profile_overhead(
+    profile: Profile, num_layers: int, tensor_parallel_size: int = 1, experts: ExpertTimes | None = None
+) -> Overhead:
     """The median of `whole step - composed operators`; none when the profile holds no whole steps.
 
     `whole step = operators + device_step_s + host_request_s * requests`, by the Theil-Sen estimator (Sen, JASA 63,
     1968), so that disturbed shots have no say. It was measured with the profile, on no served request, and can be
-    below zero where timing each operator slowed it down.
+    below zero where timing each operator slowed it down. Whole steps of a tensor-parallel rank are those of its share
+    of the model on one device: nothing of them is communication.
     """
     from scipy.stats import theilslopes
 
-    steps = profile.tables[tensor_parallel_size].steps
+    tables = profile.tables.get(tensor_parallel_size)
+    steps = None if tables is None else tables.steps
     if steps is None:
         return Overhead()
     plans = [_plan(steps, i) for i in range(len(steps.step_s))]
@@ -30,7 +36,8 @@ def profile_overhead(profile: Profile, num_layers: int, tensor_parallel_size: in
         max_num_batched_tokens=max(plan.n_tokens for plan in plans),
         enforce_eager=True,
     )
-    bare = OperatorModel(profile, options, num_layers=num_layers, tensor_parallel_size=tensor_parallel_size)
+    partition = Partition(tensor_parallel_size)
+    bare = OperatorModel(profile, options, num_layers=num_layers, partition=partition, experts=experts)
     residual_s = steps.step_s - np.array([bare.price(plan).device_s[0] for plan in plans])
     alike = len(np.unique(steps.n_requests)) == 1
     slope_s = 0.0 if alike else float(theilslopes(residual_s, steps.n_requests).slope)

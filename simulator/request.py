@@ -21,6 +21,17 @@ class RequestStatus(enum.Enum):
     REJECTED = enum.auto()
 
 
+class PromptKV(enum.Enum):
+    """How a request comes by the KV of its prompt."""
+
+    COMPUTED_HERE = enum.auto()
+    ELSEWHERE = enum.auto()
+    """Another engine has computed it; no blocks are reserved here yet."""
+    RECEIVING = enum.auto()
+    """Its blocks are reserved and their content is on its way (vLLM: `WAITING_FOR_REMOTE_KVS`)."""
+    RECEIVED = enum.auto()
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One request in one engine.
@@ -41,6 +52,8 @@ class Request:
         cached_tokens: tokens found in the prefix cache when it was first scheduled.
         num_preemptions: times it lost its blocks.
         reason: why it ended.
+        kept: its KV blocks outlive it, until another engine has read them.
+        kv: how it comes by the KV of its prompt.
     """
 
     row: TraceRow
@@ -58,6 +71,13 @@ class Request:
     cached_tokens: int | None = None
     num_preemptions: int = 0
     reason: str | None = None
+    kept: bool = False
+    kv: PromptKV = PromptKV.COMPUTED_HERE
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended."""
+        return self.status in (RequestStatus.WAITING, RequestStatus.RUNNING, RequestStatus.PREEMPTED)
 
     def drop_tokens_after(self, step: int) -> None:
         """Forget tokens of steps after this one: they are under way and nobody will take them."""

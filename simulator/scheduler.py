@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import compress
 
 import numpy as np
 
-from simulator.kv_cache import BlockHash, KVCache
+from simulator.kv_cache import Block, BlockHash, KVCache
 from simulator.options import EngineOptions
 from simulator.plan import StepPlan, plan_of
-from simulator.request import Request, RequestStatus, new_request
+from simulator.request import PromptKV, Request, RequestStatus, new_request
 from simulator.rules import REFERENCE_RULES, Rules
 from traces.steps import Ints
 from traces.trace import TraceRow
@@ -57,19 +58,40 @@ class Scheduler:
         waiting: requests not running, those to be admitted first in front.
         running: requests holding KV blocks, in order of admission.
         kv_cache: the blocks.
+        holding: requests that hold blocks for KV that another engine computed, and are not running yet.
+        reserved: those of them that are new since somebody last took this list.
     """
 
     def __init__(
-        self, options: EngineOptions, *, num_gpu_blocks: int, max_model_len: int, rules: Rules = REFERENCE_RULES
+        self,
+        options: EngineOptions,
+        *,
+        num_gpu_blocks: int,
+        max_model_len: int,
+        rules: Rules = REFERENCE_RULES,
+        pipelined: bool = False,
     ) -> None:
+        """An engine's queues, empty.
+
+        Args:
+            options: of the engine.
+            num_gpu_blocks: its KV blocks, the null block included.
+            max_model_len: most tokens of a request.
+            rules: of the vLLM version to follow.
+            pipelined: steps are planned while others pass through pipeline stages: without asynchronous scheduling a
+                request that is due a token waits for it.
+        """
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self.holding: list[Request] = []
+        self.reserved: list[Request] = []
         self.kv_cache = KVCache(
             num_gpu_blocks,
             prefix_caching=options.enable_prefix_caching,
             unfinished_first=rules.unfinished_blocks_first,
         )
         self._options = options
+        self._pipelined = pipelined
         self._rules = rules
         self._max_model_len = max_model_len
         self._seats = min(options.max_num_seqs, options.max_num_active_seqs or options.max_num_seqs)
@@ -83,11 +105,19 @@ class Scheduler:
         self._stale: list[Request] = []
         # Preempted by schedulings that planned nothing: they count for the next plan.
         self._n_preempted = 0
+        # Ended requests whose blocks another engine is still to read: findable, private and unfinished ones.
+        self._kept: dict[Request, tuple[list[Block], int, int]] = {}
+        # Blocks reserved for KV that is on its way.
+        self._reserved_blocks: dict[Request, int] = {}
 
     @property
     def num_free_blocks(self) -> int:
         """KV blocks that no request holds."""
         return self.kv_cache.num_free
+
+    def cached_blocks(self, hashes: Sequence[BlockHash]) -> int:
+        """How many of these blocks, from the first on, are in the prefix cache."""
+        return len(self.kv_cache.find(hashes, len(hashes)))
 
     def add_request(self, row: TraceRow, index: int, hashes: tuple[BlockHash, ...], now_s: float) -> Request:
         """Queue a request; one that can never be served comes back REJECTED, with the reason."""
@@ -144,7 +174,7 @@ class Scheduler:
         self._finished_step = last_step
         done = self._finish_stale(end_s, stopped)
         state = self._columns()
-        if self._options.async_scheduling:
+        if self._options.async_scheduling or self._pipelined:
             # The output makes tokens known, and blocks that end with them can be found (`cache_blocks`).
             np.maximum(state[_CACHED], state[_COMPUTED] - (state[_LAST] > last_step), out=state[_CACHED])
             self._share(state)
@@ -153,7 +183,7 @@ class Scheduler:
             if request.status is RequestStatus.RUNNING:
                 ended[self.running.index(request)] = True
         if ended.any():
-            for i in np.flatnonzero(ended):
+            for i in ended.nonzero()[0].tolist():
                 done.append(self._end(self.running[i], state[:, i], RequestStatus.FINISHED, end_s))
             self._keep(~ended)
         return done
@@ -165,10 +195,36 @@ class Scheduler:
             self._end(request, self._state[:, i], RequestStatus.ABORTED, now_s)
             self._remove(i)
         elif request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
+            if request in self._reserved_blocks:
+                self.lose(request)
             self.waiting.remove(request)
             if request in self._stale:
                 self._stale.remove(request)
             self._close(request, RequestStatus.ABORTED, now_s)
+
+    def forget(self) -> None:
+        """Lose what is cached; no request may hold blocks."""
+        self.kv_cache.forget()
+
+    def keeps(self, request: Request) -> bool:
+        """Whether the blocks of an ended request are kept for another engine."""
+        return request in self._kept
+
+    def release(self, request: Request) -> None:
+        """Free the blocks of an ended request that were kept for another engine, which has read them now."""
+        self.kv_cache.free(*self._kept.pop(request))
+
+    def receive(self, request: Request) -> None:
+        """The KV of a request's prompt has arrived in the blocks that were reserved for it."""
+        request.kv = PromptKV.RECEIVED
+
+    def lose(self, request: Request) -> None:
+        """The KV of a request's prompt will not arrive: it is computed here."""
+        self.kv_cache.free(request.blocks, 0, self._reserved_blocks.pop(request) - len(request.blocks))
+        request.blocks.clear()
+        request.kv = PromptKV.COMPUTED_HERE
+        self.holding.remove(request)
+        self._requeue(request)
 
     # -- running -----------------------------------------------------------------------------------------------
 
@@ -179,7 +235,7 @@ class Scheduler:
     def _prefill_threshold(self) -> int:
         """Most tokens of one request, or 0. It protects others, so that it binds only when there are others."""
         threshold = self._options.long_prefill_token_threshold
-        eligible = len(self.running) + len(self.waiting)
+        eligible = len(self.running) + len(self.holding) + len(self.waiting)
         if not threshold or not eligible or (eligible == 1 and self._rules.lone_request_unlimited):
             return 0
         if self._options.long_prefill_token_threshold_adaptive:
@@ -188,12 +244,23 @@ class Scheduler:
 
     def _schedule_running(self, threshold: int) -> tuple[Ints, int, int]:
         """Tokens for each running request, [n_running]; the budget that is left; how many were preempted."""
-        budget = self._options.max_num_batched_tokens
-        state = self._columns()
+        tokens, budget = self._grant(0, len(self.running), self._options.max_num_batched_tokens, threshold)
+        if len(tokens) == len(self.running):
+            return tokens, budget, 0
+        return self._schedule_running_short(tokens, budget, threshold)
+
+    def _grant(self, first: int, end: int, budget: int, threshold: int) -> tuple[Ints, int]:
+        """Give running requests what they compute next, and blocks for it, up to the first that lacks blocks.
+
+        Full blocks can be found from now on. Returns tokens by request, from `first` on, and the budget that is left.
+        """
+        state = self._state[:, first:end]
         want = state[_TOKENS] - state[_COMPUTED]
         if self._options.async_scheduling:
             # A request whose last token is under way has nothing more to compute (vLLM: no step past max_tokens).
             want[state[_TOKENS] >= state[_TARGET]] = 0
+        elif self._pipelined:
+            want[state[_LAST] > self._finished_step] = 0
         if threshold:
             np.minimum(want, threshold, out=want)
         if (total := int(want.sum())) > budget:
@@ -201,28 +268,29 @@ class Scheduler:
             total = budget
         new_blocks = -(-(state[_COMPUTED] + want) // self._options.block_size) - state[_BLOCKS]
         if (needed := int(new_blocks.sum())) > self.kv_cache.num_free:
-            return self._schedule_running_short(threshold)
+            granted = int(np.searchsorted(np.cumsum(new_blocks), self.kv_cache.num_free, side="right"))
+            state, want, new_blocks = state[:, :granted], want[:granted], new_blocks[:granted]
+            total, needed = int(want.sum()), int(new_blocks.sum())
         self.kv_cache.allocate(needed)
         state[_BLOCKS] += new_blocks
         if self._options.enable_prefix_caching:
             cached = np.minimum(state[_COMPUTED] + want, self._known(state))
             np.copyto(state[_CACHED], cached, where=want > 0)
-            self._share(state)
-        return want, budget - total, 0
+            self._share(state, first)
+        return want, budget - total
 
-    def _schedule_running_short(self, threshold: int) -> tuple[Ints, int, int]:
-        """The same one by one, with too few free blocks: who finds none takes another's, as often as needed."""
-        budget = self._options.max_num_batched_tokens
+    def _schedule_running_short(self, tokens: Ints, budget: int, threshold: int) -> tuple[Ints, int, int]:
+        """Go on behind the first requests, which have their `tokens`: the next takes another's blocks, if need be."""
         granted: dict[Request, int] = {}
-        preempted = 0
-        i = 0
-        while i < len(self.running) and budget > 0:
-            tokens = min(self._wanted(i, threshold), budget)
-            if tokens == 0:
-                i += 1
-                continue
+        preempted = i = 0
+        while True:
+            granted.update(zip(self.running[i:], tokens.tolist(), strict=False))
+            i += len(tokens)
+            if i >= len(self.running):
+                break
             request = self.running[i]
-            while self._new_blocks(request, tokens) > self.kv_cache.num_free:
+            wanted = min(self._wanted(i, threshold), budget)
+            while self._new_blocks(request, wanted) > self.kv_cache.num_free:
                 at = self._victim()
                 victim = self.running[at]
                 returned = granted.pop(victim, 0)
@@ -233,20 +301,21 @@ class Scheduler:
                 preempted += 1
                 if victim is request:
                     break
-            if request.status is RequestStatus.PREEMPTED:
-                if self._by_priority and not self._rules.step_ends_with_own_preemption:
-                    continue
+            if request.status is RequestStatus.RUNNING:
+                at = self.running.index(request)
+                self._grant(at, at + 1, wanted, threshold)
+                granted[request] = wanted
+                budget -= wanted
+                i += 1
+            elif not self._by_priority or self._rules.step_ends_with_own_preemption:
                 break
-            self._grant(request, tokens)
-            granted[request] = tokens
-            budget -= tokens
-            i += 1
+            tokens, budget = self._grant(i, len(self.running), budget, threshold)
         tokens_of = [granted.get(request, 0) for request in self.running]
         return np.array(tokens_of, dtype=np.int64), budget, preempted
 
     def _wanted(self, i: int, threshold: int) -> int:
         column = self._state[:, i]
-        if column[_TOKENS] >= column[_TARGET]:
+        if column[_TOKENS] >= column[_TARGET] or (self._pipelined and column[_LAST] > self._finished_step):
             return 0
         want = int(column[_TOKENS] - column[_COMPUTED])
         return min(want, threshold) if threshold else want
@@ -255,16 +324,6 @@ class Scheduler:
         """Blocks that a running request lacks for so many more tokens."""
         column = self._state[:, self.running.index(request)]
         return -(-(int(column[_COMPUTED]) + tokens) // self._options.block_size) - int(column[_BLOCKS])
-
-    def _grant(self, request: Request, tokens: int) -> None:
-        """Give a running request the blocks for so many tokens; full ones can be found from now on."""
-        new_blocks = self._new_blocks(request, tokens)
-        i = self.running.index(request)
-        self.kv_cache.allocate(new_blocks)
-        self._state[_BLOCKS, i] += new_blocks
-        if self._options.enable_prefix_caching:
-            self._state[_CACHED, i] = min(self._state[_COMPUTED, i] + tokens, self._known(self._state[:, i]))
-            self._share_one(i)
 
     def _victim(self) -> int:
         """Place of the request to preempt: the one admitted last, or the one that the policy serves last."""
@@ -295,7 +354,11 @@ class Scheduler:
     def _free(self, request: Request, column: Ints) -> None:
         """Give back a request's blocks; the full ones beyond those that others can find are its own."""
         private = max(int(column[_CACHED]) // self._options.block_size - len(request.blocks), 0)
-        self.kv_cache.free(request.blocks, private, int(column[_BLOCKS]) - len(request.blocks) - private)
+        unfinished = int(column[_BLOCKS]) - len(request.blocks) - private
+        if request.kept and request.status is RequestStatus.RUNNING and column[_TOKENS] >= column[_TARGET]:
+            self._kept[request] = (request.blocks.copy(), private, unfinished)
+        else:
+            self.kv_cache.free(request.blocks, private, unfinished)
         request.blocks.clear()
 
     # -- waiting -----------------------------------------------------------------------------------------------
@@ -317,13 +380,25 @@ class Scheduler:
     def _schedule_waiting(self, tokens: Ints, budget: int, threshold: int, now_s: float) -> Ints:
         """Admit waiting requests while budget, seats and blocks last. Returns tokens for all running, old and new."""
         admitted: list[int] = []
+        # Those that hold blocks already come first (vLLM 0.32.0: `kv_holding_waiting`): what they hold may be what
+        # others wait for.
+        for request in [one for one in self.holding if one.kv is PromptKV.RECEIVED]:
+            if budget > 0 and len(self.running) < self._seats:
+                self._admit_received(request, now_s)
+                budget -= 1
+                admitted.append(1)
         skipped: list[Request] = []
         while self.waiting and budget > 0 and len(self.running) < self._seats:
-            if self.waiting[0].num_in_flight:
+            first = self.waiting[0]
+            if first.kv is PromptKV.ELSEWHERE:
+                if not self._reserve(first):
+                    break
+                continue
+            if first.num_in_flight:
                 # Its last token before the preemption is still to come; it takes the next step at the earliest.
                 skipped.append(self.waiting.popleft())
                 continue
-            granted = self._admit(self.waiting[0], budget, threshold, now_s)
+            granted = self._admit(first, budget, threshold, now_s)
             if granted == 0:
                 break
             budget -= granted
@@ -352,16 +427,53 @@ class Scheduler:
         self.kv_cache.hold(found)
         self.kv_cache.allocate(new_blocks)
         self.waiting.popleft()
+        self._run(request, found, len(found) + new_blocks, hit, tokens, now_s)
+        return tokens
+
+    def _reserve(self, request: Request) -> bool:
+        """Take the blocks into which another engine's KV of the first waiting prompt will come; False: too few.
+
+        vLLM 0.32.0 v1/core/sched/scheduler.py, a connector that loads asynchronously: blocks for the whole prompt but
+        what is cached here, beside what prompts under way will still need (`_inflight_prefill_reserved_blocks`).
+        """
+        size = self._options.block_size
+        found = self.kv_cache.find(request.block_hashes, request.num_tokens // size)
+        new_blocks = -(-request.num_tokens // size) - len(found)
+        state = self._columns()
+        needed = -(-state[_TOKENS] // size) - state[_BLOCKS]
+        free = self.kv_cache.num_free_without(found) - int(needed[state[_COMPUTED] < state[_TOKENS] - 1].sum())
+        if new_blocks > free - (self._watermark_blocks if self.running else 0):
+            return False
+        self.kv_cache.hold(found)
+        self.kv_cache.allocate(new_blocks)
+        self.waiting.popleft()
+        request.blocks = found
+        request.cached_tokens = len(found) * size
+        request.kv = PromptKV.RECEIVING
+        self._reserved_blocks[request] = len(found) + new_blocks
+        self.holding.append(request)
+        self.reserved.append(request)
+        return True
+
+    def _admit_received(self, request: Request, now_s: float) -> None:
+        """Move a request whose prompt's KV has arrived to the running queue; its last token is computed here."""
+        request.kv = PromptKV.COMPUTED_HERE
+        self.holding.remove(request)
+        self._run(request, request.blocks, self._reserved_blocks.pop(request), request.num_tokens - 1, 1, now_s)
+
+    def _run(self, request: Request, found: list[Block], blocks: int, hit: int, tokens: int, now_s: float) -> None:
+        """Put a request into the running queue, with `hit` tokens computed and `tokens` to compute."""
         request.blocks = found
         request.status = RequestStatus.RUNNING
         if request.scheduled_s is None:
             request.scheduled_s = now_s
+        if request.cached_tokens is None:
             request.cached_tokens = hit
         column = self._state[:, len(self.running)]
         column[_COMPUTED] = hit
         column[_TOKENS] = request.num_tokens
         column[_TARGET] = request.target_tokens
-        column[_BLOCKS] = len(found) + new_blocks
+        column[_BLOCKS] = blocks
         column[_CACHED] = min(hit + tokens, request.num_tokens) if self._options.enable_prefix_caching else 0
         column[_SHARED] = len(found)
         column[_HASHED] = len(request.block_hashes) if self._options.enable_prefix_caching else 0
@@ -369,7 +481,6 @@ class Scheduler:
         self.running.append(request)
         # A full block is findable as soon as it is scheduled, by the next request of the same step already.
         self._share_one(len(self.running) - 1)
-        return tokens
 
     # -- plan --------------------------------------------------------------------------------------------------
 
@@ -387,10 +498,10 @@ class Scheduler:
         decodes = len(tokens) == int(tokens.sum()) and bool(brings.all())
         if not decodes:
             self._close_spans(tokens, state)
-        requests = list(self.running)
+        requests = self.running.copy()
         if not decodes and not tokens.all():
-            batch = np.flatnonzero(tokens)
-            requests = [self.running[i] for i in batch]
+            batch = tokens > 0
+            requests = list(compress(self.running, batch.tolist()))
             tokens, before = tokens[batch], before[batch]
         preempted, self._n_preempted = self._n_preempted, 0
         return plan_of(
@@ -398,17 +509,17 @@ class Scheduler:
             tokens,
             before,
             first_step=step,
-            repeat=self._most_repeats(state) if decodes and alike else 1,
+            repeat=self._most_repeats(state) if decodes and alike and not self._pipelined else 1,
             n_preempted=preempted,
             n_running=len(self.running),
-            n_waiting=len(self.waiting),
+            n_waiting=len(self.holding) + len(self.waiting),
             kv_blocks=self.kv_cache.in_use,
         )
 
     def _close_spans(self, tokens: Ints, state: Ints) -> None:
         """A request that was due a token and is not in this step: its run of token-bringing steps ends here."""
         broken = (tokens == 0) & (state[_SPAN] >= 0) & (state[_TOKENS] < state[_TARGET])
-        for i in np.flatnonzero(broken):
+        for i in broken.nonzero()[0].tolist():
             self._close_span(self.running[i], state[:, i])
 
     def _close_span(self, request: Request, column: Ints) -> None:
@@ -446,14 +557,14 @@ class Scheduler:
         known: Ints = state[_TOKENS] - (state[_LAST] > self._finished_step)
         return known
 
-    def _share(self, state: Ints) -> None:
-        """Make the cached blocks of known hash findable, of each running request."""
+    def _share(self, state: Ints, first: int = 0) -> None:
+        """Make the cached blocks of known hash findable, of the running requests from `first` on that `state` holds."""
         fewer = state[_SHARED] < state[_HASHED]
         if not fewer.any():
             return
         full = np.minimum(state[_CACHED] // self._options.block_size, state[_HASHED])
-        for i in np.flatnonzero(full > state[_SHARED]):
-            self._share_one(int(i))
+        for i in (full > state[_SHARED]).nonzero()[0].tolist():
+            self._share_one(first + i)
 
     def _share_one(self, i: int) -> None:
         request = self.running[i]
@@ -493,8 +604,9 @@ class Scheduler:
         self._state[:, i : n_running - 1] = self._state[:, i + 1 : n_running]
 
     def _keep(self, kept: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
-        self._state[:, : int(kept.sum())] = self._state[:, : len(kept)][:, kept]
-        self.running = [request for request, keep in zip(self.running, kept, strict=True) if keep]
+        columns = self._columns().compress(kept, axis=1)
+        self._state[:, : columns.shape[1]] = columns
+        self.running = list(compress(self.running, kept.tolist()))
 
 
 def _urgency(request: Request) -> tuple[int, float, str]:

@@ -12,6 +12,7 @@ from simulator.plan import StepPlan
 from simulator.request import Request
 from simulator.rules import REFERENCE_RULES, Rules
 from simulator.scheduler import Scheduler
+from traces.errors import InputError
 from traces.steps import Ints
 from traces.trace import TraceRow
 
@@ -35,6 +36,10 @@ class RequestScheduler(Protocol):
     @property
     def num_free_blocks(self) -> int:
         """KV blocks that no request holds."""
+        ...
+
+    def cached_blocks(self, hashes: Sequence[BlockHash]) -> int:
+        """How many of these blocks, from the first on, are in the prefix cache."""
         ...
 
     def add_request(self, row: TraceRow, index: int, hashes: tuple[BlockHash, ...], now_s: float) -> Request:
@@ -63,6 +68,10 @@ class RequestScheduler(Protocol):
         """End a request from outside: its client went away."""
         ...
 
+    def forget(self) -> None:
+        """Lose what is cached; no request may hold blocks."""
+        ...
+
 
 def new_scheduler(
     kind: SchedulerKind,
@@ -71,13 +80,24 @@ def new_scheduler(
     num_gpu_blocks: int,
     max_model_len: int,
     rules: Rules = REFERENCE_RULES,
+    pipelined: bool = False,
 ) -> RequestScheduler:
     """A scheduler with empty queues and an empty KV cache.
 
-    Raises EngineError when vLLM's is asked for, and vllm is not installed or refuses the options.
+    Raises EngineError when vLLM's is asked for, and vllm is not installed or refuses the options; InputError for
+    pipeline stages behind it.
     """
     match kind:
         case "vllm":
+            if pipelined:
+                accepted = "native with pipeline_parallel_size above 1"
+                raise InputError(field="scheduler", found=kind, accepted=accepted)
             return Oracle(options, num_gpu_blocks=num_gpu_blocks, max_model_len=max_model_len)
         case "native":
-            return Scheduler(options, num_gpu_blocks=num_gpu_blocks, max_model_len=max_model_len, rules=rules)
+            return Scheduler(
+                options,
+                num_gpu_blocks=num_gpu_blocks,
+                max_model_len=max_model_len,
+                rules=rules,
+                pipelined=pipelined,
+            )

@@ -17,13 +17,13 @@ from enum import IntEnum
 import msgspec
 import numpy as np
 
+from simulator.cluster import engine_hashes
 from simulator.divergence import Batch, Context, Decision, Divergence, Rule, explain
 from simulator.options import EngineOptions
 from simulator.plan import StepPlan
 from simulator.request import Request
 from simulator.rules import REFERENCE, Rules, rules_of, version_of
 from simulator.scheduling import RequestScheduler, SchedulerKind, new_scheduler
-from simulator.simulate import engine_hashes
 from traces.capture import Capture
 from traces.errors import InputError
 from traces.outcome import Outcome, Status

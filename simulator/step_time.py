@@ -10,16 +10,42 @@ from traces.steps import Floats
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorTimes:
+    """What of a step's device time its operators take, by class, in seconds; [repeat] where it grows with history.
+
+    Attributes:
+        dense_s: token-wise operators, over the tokens that are computed, padding included.
+        padding_s: what of that goes to tokens that only pad a batch to the size of a CUDA graph.
+        attention_s: [repeat] attention in all layers.
+        per_request_s: operators with one row per request: logits and sampler.
+        moe_s: experts.
+        communication_s: collectives and transfers between devices.
+    """
+
+    dense_s: float
+    padding_s: float
+    attention_s: Floats
+    per_request_s: float
+    moe_s: float | Floats = 0.0
+    communication_s: float | Floats = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class StepCost:
     """Time of each repeat of a plan.
 
     Attributes:
         device_s: [repeat] the device is busy.
         host_s: [repeat] the host plans and launches; it overlaps with the device when scheduling is asynchronous.
+        operators: what of the device's time its operators take; None from a model that knows only whole steps.
+        stages: share of `device_s` that each pipeline stage takes, in order; the next batch enters a stage when this
+            one has left it.
     """
 
     device_s: Floats
     host_s: Floats
+    operators: OperatorTimes | None = None
+    stages: tuple[float, ...] = (1.0,)
 
 
 class StepTimeModel(Protocol):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from simulator.engine import Engine
 from simulator.options import EngineOptions
 from simulator.plan import StepPlan
-from simulator.simulate import Engine
 from simulator.step_time import StepCost
 from traces.trace import Trace, TraceRow
 

@@ -1,7 +1,8 @@
-"""Readers for LLMServingSim's files: its flat workloads, and the runs of vLLM that its bench recorded.
+"""Readers for LLMServingSim's files: its workloads, and the runs of vLLM that its bench recorded.
 
 A workload is JSON Lines with nanosecond arrivals and, if it has them, token ids. The ids are content: they are hashed
-to prefix identity and dropped. A run is a folder:
+to prefix identity and dropped. A line is a request, or an agent's session: calls in a chain, each sent when the one
+before it has ended and a tool has run for the time that the file states. A run is a folder:
 
     requests.jsonl    one row per request; arrivals by the wall clock, everything else by the engine's monotonic clock
     timeseries.csv    throughput and queue lengths, one row per tick
@@ -32,12 +33,31 @@ from traces.trace import Tokens, Trace, TraceRow, checked_rows
 TokenIds = list[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]]
 
 
+Nanoseconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
 class _WorkloadRow(msgspec.Struct):
     input_toks: Tokens
     output_toks: Tokens
-    arrival_time_ns: Annotated[float, msgspec.Meta(ge=0)]
+    arrival_time_ns: Nanoseconds
     input_tok_ids: TokenIds | None = None
     output_tok_ids: TokenIds | None = None
+
+
+class _Call(msgspec.Struct):
+    """One request of an agent's session."""
+
+    input_toks: Tokens
+    output_toks: Tokens
+    tool_duration_ns: Nanoseconds = 0.0
+    input_tok_ids: TokenIds | None = None
+    output_tok_ids: TokenIds | None = None
+
+
+class _SessionRow(msgspec.Struct):
+    session_id: Annotated[str, msgspec.Meta(min_length=1)]
+    arrival_time_ns: Nanoseconds
+    sub_requests: Annotated[list[_Call], msgspec.Meta(min_length=1)]
 
 
 class _RunRow(msgspec.Struct):
@@ -61,35 +81,66 @@ class _RunMeta(msgspec.Struct):
 
 
 def read_workload(path: Path, block_size: int = 16) -> Trace:
-    """Read a flat workload; request ids are row numbers from "0".
+    """Read a workload, flat, agentic or both.
+
+    A request's id is the number of its row, from "0"; that of a session's call is the session's and the number of the
+    call, as in "session_0/2". A call but the first has the tool time after the call before it as its `delay_s`.
 
     Args:
         path: the JSON Lines file.
         block_size: tokens per block hash, where rows carry token ids.
 
     Raises:
-        InputError: with file, line and field; also for agentic rows (`sub_requests`), which are not read yet.
+        InputError: with file, line and field.
     """
     data = read_bytes(path)
     numbered = list(lines(data))
     rows = [_workload_row(line, path, number) for number, line in numbered]
-    _check_ascending(rows, path, [number for number, _ in numbered])
-    trace_rows = [
-        TraceRow(
-            request_id=str(index),
-            arrival_s=row.arrival_time_ns / 1e9,
-            prompt_tokens=row.input_toks,
-            output_tokens=row.output_toks,
-            block_hashes=_row_hashes(row, block_size),
-        )
-        for index, row in enumerate(rows)
-    ]
-    checked = checked_rows(trace_rows, path, [number for number, _ in numbered])
+    _check_lines(rows, path, [number for number, _ in numbered])
+    trace_rows: list[TraceRow] = []
+    line_of: list[int] = []
+    for index, ((number, _), row) in enumerate(zip(numbered, rows, strict=True)):
+        own = _calls(row, block_size) if isinstance(row, _SessionRow) else [_request(row, str(index), block_size)]
+        trace_rows += own
+        line_of += [number] * len(own)
+    checked = checked_rows(trace_rows, path, line_of)
     hashed = sum(row.block_hashes is not None for row in checked)
     notes = [f"{hashed} of {len(checked)} requests have token ids; the others share no prefix"]
-    if ignored := _unknown_fields(numbered[0][1], _WorkloadRow):
+    sessions = [row for row in rows if isinstance(row, _SessionRow)]
+    if unread := sum(session.sub_requests[-1].tool_duration_ns > 0 for session in sessions):
+        notes.append(
+            f"{unread} of {len(sessions)} sessions state a tool time after their last call: nothing waits for it"
+        )
+    if ignored := _unread_fields(numbered[0][1]):
         notes.append(f"fields of {path.name} that were not read: {ignored}")
     return Trace(checked, block_size if hashed else None, str(path), sha256(data), tuple(notes))
+
+
+def _request(row: _WorkloadRow, request_id: str, block_size: int) -> TraceRow:
+    return TraceRow(
+        request_id=request_id,
+        arrival_s=row.arrival_time_ns / 1e9,
+        prompt_tokens=row.input_toks,
+        output_tokens=row.output_toks,
+        block_hashes=_row_hashes(row, block_size),
+    )
+
+
+def _calls(session: _SessionRow, block_size: int) -> list[TraceRow]:
+    """The session's calls in order; all but the first arrive when the one before has ended and its tool has run."""
+    delays_s = [None, *(call.tool_duration_ns / 1e9 for call in session.sub_requests)]
+    return [
+        TraceRow(
+            request_id=f"{session.session_id}/{i}",
+            arrival_s=session.arrival_time_ns / 1e9,
+            prompt_tokens=call.input_toks,
+            output_tokens=call.output_toks,
+            block_hashes=_row_hashes(call, block_size),
+            session_id=session.session_id,
+            delay_s=delays_s[i],
+        )
+        for i, call in enumerate(session.sub_requests)
+    ]
 
 
 def is_workload(first_line: bytes) -> bool:
@@ -113,39 +164,59 @@ def chained_hashes(token_ids: Sequence[int], block_size: int) -> tuple[int, ...]
     return tuple(hashes)
 
 
-def _workload_row(line: bytes, path: Path, number: int) -> _WorkloadRow:
-    if b'"sub_requests"' in line:
-        message = "is an agentic session, which is not read yet"
-        accepted = "flat rows: input_toks, output_toks, arrival_time_ns, input_tok_ids, output_tok_ids"
-        raise InputError(message, file=path, line=number, field="sub_requests", accepted=accepted)
-    row = decode_json(line, _WorkloadRow, file=path, line=number)
+def _workload_row(line: bytes, path: Path, number: int) -> _WorkloadRow | _SessionRow:
+    if b'"sub_requests"' not in line:
+        row = decode_json(line, _WorkloadRow, file=path, line=number)
+        _check_ids(row, "", path, number)
+        return row
+    session = decode_json(line, _SessionRow, file=path, line=number)
+    for i, call in enumerate(session.sub_requests):
+        _check_ids(call, f"sub_requests[{i}].", path, number)
+    return session
+
+
+def _check_ids(row: _WorkloadRow | _Call, at: str, path: Path, number: int) -> None:
+    """Raise InputError when there are not as many token ids as tokens."""
     for field, ids, count in (
         ("input_tok_ids", row.input_tok_ids, row.input_toks),
         ("output_tok_ids", row.output_tok_ids, row.output_toks),
     ):
         if ids is not None and len(ids) != count:
             accepted = f"{count} ids, as {field.replace('_tok_ids', '_toks')} says"
-            raise InputError(file=path, line=number, field=field, found=f"{len(ids)} ids", accepted=accepted)
-    return row
+            raise InputError(file=path, line=number, field=at + field, found=f"{len(ids)} ids", accepted=accepted)
 
 
-def _check_ascending(rows: Sequence[_WorkloadRow], path: Path, line_of: Sequence[int]) -> None:
+def _check_lines(rows: Sequence[_WorkloadRow | _SessionRow], path: Path, line_of: Sequence[int]) -> None:
+    """Raise InputError unless arrivals ascend and no two lines are the same session."""
     for (before, row), line in zip(pairwise(rows), line_of[1:], strict=False):
         if row.arrival_time_ns < before.arrival_time_ns:
             accepted = f"arrivals in ascending order, here at least {before.arrival_time_ns:.0f}"
             found = row.arrival_time_ns
             raise InputError(file=path, line=line, field="arrival_time_ns", found=found, accepted=accepted)
+    seen: set[str] = set()
+    for row, line in zip(rows, line_of, strict=True):
+        if isinstance(row, _SessionRow):
+            if row.session_id in seen:
+                accepted = "an id that no earlier line has"
+                raise InputError(file=path, line=line, field="session_id", found=row.session_id, accepted=accepted)
+            seen.add(row.session_id)
 
 
-def _row_hashes(row: _WorkloadRow, block_size: int) -> tuple[int, ...] | None:
+def _row_hashes(row: _WorkloadRow | _Call, block_size: int) -> tuple[int, ...] | None:
     """None without the prompt's ids; the answer's blocks are known only where its ids are."""
     if row.input_tok_ids is None:
         return None
     return chained_hashes(row.input_tok_ids + (row.output_tok_ids or []), block_size)
 
 
-def _unknown_fields(line: bytes, kind: type[msgspec.Struct]) -> str:
-    return ", ".join(sorted(set(msgspec.json.decode(line)) - set(kind.__struct_fields__)))
+def _unread_fields(line: bytes) -> str:
+    """Names of a line's fields that no reader looks at."""
+    found = msgspec.json.decode(line)
+    calls = found.get("sub_requests")
+    kind: type[msgspec.Struct] = _WorkloadRow if calls is None else _SessionRow
+    unread = set(found) - set(kind.__struct_fields__)
+    unread |= {f"sub_requests.{name}" for call in calls or () for name in set(call) - set(_Call.__struct_fields__)}
+    return ", ".join(sorted(unread))
 
 
 def is_run(folder: Path) -> bool:

@@ -1,36 +1,13 @@
-"""A scenario through vLLM's own scheduler and through ours: the first difference, and a script that shows it."""
+"""A scenario through vLLM's own scheduler and through ours: the first difference."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-
-import msgspec
 
 from simulator.rules import REFERENCE_RULES, Rules, rules_of, version_of
 from simulator.scheduler import Scheduler
 from tests.conformance.judge import Verdict
-from tests.conformance.scenario import Scenario, State, states_of
-
-SCRIPT = '''\
-"""{title}
-
-Run it where vllm is installed: PYTHONPATH=. .venv-engine/bin/python THIS_FILE
-"""
-
-import msgspec
-
-from tests.conformance.compare import difference
-from tests.conformance.judge import judged
-from tests.conformance.scenario import Scenario
-
-SCENARIO = """
-{scenario}
-"""
-
-scenario = msgspec.json.decode(SCENARIO, type=Scenario)
-print(difference(scenario, judged(scenario)) or "no difference")
-'''
+from tests.conformance.scenario import Scenario, State, cached_blocks, states_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +23,31 @@ class Difference:
         return f"tick {self.tick}: {self.what}: vLLM {self.vllm}, ours {self.ours}"
 
 
+def our_scheduler(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> Scheduler:
+    """Ours for the scenario's engine."""
+    return Scheduler(
+        scenario.options, num_gpu_blocks=scenario.num_gpu_blocks, max_model_len=scenario.max_model_len, rules=rules
+    )
+
+
 def our_states(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> tuple[State, ...]:
     """The scenario through our scheduler."""
-    sizes = {"num_gpu_blocks": scenario.num_gpu_blocks, "max_model_len": scenario.max_model_len}
-    return tuple(states_of(scenario, Scheduler(scenario.options, **sizes, rules=rules)))
+    return tuple(states_of(scenario, our_scheduler(scenario, rules)))
 
 
 def difference(scenario: Scenario, verdict: Verdict) -> Difference | None:
-    """What our scheduler, by the rules of the judge's version, first does otherwise; None when nothing."""
+    """What our scheduler, by the rules of the judge's version, first does otherwise; None when nothing.
+
+    After the last tick the prefix caches must hold the same.
+    """
     version = version_of(verdict.version)
     assert version is not None
-    return first_difference(verdict.states, our_states(scenario, rules_of(version)))
+    scheduler = our_scheduler(scenario, rules_of(version))
+    states = tuple(states_of(scenario, scheduler))
+    if (found := first_difference(verdict.states, states)) is not None:
+        return found
+    cached = cached_blocks(scenario, scheduler)
+    return None if cached == verdict.cached else Difference(len(states), "cached blocks", verdict.cached, cached)
 
 
 def first_difference(vllm: tuple[State, ...], ours: tuple[State, ...]) -> Difference | None:
@@ -68,36 +59,3 @@ def first_difference(vllm: tuple[State, ...], ours: tuple[State, ...]) -> Differ
     if len(vllm) != len(ours):
         return Difference(min(len(vllm), len(ours)), "ticks", len(vllm), len(ours))
     return None
-
-
-def script(scenario: Scenario, title: str) -> str:
-    """A file that runs the scenario through both and prints the first difference."""
-    return SCRIPT.format(title=title, scenario=pretty(scenario))
-
-
-def pretty(scenario: Scenario) -> str:
-    """A scenario as JSON, one arrival a line."""
-    return msgspec.json.format(msgspec.json.encode(scenario), indent=1).decode()
-
-
-def count(scenario: Scenario, states: tuple[State, ...], counts: Counter[str]) -> None:
-    """Add what a scenario exercised: steps, preemptions, admissions that found a prefix, and so on."""
-    started: set[str] = set()
-    counts["scenarios"] += 1
-    counts["aborts"] += sum(arrival.aborted is not None for arrival in scenario.arrivals)
-    counts["early stops"] += sum(arrival.stops_after is not None for arrival in scenario.arrivals)
-    for state in states:
-        counts["steps"] += bool(state.batch)
-        counts["preemptions"] += len(state.preempted)
-        started.difference_update(state.preempted)
-        for request_id, _, computed in state.batch:
-            if request_id not in started and computed:
-                counts["prefix hits"] += 1
-                counts["prefix-hit tokens"] += computed
-            started.add(request_id)
-    for name, value in (
-        ("priority", scenario.options.scheduling_policy == "priority"),
-        ("asynchronous", scenario.options.async_scheduling),
-        ("whole prompts", not scenario.options.enable_chunked_prefill),
-    ):
-        counts[f"{name} steps"] += sum(bool(state.batch) for state in states) if value else 0

@@ -2,7 +2,8 @@
 
     .venv/bin/python -m tests.conformance.count [SCENARIOS] [FIRST_SEED]
 
-prints one JSON line. The engine's environment must be there (scripts/install_engine.sh).
+prints one JSON line. Where the two differ it prints the difference in its smallest form, keeps it as a case, and exits
+with 1. The engine's environment must be there (scripts/install_engine.sh).
 """
 
 from __future__ import annotations
@@ -10,48 +11,93 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from typing import Any
 
+import msgspec
 import numpy as np
 
+from simulator.options import EngineOptions
 from simulator.rules import OPTIONS_SINCE, version_of
-from tests.conformance.compare import count, difference
+from tests.conformance.compare import difference
 from tests.conformance.judge import Judge
-from tests.conformance.scenario import Scenario, draw_newer_options, draw_scenario
+from tests.conformance.mismatch import reported
+from tests.conformance.scenario import Scenario, State, draw_newer_options, draw_scenario
 
-MOST_SHOWN = 3
+COUNTED = (
+    "scenarios",
+    "steps",
+    "preemptions",
+    "prefix hits",
+    "prefix-hit tokens",
+    "aborts",
+    "early stops",
+    "priority steps",
+    "asynchronous steps",
+    "whole prompts steps",
+)
+"""What is counted: a prefix hit is an admission that found blocks in the prefix cache."""
 
 
 def seeded_scenario(seed: int, version: str) -> Scenario:
-    """A random scenario, the same for a seed, of options that this vLLM version has."""
+    """A random scenario, the same for a seed but for options that this vLLM version does not have."""
     rng = np.random.default_rng(seed)
 
     def pick(low: int, high: int) -> int:
         return int(rng.integers(low, high, endpoint=True))
 
-    scenario = draw_scenario(pick)
-    has_newer = (version_of(version) or (0, 0)) >= max(OPTIONS_SINCE.values())
-    return draw_newer_options(pick, scenario) if has_newer else scenario
+    return as_known(draw_newer_options(pick, draw_scenario(pick)), version)
 
 
-def counted(judge: Judge, n_scenarios: int, first_seed: int = 0) -> dict[str, Any]:
-    """Compare so many scenarios: vLLM's version, counts, number of mismatching scenarios and the first of them."""
-    counts: Counter[str] = Counter()
-    mismatches = []
+def as_known(scenario: Scenario, version: str) -> Scenario:
+    """The scenario without options that came later than this vLLM version."""
+    own = version_of(version)
+    assert own is not None
+    later = {name: getattr(EngineOptions(), name) for name, since in OPTIONS_SINCE.items() if own < since}
+    return msgspec.structs.replace(scenario, options=msgspec.structs.replace(scenario.options, **later))
+
+
+def counted(judge: Judge, n_scenarios: int, first_seed: int = 0) -> tuple[Counter[str], list[Scenario]]:
+    """Compare so many scenarios. Returns counts of what they exercised, and those in which the two differ."""
+    counts = Counter(dict.fromkeys(COUNTED, 0))
+    differing = []
     for seed in range(first_seed, first_seed + n_scenarios):
         scenario = seeded_scenario(seed, judge.version)
         verdict = judge.verdict(scenario)
         count(scenario, verdict.states, counts)
-        if (found := difference(scenario, verdict)) is not None:
-            mismatches.append(f"seed {seed}: {found}")
-    return {"vllm": judge.version, **counts, "mismatches": len(mismatches), "first": mismatches[:MOST_SHOWN]}
+        if difference(scenario, verdict) is not None:
+            differing.append(scenario)
+    return counts, differing
+
+
+def count(scenario: Scenario, states: tuple[State, ...], counts: Counter[str]) -> None:
+    """Add what a scenario exercised."""
+    n_steps = sum(bool(state.batch) for state in states)
+    counts["scenarios"] += 1
+    counts["steps"] += n_steps
+    counts["aborts"] += sum(arrival.aborted is not None for arrival in scenario.arrivals)
+    counts["early stops"] += sum(arrival.stops_after is not None for arrival in scenario.arrivals)
+    started: set[str] = set()
+    for state in states:
+        counts["preemptions"] += len(state.preempted)
+        started.difference_update(state.preempted)
+        for request_id, _, computed in state.batch:
+            if request_id not in started and computed:
+                counts["prefix hits"] += 1
+                counts["prefix-hit tokens"] += computed
+            started.add(request_id)
+    options = scenario.options
+    counts["priority steps"] += n_steps * (options.scheduling_policy == "priority")
+    counts["asynchronous steps"] += n_steps * options.async_scheduling
+    counts["whole prompts steps"] += n_steps * (not options.enable_chunked_prefill)
 
 
 def main() -> None:
     """Print the counts of the seeds that the command line names."""
     numbers = [int(argument) for argument in sys.argv[1:]]
     with Judge() as judge:
-        print(json.dumps(counted(judge, *(numbers or [300]))))
+        counts, differing = counted(judge, *(numbers or [300]))
+        print(json.dumps({"vllm": judge.version, **counts, "mismatches": len(differing)}))
+        if differing:
+            sys.exit(reported(judge, differing[0]))
 
 
 if __name__ == "__main__":

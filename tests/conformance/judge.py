@@ -20,15 +20,26 @@ import msgspec
 
 from simulator.oracle import Oracle
 from tests.conformance.engine import ENGINE, ROOT
-from tests.conformance.scenario import Scenario, State, states_of
+from tests.conformance.scenario import Scenario, State, cached_blocks, states_of
 from traces.errors import EngineError
+
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+"""What vLLM reads when it is imported."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What vLLM did in a scenario."""
+    """What vLLM did in a scenario.
+
+    Attributes:
+        version: vLLM's version.
+        states: of each tick.
+        cached: blocks that each request would find in the prefix cache when all is over.
+        error: what vLLM's scheduler failed with; None when it did not.
+    """
 
     version: str = ""
     states: tuple[State, ...] = ()
+    cached: tuple[int, ...] = ()
     error: str | None = None
 
 
@@ -44,7 +55,7 @@ class Judge:
         self._process = subprocess.Popen(
             [python, "-m", "tests.conformance.judge"],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*paths, ROOT]))},
+            env={**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join(map(str, [*paths, ROOT]))},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -80,7 +91,8 @@ def judged(scenario: Scenario) -> Verdict:
     """A scenario run through the installed vLLM's scheduler, in this process."""
     try:
         oracle = Oracle(scenario.options, num_gpu_blocks=scenario.num_gpu_blocks, max_model_len=scenario.max_model_len)
-        return Verdict(version=oracle.version, states=tuple(states_of(scenario, oracle)))
+        states = tuple(states_of(scenario, oracle))
+        return Verdict(version=oracle.version, states=states, cached=cached_blocks(scenario, oracle))
     except Exception as error:
         return Verdict(error=f"{type(error).__name__}: {error}")
 

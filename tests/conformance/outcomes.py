@@ -21,7 +21,8 @@ from harness.demo import BUNDLED, LOADS
 from harness.deployment import deploy
 from harness.scenario import Scenario, read_scenario
 from harness.show import import_profiles_to
-from simulator.simulate import Engine, Simulation, simulate
+from simulator.engine import Engine
+from simulator.simulate import Simulation, simulate
 from simulator.step_replay import replay_steps
 from traces.capture import Capture, CaptureMeta, read_capture
 from traces.formats import import_capture, read_any_trace

@@ -7,13 +7,13 @@ from collections.abc import Collection, Sequence
 import msgspec
 import numpy as np
 
-from simulator.instance import token_times_s
 from simulator.kv_cache import BlockHash
 from simulator.plan import StepPlan
+from simulator.rank import token_times_s
 from simulator.request import Request, RequestStatus
 from simulator.rules import REFERENCE_RULES, Rules
-from simulator.scheduler import Scheduler
 from simulator.scheduling import RequestScheduler
+from tests.conformance.compare import our_scheduler
 from tests.conformance.scenario import Scenario, states_of
 from traces.capture import Capture, CaptureMeta
 from traces.outcome import Outcome, Status
@@ -72,8 +72,7 @@ class Recorder:
 
 def recorded(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> Capture:
     """What a recorder would have written of a scenario, run through our scheduler."""
-    sizes = {"num_gpu_blocks": scenario.num_gpu_blocks, "max_model_len": scenario.max_model_len}
-    recorder = Recorder(Scheduler(scenario.options, **sizes, rules=rules))
+    recorder = Recorder(our_scheduler(scenario, rules))
     for _ in states_of(scenario, recorder):
         pass
     steps = _steps(recorder)

@@ -17,7 +17,7 @@ LONGEST = 360
 """Most tokens of a request, prompt and answer."""
 
 Pick = Callable[[int, int], int]
-"""Draws an integer from `low` to `high`, both included."""
+"""Draws an integer from `low` to `high`, both included; the lower, the simpler the scenario that is drawn."""
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,6 +112,11 @@ def states_of(scenario: Scenario, scheduler: RequestScheduler) -> Iterator[State
             return
 
 
+def cached_blocks(scenario: Scenario, scheduler: RequestScheduler) -> tuple[int, ...]:
+    """How many blocks of each request's known hashes a scheduler would find, from the first on, [n_arrivals]."""
+    return tuple(scheduler.cached_blocks(arrival.hashes) for arrival in scenario.arrivals)
+
+
 def _batch(plan: StepPlan) -> tuple[tuple[str, int, int], ...]:
     columns = zip(plan.requests, plan.new_tokens.tolist(), plan.computed_tokens.tolist(), strict=True)
     return tuple((request.row.request_id, new, computed) for request, new, computed in columns)
@@ -136,7 +141,7 @@ def draw_scenario(pick: Pick) -> Scenario:
     """A scenario of an engine that is too small for its requests, from any source of integers."""
     size = (16, 32)[pick(0, 1)]
     seats = pick(1, 12)
-    chunked = pick(0, 4) > 0
+    chunked = pick(0, 4) < 4
     options = EngineOptions(
         max_num_seqs=seats,
         max_num_batched_tokens=max(pick(16, 160), seats) if chunked else LONGEST + pick(0, 100),
@@ -166,7 +171,7 @@ def draw_newer_options(pick: Pick, scenario: Scenario) -> Scenario:
     options = msgspec.structs.replace(
         scenario.options,
         watermark=(0.0, 0.0, 0.05, 0.2)[pick(0, 3)],
-        max_num_active_seqs=None if pick(0, 1) else pick(1, scenario.options.max_num_seqs),
+        max_num_active_seqs=pick(1, scenario.options.max_num_seqs) if pick(0, 1) else None,
         long_prefill_token_threshold_adaptive=bool(pick(0, 1)),
     )
     return msgspec.structs.replace(scenario, options=options)
@@ -175,8 +180,8 @@ def draw_newer_options(pick: Pick, scenario: Scenario) -> Scenario:
 def _draw_arrival(pick: Pick, index: int, tick: int, size: int) -> Arrival:
     prompt = _draw_length(pick, size, 240)
     output = min(_draw_length(pick, size, 120), LONGEST - prompt)
-    if pick(0, 9) == 0:
-        prompt, output = LONGEST - output, output
+    if pick(0, 9) == 9:
+        prompt = LONGEST - output
     full = (prompt + output) // size
     group, shared, known = pick(1, 2), max(pick(0, full), pick(0, full)), pick(0, full)
     return Arrival(
@@ -185,8 +190,8 @@ def _draw_arrival(pick: Pick, index: int, tick: int, size: int) -> Arrival:
         output=output,
         hashes=tuple(1000 * group + j if j < shared else 10**6 * (index + 1) + j for j in range(max(shared, known))),
         priority=pick(0, 3),
-        stops_after=pick(1, output) if pick(0, 7) == 0 else None,
-        aborted=tick + pick(0, 40) if pick(0, 5) == 0 else None,
+        stops_after=pick(1, output) if pick(0, 7) == 7 else None,
+        aborted=tick + pick(0, 40) if pick(0, 5) == 5 else None,
         aborted_under_way=bool(pick(0, 1)),
     )
 
@@ -194,8 +199,8 @@ def _draw_arrival(pick: Pick, index: int, tick: int, size: int) -> Arrival:
 def _draw_length(pick: Pick, size: int, longest: int) -> int:
     """Any length, or one at the edge of a block, where most rules tell."""
     if pick(0, 1):
-        return pick(1, longest)
-    return max(1, size * pick(0, longest // size) + pick(-1, 1))
+        return max(1, size * pick(0, longest // size) + pick(-1, 1))
+    return pick(1, longest)
 
 
 def _row(index: int, arrival: Arrival) -> TraceRow:

@@ -9,7 +9,8 @@ import pytest
 
 from simulator.rules import rules_of, version_of
 from tests.conformance.cases import Case, keep, read_cases
-from tests.conformance.compare import first_difference, our_states, script
+from tests.conformance.compare import first_difference, our_states
+from tests.conformance.mismatch import script
 from tests.conformance.scenario import State
 
 CASES = read_cases()

@@ -197,13 +197,21 @@ WRONG = {
         replace("profiles/tiny/profile.json", '"down_proj"', '"up_proj"'),
         r"dense.csv:\d+: field 'operator': found 'down_proj'",
     ),
-    "two engines": (
+    "an engine of another kind that is not known": (
         replace("scenario.yaml", "    - model", "    - {model: a, device: b}\n    - model"),
-        r"scenario.yaml:\d+: field 'instances\[1\]': more than one engine",
+        r"scenario.yaml:4: no profile of b / a / bfloat16 / kv auto: accepted: a measured one",
     ),
-    "tensor parallelism": (
+    "devices that nothing ties together": (
         replace("scenario.yaml", "device: TESTGPU", "device: TESTGPU\n      tensor_parallel_size: 2"),
-        r"field 'instances\[0\].tensor_parallel_size': found 2: accepted: 1",
+        r"scenario.yaml:4: field 'fabric': is missing: accepted: the links between devices",
+    ),
+    "experts in a dense model": (
+        replace("scenario.yaml", "device: TESTGPU", "device: TESTGPU\n      enable_expert_parallel: true"),
+        r"scenario.yaml:6: field 'enable_expert_parallel': found True: accepted: false: test/tiny has no experts",
+    ),
+    "an unknown router": (
+        replace("scenario.yaml", "engine:", "routing: round_robbin\nengine:"),
+        r"field 'routing': is unknown: found 'round_robbin': accepted: 'round_robin' is the nearest",
     ),
     "options that contradict": (
         replace("scenario.yaml", "tokens: 256", "tokens: 8"),
@@ -238,9 +246,9 @@ WRONG = {
         lambda f: (f / "profiles/models/test/tiny/config.json").unlink(),
         r"scenario.yaml:4: field 'model': found 'test/tiny'",
     ),
-    "a calibration": (
+    "a calibration that is not there": (
         replace("scenario.yaml", "engine:", "calibration: x.json\nengine:"),
-        r"field 'calibration': found 'x.json'",
+        r"x.json: no such file",
     ),
 }
 

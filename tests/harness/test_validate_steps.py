@@ -121,10 +121,3 @@ def test_the_rules_are_the_captures_or_the_scenarios(tmp_path: Path) -> None:
     assert "configuration mismatch: engine_version 0.26 simulated, vllm 0.32.0 measured" in said.mismatches
     with pytest.raises(InputError, match=r"engine_version"):
         read_scenario(file, ["engine_version=0.26"])
-
-
-def test_vllms_scheduler_where_there_is_no_vllm_is_an_engine_that_failed(tmp_path: Path) -> None:
-    ran = servetwin("simulate", write_scenario(tmp_path), "--out", tmp_path / "run", "--set", "scheduler=vllm")
-    assert ran.returncode == 3
-    assert "scheduler 'vllm' needs vllm in the environment that runs servetwin" in ran.stderr
-    assert not (tmp_path / "run").exists()

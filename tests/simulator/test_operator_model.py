@@ -14,6 +14,7 @@ from profiles.profile import Profile, StepRows
 from simulator.memory import predicted_num_gpu_blocks
 from simulator.operator_model import OperatorModel
 from simulator.options import EngineOptions
+from simulator.partition import Partition
 from simulator.plan import StepPlan
 from simulator.profile_overhead import profile_overhead
 from simulator.step_time import Overhead
@@ -119,13 +120,13 @@ def test_steps_beyond_the_measured_range_are_counted(profile: Profile) -> None:
 
 def test_an_unmeasured_parallel_degree_is_refused(profile: Profile) -> None:
     with pytest.raises(ProfileError, match="field 'tp': found 2: accepted: a measured degree: 1"):
-        OperatorModel(profile, EngineOptions(), num_layers=1, tensor_parallel_size=2)
+        OperatorModel(profile, EngineOptions(), num_layers=1, partition=Partition(tensor_parallel_size=2))
 
 
-def test_experts_are_refused(profile: Profile) -> None:
+def test_experts_without_their_time_are_refused(profile: Profile) -> None:
     composition = type(profile.meta.composition)((), ("attention", "moe"), ())
     meta = type(profile.meta)(device="d", model="m", dtype="bfloat16", source="s", method="m", composition=composition)
-    with pytest.raises(ProfileError, match="mixture-of-experts"):
+    with pytest.raises(ProfileError, match="needs the time of experts"):
         model(dataclasses.replace(profile, meta=meta))
 
 
@@ -150,7 +151,7 @@ def test_kv_capacity_is_what_the_weights_leave() -> None:
     tiny = model_of(TINY, "tiny")
     weights = tiny.weight_bytes("bfloat16")
     options = EngineOptions(block_size=16, gpu_memory_utilization=0.5)
-    blocks = predicted_num_gpu_blocks(tiny, "d", 2 * (weights + 100 * 16 * 512), options, tensor_parallel_size=1)
+    blocks = predicted_num_gpu_blocks(tiny, "d", 2 * (weights + 100 * 16 * 512), options)
     assert blocks == 100
     with pytest.raises(CapacityError, match="tiny does not fit on d"):
-        predicted_num_gpu_blocks(tiny, "d", 1000, options, tensor_parallel_size=1)
+        predicted_num_gpu_blocks(tiny, "d", 1000, options)

@@ -22,11 +22,12 @@ from traces.steps import STEP_COLUMNS
 from traces.trace import Trace
 
 
-def test_a_request_that_waits_for_anothers_end_is_refused_and_not_sent_early() -> None:
+def test_a_request_that_waits_for_anothers_end_arrives_after_it() -> None:
     rows = trace((0, 10, 2), (0, 10, 2)).rows
+    first = msgspec.structs.replace(rows[0], session_id="a")
     waiting = msgspec.structs.replace(rows[1], session_id="a", delay_s=1.0)
-    with pytest.raises(InputError, match="delay_s"):
-        simulate(Trace((rows[0], waiting), None, "test", "sha256:0"), engine())
+    _, outcome = simulate(Trace((first, waiting), None, "test", "sha256:0"), engine()).capture.outcomes
+    assert outcome.arrival_s == outcome.scheduled_s == pytest.approx(0.02 + 1.0)
 
 
 def test_one_request_alone_has_a_closed_form() -> None:

@@ -68,6 +68,54 @@ def test_equal_hashes_are_equal_prefixes(one: list[int], other: list[int], block
     assert all(0 <= h < 2**64 for h in chained_hashes(one, block_size))
 
 
+CALL = {"input_toks": 5, "output_toks": 3, "tool_duration_ns": 0}
+
+
+def calls(*sub_requests: dict[str, Any], session_id: str = "s") -> dict[str, Any]:
+    return {"session_id": session_id, "arrival_time_ns": 2_000_000_000, "sub_requests": list(sub_requests)}
+
+
+SESSION = calls(CALL)
+
+
+def test_a_session_is_a_chain_with_its_tools_time_between(tmp_path: Path) -> None:
+    first = {**CALL, "tool_duration_ns": 500_000_000}
+    file = write_lines(tmp_path / "w.jsonl", LINE, calls(first, {**CALL, "tool_duration_ns": 1}, CALL), SESSION2, LINE)
+    trace = read_workload(file)
+    assert [(row.request_id, row.arrival_s, row.session_id, row.delay_s) for row in trace.rows] == [
+        ("0", 2.0, None, None),
+        ("s/0", 2.0, "s", None),
+        ("s/1", 2.0, "s", 0.5),
+        ("s/2", 2.0, "s", 1e-9),
+        ("t/0", 2.0, "t", None),
+        ("3", 2.0, None, None),
+    ]
+    assert trace.notes == ("0 of 6 requests have token ids; the others share no prefix",)
+
+
+SESSION2 = calls({"input_toks": 5, "output_toks": 3}, session_id="t")
+
+
+def test_a_sessions_calls_share_their_prefix(tmp_path: Path) -> None:
+    """The next call's prompt is the last one's, its answer, and what the tool said."""
+    first = {**CALL, "input_tok_ids": [1, 2, 3, 4, 5], "output_tok_ids": [6, 7, 8]}
+    then = {"input_toks": 9, "output_toks": 3, "input_tok_ids": [1, 2, 3, 4, 5, 6, 7, 8, 9]}
+    trace = read_workload(write_lines(tmp_path / "w.jsonl", calls(first, then, CALL)), block_size=4)
+    one, other, unknown = (row.block_hashes for row in trace.rows)
+    assert one == other == chained_hashes([1, 2, 3, 4, 5, 6, 7, 8], 4)
+    assert unknown is None
+    assert trace.hash_block_size == 4
+
+
+def test_what_is_not_read_of_a_session_is_noted(tmp_path: Path) -> None:
+    session = calls({**CALL, "tool_duration_ns": 7, "tool": "pytest"})
+    trace = read_workload(write_lines(tmp_path / "w.jsonl", {**session, "user": "u"}))
+    assert trace.notes[1:] == (
+        "1 of 1 sessions state a tool time after their last call: nothing waits for it",
+        "fields of w.jsonl that were not read: sub_requests.tool, user",
+    )
+
+
 BAD_WORKLOADS: list[tuple[str, list[object], int | None, str | None]] = [
     ("empty", [], None, None),
     ("bad JSON", [LINE, '{"input_toks": 5,'], 2, None),
@@ -81,7 +129,14 @@ BAD_WORKLOADS: list[tuple[str, list[object], int | None, str | None]] = [
     ("too few ids", [{**LINE, "input_tok_ids": [1, 2]}], 1, "input_tok_ids"),
     ("too many output ids", [{**LINE, "output_tok_ids": [1, 2, 3, 4]}], 1, "output_tok_ids"),
     ("negative id", [{**LINE, "input_tok_ids": [1, 2, 3, 4, -5]}], 1, "input_tok_ids[4]"),
-    ("agentic", [LINE, {"session_id": "s", "arrival_time_ns": 0, "sub_requests": [LINE]}], 2, "sub_requests"),
+    ("session without calls", [LINE, {**SESSION, "sub_requests": []}], 2, "sub_requests"),
+    ("session without id", [{**SESSION, "session_id": ""}], 1, "session_id"),
+    ("session without arrival", [{"session_id": "s", "sub_requests": [CALL]}], 1, "arrival_time_ns"),
+    ("same session", [SESSION, LINE, SESSION], 3, "session_id"),
+    ("session too early", [LINE, {**SESSION, "arrival_time_ns": 1}], 2, "arrival_time_ns"),
+    ("call without output", [calls({"input_toks": 5})], 1, "sub_requests[0].output_toks"),
+    ("negative tool time", [calls(CALL, {**CALL, "tool_duration_ns": -1})], 1, "sub_requests[1].tool_duration_ns"),
+    ("call of too few ids", [calls(CALL, {**CALL, "input_tok_ids": [1]})], 1, "sub_requests[1].input_tok_ids"),
 ]
 
 

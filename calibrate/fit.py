@@ -1,0 +1,275 @@
+"""From captures to a calibration: chooses what to fit it from, fits, and writes down what was seen and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from calibrate.calibration import (
+    Calibration,
+    FittedOn,
+    FittedParameter,
+    Residuals,
+    front_end_of,
+    residuals_of,
+    versions,
+)
+from calibrate.fit_requests import Run, fit_requests
+from calibrate.fit_steps import fit_steps, held_in, relative_residuals
+from calibrate.front_end import fit_front_end, ways
+from calibrate.parameters import FRONT_END, RESIDUAL, Basis
+from calibrate.pricing import Priced, Served, corrected, reprice, serve
+from calibrate.regression import Estimate
+from calibrate.split import Mask, Split
+from calibrate.whole_step import EVERY, narrowed, whole_step_basis
+from simulator.cluster import Cluster
+from simulator.correction import AXES
+from simulator.engine import Engine
+from traces.capture import Capture
+from traces.errors import InputError
+from traces.metrics import requests
+from traces.outcome import Outcome
+from traces.steps import Floats
+from traces.trace import Trace
+
+Source = Literal["auto", "steps", "requests", "whole-step"]
+
+FEWEST_STEPS = 100
+"""Steps from which a residual is fitted."""
+
+FEWEST_REQUESTS = 20
+"""Requests from which a residual is fitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A capture, and the cluster that is to become its twin.
+
+    Attributes:
+        name: of the capture.
+        sha256: its digest.
+        measured: the capture.
+        trace: its requests at their measured arrivals.
+        cluster: engines of one kind, uncorrected.
+        profile: digest of their profile; None without one.
+    """
+
+    name: str
+    sha256: str
+    measured: Capture
+    trace: Trace
+    cluster: Cluster
+    profile: str | None
+
+    @property
+    def engine(self) -> Engine:
+        """One of the engines, which are alike."""
+        return self.cluster.engines[0]
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the engines plan a step ahead."""
+        return self.engine.options.async_scheduling
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether the steps of its only engine were recorded, with the requests of each."""
+        steps = self.measured.steps
+        return steps is not None and steps.batches is not None and len(np.unique(steps.instance)) == 1
+
+    def outcomes(self, chosen: Mask) -> list[Outcome]:
+        """The chosen outcomes in order of arrival."""
+        order = np.argsort([outcome.arrival_s for outcome in self.measured.outcomes], kind="stable")
+        return [self.measured.outcomes[i] for i in order if chosen[i]]
+
+    def simulate(self, values: Mapping[str, float], basis: Basis) -> Served:
+        """Serve its requests with the parameters' values."""
+        return serve(self.trace, corrected(self.cluster, values, basis), front_end_of(values), basis)
+
+
+Chosen = Sequence[tuple[Subject, Mask]]
+"""Captures and which of their requests are fitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """What any way of fitting gives; the estimate is of `basis` and then of the front end."""
+
+    basis: Basis
+    estimate: Estimate
+    ranges: dict[str, tuple[float, float]]
+    residuals: dict[str, Residuals]
+    knots: tuple[int, ...] = ()
+    spread_s: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def values(self) -> dict[str, float]:
+        """Every parameter's value."""
+        names = (*self.basis.names, *(parameter.name for parameter in FRONT_END))
+        return dict(zip(names, self.estimate.values.tolist(), strict=True))
+
+
+def fit(subjects: Sequence[Subject], split: Split, source: Source = "auto") -> Calibration:
+    """Fit the chosen part of captures of one engine.
+
+    Args:
+        subjects: the captures.
+        split: which part of them is fitted.
+        source: step records, request records, or the better of the two that all captures have; or step records
+            without a profile.
+
+    Raises:
+        InputError: the part is too small, or the captures are of different engines.
+    """
+    chosen = [(s, mask) for s in subjects if (mask := split.requests(s.measured, s.name)).any()]
+    _check(subjects, chosen, split)
+    kind = ("steps" if all(s.has_batches for s, _ in chosen) else "requests") if source == "auto" else source
+    fitted = _from_requests(chosen) if kind == "requests" else _from_steps(chosen, split, whole=kind == "whole-step")
+    first = chosen[0][0]
+    never = held_in(asynchronous=first.asynchronous) if fitted.basis is RESIDUAL else {}
+    values, parameters = fitted.values(), (*fitted.basis.parameters, *FRONT_END)
+    unsure = [i for i, parameter in enumerate(parameters) if parameter.name not in never]
+    covariance, held = fitted.estimate.covariance, fitted.estimate.held
+    return Calibration(
+        kind="requests" if kind == "requests" else "whole-step" if kind == "whole-step" else "steps",
+        model=first.engine.model,
+        device=first.engine.device,
+        engine=first.measured.meta.engine,
+        async_scheduling=first.asynchronous,
+        profile=None if kind == "whole-step" else first.profile,
+        knots=fitted.knots,
+        fit_on=split.text,
+        fitted_on=tuple(_fitted_on(s, mask, split, kind) for s, mask in chosen),
+        ranges=fitted.ranges,
+        parameters={
+            parameter.name: FittedParameter(
+                value=values[parameter.name],
+                standard_error=None if parameter.name in held else float(np.sqrt(covariance[i, i])),
+                unit=parameter.unit,
+                prior=parameter.prior,
+                prior_sd=parameter.prior_sd,
+                identified=parameter.name not in held,
+                note=held.get(parameter.name),
+            )
+            for i, parameter in enumerate(parameters)
+        },
+        covariance_of=tuple(parameters[i].name for i in unsure),
+        covariance=tuple(tuple(row) for row in covariance[np.ix_(unsure, unsure)].tolist()),
+        front_end_spread_s=fitted.spread_s,
+        residuals={**fitted.residuals, **_request_residuals(chosen, values, fitted.basis)},
+        versions=versions(),
+        notes=fitted.notes,
+    )
+
+
+_SAME: dict[str, Callable[[Subject], str | bool | None]] = {
+    "models": lambda subject: subject.engine.model,
+    "devices": lambda subject: subject.engine.device,
+    "profiles": lambda subject: subject.profile,
+    "scheduling": lambda subject: subject.asynchronous,
+}
+
+
+def _check(subjects: Sequence[Subject], chosen: Chosen, split: Split) -> None:
+    if not chosen:
+        names = ", ".join(subject.name for subject in subjects)
+        raise InputError("chooses no request", field="--fit-on", found=split.text, accepted=f"a part of {names}")
+    for what, of in _SAME.items():
+        found = {of(subject) for subject, _ in chosen}
+        if len(found) > 1:
+            raise InputError(f"captures of different {what} cannot be fitted together", found=sorted(map(str, found)))
+    n = sum(int(mask.sum()) for _, mask in chosen)
+    if n < FEWEST_REQUESTS:
+        message = f"chooses {n} requests"
+        raise InputError(message, field="--fit-on", found=split.text, accepted=f"at least {FEWEST_REQUESTS} requests")
+
+
+def _from_steps(chosen: Chosen, split: Split, *, whole: bool) -> _Fitted:
+    basis, knots = EVERY if whole else RESIDUAL, tuple[int, ...]()
+    steps = []
+    for subject, _ in chosen:
+        whole_run = reprice(subject.measured, subject.engine.step_time, basis)
+        steps.append(whole_run.chosen(split.steps(subject.measured, subject.name)))
+    n = sum(len(part) for part in steps)
+    if n < FEWEST_STEPS:
+        accepted = f"at least {FEWEST_STEPS}, or --from requests"
+        raise InputError(f"leaves {n} steps", field="--fit-on", found=split.text, accepted=accepted)
+    if whole:
+        basis, knots = whole_step_basis(steps)
+        steps = [narrowed(part, basis) for part in steps]
+    asynchronous = chosen[0][0].asynchronous
+    estimate = fit_steps(steps, basis, asynchronous=asynchronous)
+    way = fit_front_end([ways(subject.measured, mask) for subject, mask in chosen])
+    values = dict(zip(basis.names, estimate.values.tolist(), strict=True))
+    relative = [relative_residuals(part, basis, values, asynchronous=asynchronous) for part in steps]
+    return _Fitted(
+        basis=basis,
+        estimate=_joined(estimate, way.estimate),
+        ranges=_ranges(steps),
+        residuals=_step_residuals(relative, steps),
+        knots=knots,
+        spread_s=way.spread_s,
+    )
+
+
+def _joined(first: Estimate, second: Estimate) -> Estimate:
+    """Two independent estimates as one."""
+    k, n = len(first.values), len(first.values) + len(second.values)
+    covariance = np.zeros((n, n))
+    covariance[:k, :k], covariance[k:, k:] = first.covariance, second.covariance
+    return Estimate(np.concatenate([first.values, second.values]), covariance, {**first.held, **second.held})
+
+
+def _step_residuals(relative: Sequence[Floats], steps: Sequence[Priced]) -> dict[str, Residuals]:
+    prefills = [part.axes[:, AXES.index("prefill tokens per step")] > 0 for part in steps]
+    found = {"steps": residuals_of(relative)}
+    for name, own in (("decode steps", [~p for p in prefills]), ("prefill steps", prefills)):
+        parts = [values[mask] for values, mask in zip(relative, own, strict=True) if mask.any()]
+        if parts:
+            found[name] = residuals_of(parts)
+    return found
+
+
+def _ranges(steps: Sequence[Priced]) -> dict[str, tuple[float, float]]:
+    places = np.concatenate([part.axes for part in steps])
+    return {name: (float(column.min()), float(column.max())) for name, column in zip(AXES, places.T, strict=True)}
+
+
+def _from_requests(chosen: Chosen) -> _Fitted:
+    runs = [Run(s.outcomes(mask), lambda values, s=s: s.simulate(values, RESIDUAL)) for s, mask in chosen]  # type: ignore[misc]
+    estimate, n_simulations = fit_requests(runs, RESIDUAL, asynchronous=chosen[0][0].asynchronous)
+    values = dict(zip((*RESIDUAL.names, *(p.name for p in FRONT_END)), estimate.values.tolist(), strict=True))
+    steps = []
+    for subject, mask in chosen:
+        until_s = max((o.finish_s for o in subject.outcomes(mask) if o.finish_s is not None), default=np.inf)
+        steps += [part.chosen(part.end_s <= until_s) for part in subject.simulate(values, RESIDUAL).priced]
+    return _Fitted(RESIDUAL, estimate, _ranges(steps), {}, notes=(f"{n_simulations} simulations of each capture",))
+
+
+def _request_residuals(chosen: Chosen, values: Mapping[str, float], basis: Basis) -> dict[str, Residuals]:
+    """What is left of each latency of the fitted requests once they are simulated with the fitted values."""
+    relative: dict[str, list[Floats]] = {"ttft_s": [], "tpot_s": [], "e2el_s": []}
+    for subject, mask in chosen:
+        twins = {outcome.request_id: outcome for outcome in subject.simulate(values, basis).capture.outcomes}
+        outcomes = subject.outcomes(mask)
+        before, after = requests(outcomes), requests([twins[outcome.request_id] for outcome in outcomes])
+        for name, parts in relative.items():
+            measured_s, simulated_s = getattr(before, name), getattr(after, name)
+            both = np.isfinite(measured_s) & (simulated_s > 0)
+            if both.any():
+                parts.append(measured_s[both] / simulated_s[both] - 1)
+    return {name: residuals_of(parts) for name, parts in relative.items() if parts}
+
+
+def _fitted_on(subject: Subject, mask: Mask, split: Split, kind: Source) -> FittedOn:
+    outcomes = subject.outcomes(mask)
+    ends_s = [outcome.finish_s for outcome in outcomes if outcome.finish_s is not None]
+    from_s, to_s = min(outcome.arrival_s for outcome in outcomes), max(ends_s, default=0.0)
+    n_steps = None
+    if kind != "requests" and (steps := subject.measured.steps) is not None:
+        own = split.steps(subject.measured, subject.name)
+        n_steps, from_s, to_s = int(own.sum()), float(steps.scheduled_s[own].min()), float(steps.end_s[own].max())
+    return FittedOn(subject.name, subject.sha256, len(outcomes), n_steps, from_s, to_s)

@@ -1,0 +1,84 @@
+"""A deployment simulated with what its calibration says: how sure its latencies are, and where errors come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from calibrate.attribution import Attribution, attribute
+from calibrate.calibration import Calibration
+from calibrate.intervals import CONFIDENCE, LATENCIES, Intervals, intervals
+from calibrate.parameters import FRONT_END, RESIDUAL
+from calibrate.pricing import Served, serve
+from harness.deployment import Deployment
+from simulator.front_end import simulate_behind
+from simulator.simulate import Simulation
+from traces.capture import Capture
+from traces.metrics import requests
+from traces.trace import Trace
+
+
+def run(deployment: Deployment, trace: Trace, *, explain: bool = False) -> tuple[Simulation, Served | None]:
+    """Simulate; where there is a calibration or an explanation is wanted, keeping what the steps are made of."""
+    if deployment.calibration is None and not explain:
+        return simulate_behind(deployment.front_end, trace, deployment.cluster), None
+    basis = RESIDUAL if deployment.calibration is None else deployment.calibration.basis()
+    served = serve(trace, deployment.cluster, deployment.front_end, basis)
+    return served.simulation, served
+
+
+def predicted(
+    served: Served, calibration: Calibration, floor: Mapping[str, float | None], ids: Sequence[str], *, seed: int
+) -> Intervals:
+    """Intervals of every request, and of the statistics of those with these ids; as `calibrate.intervals.intervals`."""
+    place = {outcome.request_id: i for i, outcome in enumerate(served.capture.outcomes)}
+    known = {metric: value for metric, value in floor.items() if value is not None}
+    return intervals(served, calibration, known, [place[request_id] for request_id in ids], seed=seed)
+
+
+def add_intervals(
+    result: dict[str, Any],
+    found: Intervals,
+    measured: Capture,
+    simulated: Capture,
+    ids: Sequence[str],
+    *,
+    n_recordings: int,
+) -> None:
+    """Put intervals of statistics, and the share of scored requests within theirs, into validation.json's figures."""
+    for metric in LATENCIES:
+        for name, figure in (result["metrics"][metric] or {}).items():
+            if figure is not None:
+                figure["pi90"] = found.statistics[metric][name]
+    place = {outcome.request_id: i for i, outcome in enumerate(simulated.outcomes)}
+    by_id = {outcome.request_id: outcome for outcome in measured.outcomes}
+    columns, own = requests([by_id[request_id] for request_id in ids]), [place[request_id] for request_id in ids]
+    covered: dict[str, Any] = {}
+    for metric in LATENCIES:
+        share = found.coverage(metric, getattr(columns, metric), own)
+        covered[metric] = None if share is None else {"share": share[0], "n": share[1]}
+    result["prediction"] = {"confidence": CONFIDENCE, "coverage": covered}
+    if not n_recordings:
+        note = "no further recording was given: the intervals know the engine's wandering from the fitted data alone"
+        result["notes"].append(note)
+
+
+def attributed(deployment: Deployment, measured: Capture, served: Served, ids: Sequence[str]) -> Attribution:
+    """Where the error of the requests with these ids comes from."""
+    calibration = deployment.calibration
+    basis = RESIDUAL if calibration is None else calibration.basis()
+    neutral = {parameter.name: parameter.prior for parameter in (*basis.parameters, *FRONT_END)}
+    values = neutral if calibration is None else calibration.values()
+    return attribute(measured, served, ids, deployment.cluster.engines[0], basis, values)
+
+
+def intervals_csv(found: Intervals, simulated: Capture) -> str:
+    """A line per request: its latencies as simulated and their bounds, seconds; empty where there is none."""
+    columns = requests(simulated.outcomes)
+    lines = ["request_id," + ",".join(f"{name},{name[:-2]}_low_s,{name[:-2]}_high_s" for name in LATENCIES)]
+    for i, outcome in enumerate(simulated.outcomes):
+        values = [v for name in LATENCIES for v in (getattr(columns, name)[i], found.low[name][i], found.high[name][i])]
+        lines.append(f"{outcome.request_id}," + ",".join("" if np.isnan(value) else f"{value:.6g}" for value in values))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,422 @@
+"""Several engines behind a router, in one virtual time.
+
+Each engine keeps its own clock, and most of the time none needs to know the others: where requests can be dealt before
+anything runs, each engine runs to its end alone. Where a choice depends on what engines are doing (a router that looks
+at their queues, a request that waits for another's end), they take turns, the one that is furthest behind first, and
+none runs past the next moment at which another could concern it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import numpy as np
+
+from simulator.engine import Engine
+from simulator.fleet import Autoscaling, Failure
+from simulator.handover import Handover
+from simulator.instance import Instance, Tell
+from simulator.rank import Arrival, Part, Rank
+from simulator.request import Request, RequestStatus
+from simulator.routing import Router, new_router
+from simulator.scheduler import Scheduler
+from simulator.sessions import Sessions
+from simulator.topology import Place, Topology
+from traces.errors import InputError
+from traces.trace import Trace, TraceRow
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What serves a trace.
+
+    Attributes:
+        engines: at least one; all of role `both`, or some of `prefill` and some of `decode`.
+        routing: by which rule a request's rank is chosen: a name of `simulator.routing`, or a class as `module:Class`.
+        seed: of whatever is drawn.
+        topology: links between devices; needed where KV is sent from prefill to decode engines.
+        deadline_s: from a request's arrival until its client gives it up; None: never.
+        concurrency: seats of a closed loop, which send their next request when their last has ended; None: open loop.
+        think_s: from a seat's last end to its next request.
+        failures: of engines.
+        autoscaling: of the engines; None: all are in use all the time.
+    """
+
+    engines: tuple[Engine, ...]
+    routing: str = "round_robin"
+    seed: int = 0
+    topology: Topology | None = None
+    deadline_s: float | None = None
+    concurrency: int | None = None
+    think_s: float = 0.0
+    failures: tuple[Failure, ...] = ()
+    autoscaling: Autoscaling | None = None
+
+    @property
+    def is_disaggregated(self) -> bool:
+        """Whether prompts and answers are computed by different engines."""
+        return any(engine.role != "both" for engine in self.engines)
+
+
+class Service:
+    """A cluster while it serves a trace.
+
+    Attributes:
+        instances: its engines, in time.
+        ranks: where requests can be sent, in the order of the engines.
+        arrivals_s: when each request arrived, [n_requests].
+    """
+
+    def __init__(self, trace: Trace, cluster: Cluster, *, fast_forward: bool) -> None:
+        """Nothing has happened yet. Raises InputError for what cannot be simulated together."""
+        self.arrivals_s = [row.arrival_s for row in trace.rows]
+        self.instances: list[Instance] = []
+        self.ranks: list[Rank] = []
+        self._trace = trace
+        self._routing = cluster.routing
+        self._deadline_s = cluster.deadline_s
+        self._sessions = _sessions_of(trace, cluster)
+        self._failures = cluster.failures
+        self._autoscaling = cluster.autoscaling
+        self._n_sent_again = self._n_started = 0
+        self._starting: set[int] = set()
+        self._roles = [engine.role for engine in cluster.engines]
+        self._instance_of: dict[int, int] = {}
+        self._places: dict[int, tuple[Place, ...]] = {}
+        pools: dict[str, list[Rank]] = {}
+        for engine in cluster.engines:
+            ranks = [engine.new_rank(len(self.ranks) + i) for i in range(engine.ranks)]
+            instance = Instance(
+                ranks,
+                engine.step_time,
+                steps_in_flight=engine.steps_in_flight,
+                fast_forward=fast_forward,
+                on_finish=self._on_finish(engine),
+                on_reserve=self._reserved if engine.role == "decode" else None,
+            )
+            self._instance_of.update((rank.number, len(self.instances)) for rank in ranks)
+            each = len(engine.places) // engine.ranks
+            self._places.update((rank.number, engine.places[i * each : (i + 1) * each]) for i, rank in enumerate(ranks))
+            pools.setdefault(engine.role, []).extend(ranks)
+            self.ranks += ranks
+            self.instances.append(instance)
+        self.handover = self._new_handover(cluster)
+        first = pools["prefill" if self.handover else "both"]
+        self._first = Pool(first, new_router(cluster.routing, seed=cluster.seed))
+        self._second = Pool(pools.get("decode", []), new_router(cluster.routing, seed=cluster.seed + 1))
+        # Requests whose prompt is computed, by index, until a decode rank has reserved blocks for its KV.
+        self._prompts: dict[int, tuple[Rank, Request]] = {}
+        # What happens at a set time, with a number that keeps the order of equal times.
+        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._n_events = 0
+        # Instances that have something to do, by when; the others wait for a request.
+        self._awake: list[tuple[float, int]] = []
+        self._asleep = set(range(len(self.instances)))
+        # Requests that found no instance in use, by index.
+        self._homeless: list[int] = []
+        self._check(cluster)
+
+    def _check(self, cluster: Cluster) -> None:
+        """Raise InputError for what contradicts itself."""
+        for i, failure in enumerate(self._failures):
+            if failure.instance >= len(self.instances):
+                accepted = f"0 to {len(self.instances) - 1}"
+                raise InputError(field=f"failures[{i}].instance", found=failure.instance, accepted=accepted)
+        scaling = self._autoscaling
+        if scaling is not None and scaling.min_instances > len(self.instances):
+            accepted = f"at most {len(self.instances)} instances"
+            raise InputError(field="autoscaling.min_instances", found=scaling.min_instances, accepted=accepted)
+        if cluster.is_disaggregated and (self._failures or scaling is not None):
+            field = "failures" if self._failures else "autoscaling"
+            raise InputError("is not modelled where prefill and decode are apart", field=field)
+
+    def _new_handover(self, cluster: Cluster) -> Handover | None:
+        if not cluster.is_disaggregated:
+            return None
+        if (other := next((engine for engine in cluster.engines if engine.scheduler != "native"), None)) is not None:
+            accepted = "native: KV from other engines is not known to vLLM's scheduler behind this seam"
+            raise InputError(field="scheduler", found=other.scheduler, accepted=accepted)
+        if cluster.topology is None:
+            raise InputError("is missing", field="fabric", accepted="the links over which KV is sent")
+        kv_bytes = {engine.kv_bytes_per_token for engine in cluster.engines}
+        if len(kv_bytes) > 1:
+            accepted = "prefill and decode engines of one model and one kv_cache_dtype"
+            raise InputError("KV of one cannot be read by the other", field="instances", accepted=accepted)
+        return Handover(cluster.topology, self._places, kv_bytes.pop())
+
+    def run(self) -> None:
+        """Serve the whole trace. Raises EngineError when a request can never go on, and says which."""
+        reads_state = self._first.router.reads_state and len(self._first.ranks) > 1
+        if self._is_coupled or reads_state or self._failures or self._autoscaling is not None:
+            self._take_turns()
+        else:
+            for index, row in enumerate(self._trace.rows):
+                self._send(index, row.arrival_s)
+            for instance in self.instances:
+                while instance.step():
+                    pass
+        for instance in self.instances:
+            instance.check_done()
+
+    def notes(self) -> list[str]:
+        """What a reader should know of how requests were dealt and what was sent."""
+        notes = []
+        if len(self.ranks) > 1:
+            notes.append(f"{len(self.ranks)} instances, requests routed by {self._routing}")
+        if self.handover is not None:
+            sent = f"{self.handover.n_bytes / 1e9:.3f} GB of KV of {self.handover.n_transfers} prompts"
+            notes.append(f"{sent} sent from prefill to decode instances")
+        if self._failures:
+            notes.append(f"{len(self._failures)} failures of instances; {self._n_sent_again} requests sent again")
+        if self._autoscaling is not None:
+            least = self._autoscaling.min_instances
+            notes.append(f"autoscaling from {least} instances of {len(self.instances)}: {self._n_started} started")
+        return notes
+
+    @property
+    def _is_coupled(self) -> bool:
+        """Whether what one instance does can concern another."""
+        return self._sessions is not None or self.handover is not None
+
+    def _send(self, index: int, time_s: float) -> Rank:
+        """Send an arriving request to the rank that the router chooses."""
+        row = self._trace.rows[index]
+        rank = self._first.choose(row, self._hashes(row, self._first.ranks[0]), time_s)
+        part = Part.WHOLE
+        if self.handover is not None:
+            row, part = msgspec.structs.replace(row, output_tokens=1), Part.PROMPT
+        rank.submit(Arrival(time_s, row, index, self._hashes(row, rank), part, self._until_s(index)))
+        return rank
+
+    def _until_s(self, index: int) -> float:
+        """When the client of a request gives it up."""
+        return np.inf if self._deadline_s is None else self.arrivals_s[index] + self._deadline_s
+
+    def _hashes(self, row: TraceRow, rank: Rank) -> tuple[int, ...]:
+        return engine_hashes(row, self._trace, rank.block_size)
+
+    # -- in turns ----------------------------------------------------------------------------------------------
+
+    def _take_turns(self) -> None:
+        """Handle events in order of time, and between them let the instance that is furthest behind go on."""
+        arrivals = enumerate(self._trace.rows)
+        starts = self._sessions.initial() if self._sessions else [(row.arrival_s, index) for index, row in arrivals]
+        for time_s, index in starts:
+            self._at(time_s, partial(self._arrive, index))
+        for failure in self._failures:
+            self._at(failure.at_s, partial(self._fail, failure))
+        if self._autoscaling is not None:
+            for instance in self.instances[self._autoscaling.min_instances :]:
+                _set_alive(instance, alive=False)
+            self._at(0.0, self._scale)
+        while True:
+            sent_s = self.handover.next_event_s() if self.handover else np.inf
+            told_s = self._events[0][0] if self._events else np.inf
+            awake_s = self._awake[0][0] if self._awake else np.inf
+            event_s = min(sent_s, told_s)
+            if event_s == awake_s == np.inf:
+                return
+            if event_s > awake_s:
+                self._let_one_go_on(event_s)
+            elif sent_s <= told_s:
+                self._receive(sent_s)
+            else:
+                time_s, _, act = heapq.heappop(self._events)
+                act(time_s)
+
+    def _let_one_go_on(self, until_s: float) -> None:
+        """Let the instance that is furthest behind take its turn, at most until another could concern it."""
+        _, number = heapq.heappop(self._awake)
+        instance = self.instances[number]
+        if self._is_coupled:
+            until_s = min(until_s, self._concerned_s(number))
+        if instance.step(until_s):
+            heapq.heappush(self._awake, (instance.now_s, number))
+        else:
+            self._asleep.add(number)
+
+    def _concerned_s(self, number: int) -> float:
+        """When another instance could do something that concerns this one.
+
+        With sessions any of them can. Else those of the other role: KV that one decode instance reads can only delay
+        another's, unless it makes room on a prefill instance that waits for it.
+        """
+        role = self._roles[number]
+        any_can = self._sessions is not None or (role == "decode" and any(map(self._is_held_up, self._asleep)))
+        others = (at_s for at_s, other in self._awake if any_can or self._roles[other] != role)
+        return min(others, default=np.inf)
+
+    def _is_held_up(self, number: int) -> bool:
+        """Whether a prefill instance has requests and no blocks for them."""
+        waits = any(rank.scheduler.waiting for rank in self.instances[number].ranks)
+        return waits and self._roles[number] == "prefill"
+
+    def _at(self, time_s: float, act: Callable[[float], None]) -> None:
+        self._n_events += 1
+        heapq.heappush(self._events, (time_s, self._n_events, act))
+
+    def _arrive(self, index: int, time_s: float) -> None:
+        self.arrivals_s[index] = time_s
+        self._find_home(index, time_s)
+
+    def _find_home(self, index: int, time_s: float) -> None:
+        if any(rank.alive for rank in self._first.ranks):
+            self._wake(self._send(index, time_s), time_s)
+        else:
+            self._homeless.append(index)
+
+    def _wake(self, rank: Rank, time_s: float) -> None:
+        """Something has changed for a rank: its instance looks again, as soon as it can."""
+        number = self._instance_of[rank.number]
+        if number in self._asleep:
+            self._asleep.remove(number)
+            instance = self.instances[number]
+            instance.now_s = max(instance.now_s, time_s)
+            heapq.heappush(self._awake, (instance.now_s, number))
+
+    def _on_finish(self, engine: Engine) -> Tell | None:
+        """What is to be told of the requests that have ended on an engine."""
+        match engine.role:
+            case "prefill":
+                return self._prefilled
+            case "decode":
+                return self._answered
+            case "both":
+                return self._finished if self._sessions is not None else None
+
+    def _finished(self, _: Rank, request: Request, time_s: float) -> None:
+        """A request has ended: others of its session may have waited for that."""
+        if self._sessions is not None:
+            for starts_s, index in self._sessions.finished(request.index, time_s):
+                self._at(starts_s, partial(self._arrive, index))
+
+    # -- instances that come and go -----------------------------------------------------------------------------
+
+    def _fail(self, failure: Failure, time_s: float) -> None:
+        """An instance fails: its requests go to others, and it comes back later."""
+        instance = self.instances[failure.instance]
+        _set_alive(instance, alive=False)
+        lost = instance.fail(time_s, failure.for_s)
+        self._awake = [(at_s, number) for at_s, number in self._awake if number != failure.instance]
+        heapq.heapify(self._awake)
+        self._asleep.add(failure.instance)
+        self._n_sent_again += len(lost)
+        for index in lost:
+            self._find_home(index, time_s)
+        self._at(time_s + failure.for_s, partial(self._come_up, failure.instance))
+
+    def _come_up(self, number: int, time_s: float) -> None:
+        """An instance takes requests from now on."""
+        _set_alive(self.instances[number], alive=True)
+        homeless, self._homeless = self._homeless, []
+        for index in homeless:
+            self._find_home(index, time_s)
+
+    def _scale(self, time_s: float) -> None:
+        """Look at the load, and start an instance or take one out of use."""
+        scaling = self._autoscaling
+        assert scaling is not None
+        used = [i for i, instance in enumerate(self.instances) if instance.ranks[0].alive]
+        ranks = [rank for i in used for rank in self.instances[i].ranks]
+        load = sum(rank.n_waiting + rank.n_running for rank in ranks) / sum(rank.max_num_seqs for rank in ranks)
+        unused = [i for i in range(len(self.instances)) if i not in used and i not in self._starting]
+        if load > scaling.up_above and unused:
+            self._n_started += 1
+            self._starting.add(unused[0])
+            self._at(time_s + scaling.start_s, partial(self._started, unused[0]))
+        elif load < scaling.down_below and len(used) > scaling.min_instances:
+            _set_alive(self.instances[used[-1]], alive=False)
+        if self._events or self._awake:
+            self._at(time_s + scaling.interval_s, self._scale)
+
+    def _started(self, number: int, time_s: float) -> None:
+        self._starting.remove(number)
+        self._come_up(number, time_s)
+
+    # -- from prefill to decode --------------------------------------------------------------------------------
+
+    def _prefilled(self, rank: Rank, request: Request, time_s: float) -> None:
+        """A prompt is computed, or was refused: what comes of it is the decode ranks' concern, or nobody's."""
+        if request.status is not RequestStatus.FINISHED:
+            self._finished(rank, request, time_s)
+        else:
+            self._at(time_s, partial(self._go_on, rank, request))
+
+    def _go_on(self, rank: Rank, request: Request, time_s: float) -> None:
+        """Send a request whose prompt is computed to a decode rank."""
+        row = self._trace.rows[request.index]
+        target = self._second.choose(row, self._hashes(row, self._second.ranks[0]), time_s)
+        self._prompts[request.index] = rank, request
+        hashes, until_s = self._hashes(row, target), self._until_s(request.index)
+        target.submit(Arrival(time_s, row, request.index, hashes, Part.ANSWER, until_s))
+        self._wake(target, time_s)
+
+    def _reserved(self, rank: Rank, request: Request, time_s: float) -> None:
+        """A decode rank has reserved blocks: the KV can be sent."""
+        assert self.handover is not None
+        self.handover.start(self._prompts.pop(request.index), (rank, request), time_s)
+
+    def _answered(self, rank: Rank, request: Request, time_s: float) -> None:
+        """An answer is complete, or was refused, so that nobody will read the KV of its prompt."""
+        if request.index in self._prompts:
+            source, prompt = self._prompts.pop(request.index)
+            assert isinstance(source.scheduler, Scheduler)
+            source.scheduler.release(prompt)
+            self._wake(source, time_s)
+        self._finished(rank, request, time_s)
+
+    def _receive(self, time_s: float) -> None:
+        """Some KV has arrived, or moves faster or slower from now on."""
+        assert self.handover is not None
+        for transfer in self.handover.advance(time_s):
+            self._wake(transfer.source[0], time_s)
+            self._wake(transfer.target[0], time_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Ranks of one role, and the router before them."""
+
+    ranks: list[Rank]
+    router: Router
+
+    def choose(self, row: TraceRow, hashes: tuple[int, ...], now_s: float) -> Rank:
+        """The rank that a request goes to, of those in use."""
+        alive = [rank for rank in self.ranks if rank.alive]
+        return alive[self.router.choose(row, hashes, alive, now_s)] if len(alive) > 1 else alive[0]
+
+
+def _sessions_of(trace: Trace, cluster: Cluster) -> Sessions | None:
+    """What waits for what; None when every request arrives at its time."""
+    if cluster.concurrency is None and all(row.delay_s is None for row in trace.rows):
+        return None
+    return Sessions(trace, concurrency=cluster.concurrency, think_s=cluster.think_s)
+
+
+def _set_alive(instance: Instance, *, alive: bool) -> None:
+    for rank in instance.ranks:
+        rank.alive = alive
+
+
+def engine_hashes(row: TraceRow, trace: Trace, block_size: int) -> tuple[int, ...]:
+    """A row's hashes for blocks of the engine's size; () when it has none.
+
+    A hash covers all before its block, so that every k-th hash of small blocks is the hash of a block k times as
+    large. Raises InputError when the engine's block size is no multiple of the trace's.
+    """
+    if row.block_hashes is None or trace.hash_block_size is None:
+        return ()
+    if block_size % trace.hash_block_size:
+        raise InputError(
+            "prefix hashes cannot be brought to this block size",
+            file=trace.source,
+            field="hash_block_size",
+            found=trace.hash_block_size,
+            accepted=f"a divisor of block_size {block_size}",
+        )
+    every = block_size // trace.hash_block_size
+    return row.block_hashes[every - 1 :: every]

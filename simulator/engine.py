@@ -1,0 +1,115 @@
+"""What one simulated engine is made of, and which options go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from simulator.options import EngineOptions
+from simulator.rank import Rank
+from simulator.rules import OPTIONS_SINCE, REFERENCE_RULES, Rules
+from simulator.scheduling import SchedulerKind, new_scheduler
+from simulator.step_time import StepTimeModel
+from simulator.topology import Place
+from traces.errors import InputError
+
+Role = Literal["both", "prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine of a cluster.
+
+    Attributes:
+        model: name of the model, for the record.
+        device: name of the device, for the record.
+        options: the engine's options.
+        num_gpu_blocks: its KV blocks, the null block included.
+        max_model_len: most tokens of a request.
+        step_time: how long its steps take.
+        scheduler: our own scheduler, or the installed vLLM's.
+        rules: of the vLLM version that our own scheduler follows.
+        ranks: data-parallel ranks that step together, each with its own requests and KV cache.
+        pipeline_parallel_size: stages, each with some of the layers, and as many batches under way.
+        role: what it does of a request: all, its prompt, or its answer.
+        places: its devices, rank by rank, where it matters which they are.
+        kv_bytes_per_token: keys and values of one token, over all layers and all devices of a rank.
+    """
+
+    model: str
+    device: str
+    options: EngineOptions
+    num_gpu_blocks: int
+    max_model_len: int
+    step_time: StepTimeModel
+    scheduler: SchedulerKind = "native"
+    rules: Rules = REFERENCE_RULES
+    ranks: int = 1
+    pipeline_parallel_size: int = 1
+    role: Role = "both"
+    places: tuple[Place, ...] = ()
+    kv_bytes_per_token: float = 0.0
+
+    @property
+    def steps_in_flight(self) -> int:
+        """Steps planned and not ended, at most: one, one for each pipeline stage, or two with asynchronous scheduling.
+
+        vLLM 0.32 `config/vllm.py::max_concurrent_batches`, which also has both together.
+        """
+        return self.pipeline_parallel_size if self.pipeline_parallel_size > 1 else 1 + self.options.async_scheduling
+
+    def new_rank(self, number: int) -> Rank:
+        """One of its ranks, empty. Raises EngineError when vLLM's scheduler is asked for and cannot be had."""
+        scheduler = new_scheduler(
+            self.scheduler,
+            self.options,
+            num_gpu_blocks=self.num_gpu_blocks,
+            max_model_len=self.max_model_len,
+            rules=self.rules,
+            pipelined=self.pipeline_parallel_size > 1,
+        )
+        return Rank(
+            scheduler,
+            number,
+            max_num_seqs=self.options.max_num_seqs,
+            num_blocks=self.num_gpu_blocks - 1,
+            block_size=self.options.block_size,
+        )
+
+
+def check_options(options: EngineOptions, max_model_len: int, rules: Rules) -> None:
+    """Refuse what vLLM refuses at start (vLLM 0.32 `config/scheduler.py::SchedulerConfig.verify_max_model_len`).
+
+    Raises InputError with the field, and for options that the version whose rules are followed does not have.
+    """
+    if not options.enable_chunked_prefill and options.max_num_batched_tokens < max_model_len:
+        raise InputError(
+            field="engine.max_num_batched_tokens",
+            found=options.max_num_batched_tokens,
+            accepted=f"at least max_model_len {max_model_len} when enable_chunked_prefill is false",
+        )
+    if options.max_num_active_seqs is not None and options.max_num_active_seqs > options.max_num_seqs:
+        raise InputError(
+            field="engine.max_num_active_seqs",
+            found=options.max_num_active_seqs,
+            accepted=f"at most max_num_seqs {options.max_num_seqs}",
+        )
+    if options.long_prefill_token_threshold > max_model_len:
+        raise InputError(
+            field="engine.long_prefill_token_threshold",
+            found=options.long_prefill_token_threshold,
+            accepted=f"at most max_model_len {max_model_len}",
+        )
+    if options.max_num_batched_tokens < options.max_num_seqs:
+        raise InputError(
+            field="engine.max_num_batched_tokens",
+            found=options.max_num_batched_tokens,
+            accepted=f"at least max_num_seqs {options.max_num_seqs}",
+        )
+    for name, since in OPTIONS_SINCE.items():
+        if rules.version < since and getattr(options, name) != getattr(EngineOptions(), name):
+            raise InputError(
+                f"needs vLLM {since[0]}.{since[1]}, and the rules followed are those of {rules.name}",
+                field=f"engine.{name}",
+                found=getattr(options, name),
+            )

@@ -1,0 +1,244 @@
+"""Where a request can be sent: one scheduler with its queues, and the record of its steps.
+
+vLLM calls it a data-parallel rank; an engine without data parallelism is one.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from simulator.plan import StepPlan
+from simulator.request import PromptKV, Request, RequestStatus
+from simulator.scheduler import Scheduler
+from simulator.scheduling import RequestScheduler
+from traces.steps import Batches, Floats, Ints
+from traces.trace import TraceRow
+
+
+@dataclass(slots=True)
+class Record:
+    """What a rank keeps of its steps: one entry per plan, `times` steps each, and each step's own times.
+
+    Attributes:
+        plans: the plans that were run.
+        times: how often each was run.
+        scheduled_s: [times] of each plan, when each of its steps was planned.
+        end_s: [times] of each plan, when each of its steps ended.
+        kv_blocks: [times] of each plan, KV blocks in use.
+    """
+
+    plans: list[StepPlan] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    scheduled_s: list[Floats] = field(default_factory=list)
+    end_s: list[Floats] = field(default_factory=list)
+    kv_blocks: list[Ints] = field(default_factory=list)
+
+    def add(self, plan: StepPlan, scheduled_s: Floats, end_s: Floats, kv_blocks: Ints) -> None:
+        """Keep a plan that was run `len(end_s)` times."""
+        self.plans.append(plan)
+        self.times.append(len(end_s))
+        self.scheduled_s.append(scheduled_s)
+        self.end_s.append(end_s)
+        self.kv_blocks.append(kv_blocks)
+
+    def end_column_s(self) -> Floats:
+        """When each step ended, [n_steps]."""
+        return _joined(self.end_s)
+
+    def columns(self, rank: int) -> dict[str, Ints | Floats]:
+        """One array per column of `traces.steps.Steps`, one entry per step."""
+        times = np.asarray(self.times, dtype=np.int64)
+
+        def per_step(name: str) -> Ints:
+            return np.repeat(np.array([getattr(plan, name) for plan in self.plans], dtype=np.int64), times)
+
+        columns: dict[str, Ints | Floats] = {
+            "instance": np.full(int(times.sum()), rank, dtype=np.int64),
+            "scheduled_s": _joined(self.scheduled_s),
+            "end_s": self.end_column_s(),
+            "n_decode_tokens": per_step("n_decode"),
+            "kv_blocks": np.concatenate(self.kv_blocks) if self.kv_blocks else np.zeros(0, dtype=np.int64),
+        }
+        for name in ("n_requests", "n_prefill_tokens", "n_running", "n_waiting", "n_preempted"):
+            columns[name] = per_step(name)
+        return columns
+
+    def batches(self) -> Batches:
+        """The requests of each step."""
+        counts: list[int] = []
+        request: list[Ints] = [np.zeros(0, dtype=np.int64)]
+        new_tokens: list[Ints] = [np.zeros(0, dtype=np.int64)]
+        computed_tokens: list[Ints] = [np.zeros(0, dtype=np.int64)]
+        for plan, times in zip(self.plans, self.times, strict=True):
+            indices = np.array([request_.index for request_ in plan.requests])
+            for repeat in range(times):
+                counts.append(plan.n_requests)
+                request.append(indices)
+                new_tokens.append(plan.new_tokens)
+                computed_tokens.append(plan.computed_tokens + repeat)
+        return Batches(
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            np.concatenate(request),
+            np.concatenate(new_tokens),
+            np.concatenate(computed_tokens),
+        )
+
+
+class Part(enum.Enum):
+    """What an engine is asked to do of a request."""
+
+    WHOLE = enum.auto()
+    PROMPT = enum.auto()
+    """Compute its prompt and keep the KV until another engine has read it."""
+    ANSWER = enum.auto()
+    """Read the KV of its prompt from another engine, and go on from there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request under way to a rank.
+
+    Attributes:
+        time_s: when it arrives.
+        row: the request.
+        index: its place in the trace.
+        hashes: of its full blocks, at the rank's block size.
+        part: what is to be done of it.
+        until_s: when its client gives it up.
+    """
+
+    time_s: float
+    row: TraceRow
+    index: int
+    hashes: tuple[int, ...]
+    part: Part = Part.WHOLE
+    until_s: float = np.inf
+
+
+class Rank:
+    """One scheduler, the requests under way to it, and its record.
+
+    Attributes:
+        number: its place among all ranks of the cluster.
+        scheduler: its queues and KV cache.
+        max_num_seqs: most requests that it runs at once.
+        num_blocks: KV blocks that requests can hold.
+        block_size: tokens of each.
+        record: its steps so far.
+        requests: those that it has taken, in order.
+        arrivals: those that were sent and not yet taken, in order of time.
+        alive: whether requests may be sent here.
+    """
+
+    def __init__(
+        self, scheduler: RequestScheduler, number: int, *, max_num_seqs: int, num_blocks: int, block_size: int
+    ) -> None:
+        self.number = number
+        self.scheduler = scheduler
+        self.max_num_seqs = max_num_seqs
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.record = Record()
+        self.requests: list[Request] = []
+        self.arrivals: deque[Arrival] = deque()
+        self.alive = True
+        # Requests that their clients give up at a set time.
+        self._deadlines: list[tuple[float, int, Request]] = []
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that were sent here and are not running."""
+        return len(self.arrivals) + len(self.scheduler.waiting)
+
+    @property
+    def n_running(self) -> int:
+        """Requests that hold KV blocks."""
+        return len(self.scheduler.running)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of its KV blocks that requests hold."""
+        return 1 - self.scheduler.num_free_blocks / self.num_blocks
+
+    def cached_blocks(self, hashes: Sequence[int]) -> int:
+        """How many of these blocks, from the first on, are in its prefix cache."""
+        return self.scheduler.cached_blocks(hashes)
+
+    def submit(self, arrival: Arrival) -> None:
+        """Send a request; times must ascend."""
+        self.arrivals.append(arrival)
+
+    def take_arrivals(self, now_s: float) -> list[Request]:
+        """Queue what has arrived by now. Returns the requests that can never be served here."""
+        rejected = []
+        while self.arrivals and self.arrivals[0].time_s <= now_s:
+            arrival = self.arrivals.popleft()
+            request = self.scheduler.add_request(arrival.row, arrival.index, arrival.hashes, now_s)
+            self.requests.append(request)
+            if request.status is RequestStatus.REJECTED:
+                rejected.append(request)
+                continue
+            request.kept = arrival.part is Part.PROMPT
+            if arrival.part is Part.ANSWER:
+                request.kv = PromptKV.ELSEWHERE
+            if arrival.until_s < np.inf:
+                heapq.heappush(self._deadlines, (arrival.until_s, arrival.index, request))
+        return rejected
+
+    def give_up(self, now_s: float) -> list[Request]:
+        """End the requests that their clients have given up by now. Returns them."""
+        given_up = []
+        while self._next_deadline_s() <= now_s:
+            _, _, request = heapq.heappop(self._deadlines)
+            self.scheduler.abort(request, now_s)
+            request.reason = "deadline"
+            given_up.append(request)
+        return given_up
+
+    def lose_all(self, now_s: float) -> list[int]:
+        """The engine fails: nothing of its requests or its cache is left. Returns the requests' indices, in order."""
+        lost = [request for request in self.requests if request.is_open]
+        for request in lost:
+            self.scheduler.abort(request, now_s)
+        self.scheduler.forget()
+        self.requests = [request for request in self.requests if request not in set(lost)]
+        indices = [request.index for request in lost] + [arrival.index for arrival in self.arrivals]
+        self.arrivals.clear()
+        self._deadlines.clear()
+        return indices
+
+    def take_reserved(self) -> list[Request]:
+        """Requests for whose KV blocks were reserved since this was last asked."""
+        scheduler = self.scheduler
+        if not isinstance(scheduler, Scheduler) or not scheduler.reserved:
+            return []
+        reserved, scheduler.reserved = scheduler.reserved, []
+        return reserved
+
+    @property
+    def next_change_s(self) -> float:
+        """When a request next arrives here or is given up; infinite when none is."""
+        arrival_s = self.arrivals[0].time_s if self.arrivals else np.inf
+        return min(arrival_s, self._next_deadline_s()) if self._deadlines else arrival_s
+
+    def _next_deadline_s(self) -> float:
+        while self._deadlines and not self._deadlines[0][2].is_open:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else np.inf
+
+
+def token_times_s(request: Request, end_s: Floats) -> Floats:
+    """When each token of a request came, from the ends of its rank's steps, [n_tokens]."""
+    if not request.token_spans:
+        return np.zeros(0)
+    return np.concatenate([end_s[first : last + 1] for first, last in request.token_spans])
+
+
+def _joined(parts: list[Floats]) -> Floats:
+    return np.concatenate(parts) if parts else np.zeros(0)

@@ -1,0 +1,369 @@
+"""Which instance serves a request: the router in front of several.
+
+A router is asked once per request, when it arrives, and answers with a place in the list of instances. What it may
+look at is `InstanceState`. One that looks at nothing (`reads_state` is False) deals the requests the same way whatever
+the instances do, so that they can be dealt before anything runs.
+
+Load is a number of requests. Where instances have unequal `max_num_seqs`, it is taken by seat, so that half of a large
+instance and half of a small one are equally full; for equal ones that changes no choice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import numpy as np
+
+from traces.errors import InputError, nearest
+from traces.trace import TraceRow
+
+
+class InstanceState(Protocol):
+    """What a router can know of an instance."""
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Most requests that it runs at once."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a KV block."""
+        ...
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that were sent to it and are not running."""
+        ...
+
+    @property
+    def n_running(self) -> int:
+        """Requests that hold KV blocks."""
+        ...
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of its KV blocks that requests hold."""
+        ...
+
+    def cached_blocks(self, hashes: Sequence[int]) -> int:
+        """How many of these blocks, from the first on, are in its prefix cache."""
+        ...
+
+
+class Router(Protocol):
+    """Chooses an instance for each request."""
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether a choice depends on what instances are doing."""
+        ...
+
+    def choose(self, row: TraceRow, hashes: Sequence[int], instances: Sequence[InstanceState], now_s: float) -> int:
+        """The place in `instances` of the one that serves the request.
+
+        Args:
+            row: the request.
+            hashes: identity of its full KV blocks, the prompt's first; () when it is not known.
+            instances: those to choose from, always in the same order.
+            now_s: when it arrives; never earlier than at the call before.
+        """
+        ...
+
+
+def new_router(name: str, *, seed: int = 0, options: Mapping[str, Any] | None = None) -> Router:
+    """A router that has seen no request yet.
+
+    Args:
+        name: of `ROUTERS`, or a class of the user's own as `module:Class`; it is called with the keyword `seed` and
+            the options, and what it makes must be a `Router`.
+        seed: of whatever is drawn.
+        options: further arguments, by the names that the router's class has for them.
+
+    Raises:
+        InputError: the name, the class or an option is unknown, or the class makes no router.
+    """
+    given = dict(options or {})
+    if ":" in name:
+        return _Checked(name, _made(load_class(name, field="routing"), name, {"seed": seed, **given}))
+    if name not in ROUTERS:
+        accepted = f"{nearest(name, ROUTERS)}, or a class as module:Class"
+        raise InputError("is unknown", field="routing", found=name, accepted=accepted)
+    make = ROUTERS[name]
+    known = set(inspect.signature(make).parameters)
+    for option, value in given.items():
+        if option not in known - {"seed"}:
+            raise InputError("is unknown", field=f"routing.{option}", accepted=nearest(option, known - {"seed"}))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise InputError(field=f"routing.{option}", found=value, accepted="a finite number, 0 or above")
+    return make(**({"seed": seed} if "seed" in known else {}), **given)
+
+
+def load_class(name: str, *, field: str) -> Callable[..., Any]:
+    """The class that `module:Class` names; the module is imported as Python finds it. Raises InputError."""
+    module_name, _, class_name = name.partition(":")
+    if not module_name or not class_name.isidentifier():
+        raise InputError(field=field, found=name, accepted="module:Class")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        what = f"module {module_name!r} cannot be imported ({type(error).__name__}: {error})"
+        accepted = "a module that Python finds, on PYTHONPATH for one"
+        raise InputError(what, field=field, found=name, accepted=accepted) from error
+    found = getattr(module, class_name, None)
+    if not inspect.isclass(found):
+        classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
+        what = f"module {module_name!r} has no class {class_name!r}"
+        raise InputError(what, field=field, found=name, accepted=nearest(class_name, classes))
+    return found
+
+
+def _made(make: Callable[..., Any], name: str, arguments: dict[str, Any]) -> Router:
+    """What the user's class makes, once it is seen to be a router."""
+    try:
+        inspect.signature(make).bind(**arguments)
+    except TypeError as error:
+        accepted = f"a class that can be called with {', '.join(arguments)}"
+        raise InputError(f"cannot be called ({error})", field="routing", found=name, accepted=accepted) from None
+    router = make(**arguments)
+    if not callable(getattr(router, "choose", None)) or not isinstance(getattr(router, "reads_state", None), bool):
+        accepted = "a class with reads_state, True or False, and choose(row, hashes, instances, now_s)"
+        raise InputError("is no router", field="routing", found=name, accepted=accepted)
+    made: Router = router
+    return made
+
+
+class _Checked:
+    """A user's router; a choice that is none of the instances is an error, and not another instance."""
+
+    def __init__(self, name: str, router: Router) -> None:
+        self.reads_state = router.reads_state
+        self._name = name
+        self._router = router
+
+    def choose(self, row: TraceRow, hashes: Sequence[int], instances: Sequence[InstanceState], now_s: float) -> int:
+        """Its choice. Raises InputError."""
+        chosen = self._router.choose(row, hashes, instances, now_s)
+        if not isinstance(chosen, int | np.integer) or not 0 <= chosen < len(instances):
+            accepted = f"a whole number from 0 to {len(instances) - 1}"
+            what = f"{self._name} chose for request {row.request_id!r}"
+            raise InputError(what, field="routing", found=chosen, accepted=accepted)
+        return int(chosen)
+
+
+class RoundRobin:
+    """One after another, in turn."""
+
+    reads_state = False
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def choose(self, row: TraceRow, hashes: Sequence[int], instances: Sequence[InstanceState], now_s: float) -> int:
+        """The next in turn."""
+        chosen = self._next % len(instances)
+        self._next = chosen + 1
+        return chosen
+
+
+class Random:
+    """Each with the same probability."""
+
+    reads_state = False
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def choose(self, row: TraceRow, hashes: Sequence[int], instances: Sequence[InstanceState], now_s: float) -> int:
+        """Any of them."""
+        return int(self._rng.integers(len(instances)))
+
+
+def load(instance: InstanceState) -> float:
+    """How loaded an instance is, by seat: a waiting request counts as four running ones.
+
+    The weight is that of vLLM's own balancer (0.19 `v1/engine/core_client.py`,
+    `DPLBAsyncMPClient.get_core_engine_for_request`), and taking it by seat is LLMServingSim's (`core/router.py`).
+    """
+    return (4 * instance.n_waiting + instance.n_running) / instance.max_num_seqs
+
+
+class LeastLoaded:
+    """The least loaded by `load`, as it is at this moment; among equals the next in turn after the last choice."""
+
+    reads_state = True
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def choose(self, row: TraceRow, hashes: Sequence[int], instances: Sequence[InstanceState], now_s: float) -> int:
+        """The least loaded."""
+        chosen = _least([load(instance) for instance in instances], self._next)
+        self._next = chosen + 1
+        return chosen
+
+
+class PowerOfTwo:
+    """Two at random, and of these the less loaded by `load` (Mitzenmacher, IEEE TPDS 12(10), 2001)."""
+
+    reads_state = True
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def choose(self, row: TraceRow, hashes: Sequence[int], instances: Sequence[InstanceState], now_s: float) -> int:
+        """The less loaded of two; of equals the one drawn first."""
+        if len(instances) == 1:
+            return 0
+        one = int(self._rng.integers(len(instances)))
+        other = int(self._rng.integers(len(instances) - 1))
+        other += other >= one
+        return other if load(instances[other]) < load(instances[one]) else one
+
+
+class VllmBalancer:
+    """The balancer inside vLLM's front end, between the data-parallel ranks of one engine.
+
+    It knows of the ranks what a coordinator has told it last, every 100 ms while something changes, and counts what it
+    has sent itself since (`waiting` goes up by one). Source: vLLM `v1/engine/core_client.py`
+    (`DPLBAsyncMPClient.get_core_engine_for_request`) and `v1/engine/coordinator.py`
+    (`min_stats_update_interval_ms`), with one API server.
+
+    `as_0_19` is the rule of vLLM 0.19: score 4 * waiting + running, of equals the lowest rank. Else it is that of 0.32
+    (which version between them changed it was not looked up): the larger of what this client has under way there and
+    of the coordinator's waiting + running, plus 6 * waiting * max(0, KV usage - 0.5); of equals the first from a start
+    that moves on by one with every request.
+
+    Limit: the coordinator's word is asked for at the first choice that is `interval_s` or more after the last word, and
+    takes no time to come. In vLLM it is published by a clock of its own, and is up to an interval old.
+    """
+
+    reads_state = True
+
+    def __init__(self, as_0_19: bool = False, interval_s: float = 0.1) -> None:
+        self._as_0_19 = as_0_19
+        self._interval_s = interval_s
+        self._told_s = -math.inf
+        self._waiting: list[int] = []
+        self._running: list[int] = []
+        self._kv_usage: list[float] = []
+        self._start = 0
+
+    def choose(self, row: TraceRow, hashes: Sequence[int], instances: Sequence[InstanceState], now_s: float) -> int:
+        """The one of least score, by what was told last."""
+        if now_s - self._told_s >= self._interval_s or len(instances) != len(self._waiting):
+            self._told_s = now_s
+            self._waiting = [instance.n_waiting for instance in instances]
+            self._running = [instance.n_running for instance in instances]
+            self._kv_usage = [instance.kv_usage for instance in instances]
+        if self._as_0_19:
+            scores = [4.0 * n + m for n, m in zip(self._waiting, self._running, strict=True)]
+        else:
+            scores = [self._score(i, instance) for i, instance in enumerate(instances)]
+        chosen = _least(scores, self._start)
+        self._waiting[chosen] += 1
+        self._start = 0 if self._as_0_19 else (self._start + 1) % len(instances)
+        return chosen
+
+    def _score(self, i: int, instance: InstanceState) -> float:
+        under_way = instance.n_waiting + instance.n_running
+        pressure = 6.0 * max(0.0, self._kv_usage[i] - 0.5)
+        return max(under_way, self._waiting[i] + self._running[i]) + self._waiting[i] * pressure
+
+
+class SessionAffinity:
+    """All requests of a session on one instance, by the session's name; those without a session in turn.
+
+    By rendezvous hashing (Thaler and Ravishankar, IEEE/ACM Transactions on Networking 6(1), 1998): each instance
+    draws a number from the name and its own place, and the highest wins, so that a session moves only when its own
+    instance goes, or to a new one.
+    """
+
+    reads_state = False
+
+    def __init__(self) -> None:
+        self._others = RoundRobin()
+
+    def choose(self, row: TraceRow, hashes: Sequence[int], instances: Sequence[InstanceState], now_s: float) -> int:
+        """The session's instance."""
+        if row.session_id is None:
+            return self._others.choose(row, hashes, instances, now_s)
+        name = row.session_id.encode()
+        return max(range(len(instances)), key=lambda i: blake2b(b"%d:%b" % (i, name), digest_size=8).digest())
+
+
+class PrefixAware:
+    """Where most of the prompt is cached, as long as the load is not too uneven.
+
+    The rule and its defaults are SGLang's (gateway 0.3.1, policy `cache_aware`, which vLLM's router has too): when the
+    busiest instance has more than `balance_abs_threshold` requests over the idlest and more than
+    `balance_rel_threshold` times as many, the least loaded; else the one with the longest cached prefix, when that is
+    more than `cache_threshold` of the prompt, and the less loaded of equals; else the least loaded. SGLang's router
+    guesses what is cached from what it has sent; here it is known, as by KV events.
+    """
+
+    reads_state = True
+
+    def __init__(
+        self, cache_threshold: float = 0.3, balance_abs_threshold: float = 64, balance_rel_threshold: float = 1.5
+    ) -> None:
+        self._cache_threshold = cache_threshold
+        self._balance_abs_threshold = balance_abs_threshold
+        self._balance_rel_threshold = balance_rel_threshold
+        self._next = 0
+
+    def choose(self, row: TraceRow, hashes: Sequence[int], instances: Sequence[InstanceState], now_s: float) -> int:
+        """The one with most of the prompt, or the least loaded."""
+        cached = [0] * len(instances) if self._is_uneven(instances) else _cached_tokens(row, hashes, instances)
+        most = max(cached)
+        if most <= self._cache_threshold * row.prompt_tokens:
+            most, cached = 0, [0] * len(instances)
+        by_seat = [(i.n_waiting + i.n_running) / i.max_num_seqs for i in instances]
+        scores = [score if tokens == most else math.inf for score, tokens in zip(by_seat, cached, strict=True)]
+        chosen = _least(scores, self._next)
+        self._next = chosen + 1
+        return chosen
+
+    def _is_uneven(self, instances: Sequence[InstanceState]) -> bool:
+        loads = [instance.n_waiting + instance.n_running for instance in instances]
+        least, most = min(loads), max(loads)
+        return most - least > self._balance_abs_threshold and most > self._balance_rel_threshold * least
+
+
+def _cached_tokens(row: TraceRow, hashes: Sequence[int], instances: Sequence[InstanceState]) -> list[int]:
+    """Tokens of the prompt that each instance has cached; the hashes go on into the answer."""
+    return [
+        instance.block_size * instance.cached_blocks(hashes[: row.prompt_tokens // instance.block_size])
+        for instance in instances
+    ]
+
+
+def _least(scores: Sequence[float], start: int) -> int:
+    """Place of the least score; of equals the first at or after `start`, going round."""
+    return min(range(len(scores)), key=lambda i: (scores[i], (i - start) % len(scores)))
+
+
+def _vllm_0_19(interval_s: float = 0.1) -> Router:
+    return VllmBalancer(as_0_19=True, interval_s=interval_s)
+
+
+def _vllm_0_32(interval_s: float = 0.1) -> Router:
+    return VllmBalancer(interval_s=interval_s)
+
+
+ROUTERS: dict[str, Callable[..., Router]] = {
+    "round_robin": RoundRobin,
+    "random": Random,
+    "least_loaded": LeastLoaded,
+    "power_of_two": PowerOfTwo,
+    "vllm_dp": _vllm_0_32,
+    "vllm_dp_0_19": _vllm_0_19,
+    "session_affinity": SessionAffinity,
+    "prefix_aware": PrefixAware,
+}
+"""Routers by name; docs/routing.md describes them."""

@@ -1,0 +1,81 @@
+"""Every example scenario of the documentation runs, and shows what it is there for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.simulate import simulate_scenario
+from traces.capture import Capture
+from traces.outcome import Status
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
+
+
+def run(name: str, *overrides: str) -> Capture:
+    simulation, _ = simulate_scenario(EXAMPLES / f"{name}.yaml", overrides)
+    return simulation.capture
+
+
+def mean_ttft_s(capture: Capture) -> float:
+    values = [(outcome.first_token_s or 0) - outcome.arrival_s for outcome in capture.outcomes]
+    return sum(values) / len(values)
+
+
+def notes_of(capture: Capture) -> str:
+    return "\n".join(capture.meta.notes)
+
+
+def test_there_are_examples() -> None:
+    assert len(NAMES) >= 6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_serves_every_request(name: str) -> None:
+    capture = run(name)
+    assert {outcome.status for outcome in capture.outcomes} == {Status.FINISHED}
+    assert (EXAMPLES / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_the_larger_of_two_engines_gets_more_requests() -> None:
+    instances = [outcome.instance for outcome in run("two_engines").outcomes]
+    assert instances.count(0) > instances.count(1) > 0
+
+
+def test_requests_go_where_their_prefix_is() -> None:
+    cached = {
+        routing: sum(outcome.cached_tokens or 0 for outcome in run("prefix_aware", f"routing={routing}").outcomes)
+        for routing in ("prefix_aware", "round_robin")
+    }
+    assert cached["prefix_aware"] > 1.02 * cached["round_robin"]
+
+
+def test_a_slower_link_between_prefill_and_decode_delays_first_tokens() -> None:
+    fast = run("prefill_decode")
+    slow = run("prefill_decode", "cluster.fabric.bandwidth_bytes_per_s=5.0e+7")
+    assert "GB of KV of 90 prompts sent from prefill to decode instances" in notes_of(fast)
+    assert {outcome.instance for outcome in fast.outcomes} == {1}
+    assert mean_ttft_s(slow) > mean_ttft_s(fast) + 0.01
+
+
+def test_a_slower_link_between_stages_delays_first_tokens() -> None:
+    fast, slow = run("pipeline"), run("pipeline", "cluster.fabric.latency_s=0.01")
+    assert mean_ttft_s(slow) > mean_ttft_s(fast) + 0.01
+    assert "pipeline stages run without asynchronous scheduling" in notes_of(fast)
+
+
+def test_a_call_waits_for_the_one_before_and_its_tool() -> None:
+    plan, search, answer, _, again = run("sessions").outcomes
+    assert search.arrival_s == pytest.approx((plan.finish_s or 0) + 0.8)
+    assert answer.arrival_s == pytest.approx((search.finish_s or 0) + 0.3)
+    assert plan.instance == search.instance == answer.instance
+    assert again.arrival_s > 2.5
+
+
+def test_a_reference_cluster_is_two_nodes() -> None:
+    capture = run("llmservingsim")
+    assert {outcome.instance for outcome in capture.outcomes} == {0, 1}
+    assert capture.meta.num_gpu_blocks is None
+    assert "KV blocks predicted from weights and the memory of the cluster description" in notes_of(capture)

@@ -1,0 +1,277 @@
+"""Several engines: closed forms, conservation, and the same bytes however the steps are run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.cluster import Cluster, Service
+from simulator.engine import Engine
+from simulator.scheduler import Scheduler
+from simulator.simulate import Simulation, simulate
+from simulator.topology import FabricFile, NodeFile, Place, Topology, TopologyFile
+from tests.engines import LinearStepTime, engine, trace
+from traces.errors import EngineError, InputError
+from traces.outcome import Status
+from traces.steps import STEP_COLUMNS
+from traces.trace import Trace
+
+KV_BYTES = 100.0
+
+
+def links(n_devices: int, bandwidth_bytes_per_s: float = 1e6, latency_s: float = 0.001) -> Topology:
+    """Devices of one node, each with a link to each other one."""
+    return Topology(TopologyFile((NodeFile(n_devices, FabricFile("full_mesh", bandwidth_bytes_per_s, latency_s)),)))
+
+
+def disaggregated(
+    n_prefill: int = 1, n_decode: int = 1, *, topology: Topology | None = None, decode: dict[str, Any] | None = None
+) -> Cluster:
+    """Prefill engines on the first devices, decode engines on the next; `decode` changes those."""
+    made = [
+        replace(engine(), role="prefill", places=(Place(0, i),), kv_bytes_per_token=KV_BYTES) for i in range(n_prefill)
+    ]
+    for i in range(n_prefill, n_prefill + n_decode):
+        own = engine(**(decode or {}))
+        made.append(replace(own, role="decode", places=(Place(0, i),), kv_bytes_per_token=KV_BYTES))
+    return Cluster(tuple(made), topology=topology or links(n_prefill + n_decode))
+
+
+def same_bytes(made: Trace, cluster: Cluster) -> Simulation:
+    """The run, once it is sure that stepping one by one gives the same outcomes and the same steps."""
+    fast, slow = (simulate(made, cluster, fast_forward=fast_forward) for fast_forward in (True, False))
+    assert fast.capture.outcomes == slow.capture.outcomes
+    assert fast.capture.steps is not None
+    assert slow.capture.steps is not None
+    for name in STEP_COLUMNS:
+        np.testing.assert_array_equal(getattr(fast.capture.steps, name), getattr(slow.capture.steps, name))
+    return fast
+
+
+# -- several engines ---------------------------------------------------------------------------------------------------
+
+
+def test_round_robin_deals_requests_out_in_turn() -> None:
+    run = simulate(trace(*[(0.0, 10, 5)] * 7), Cluster((engine(),) * 3))
+    assert [outcome.instance for outcome in run.capture.outcomes] == [0, 1, 2, 0, 1, 2, 0]
+    assert "3 instances, requests routed by round_robin" in run.capture.meta.notes
+
+
+def test_one_of_two_engines_serves_as_it_would_alone() -> None:
+    rows = [(0.1 * i, 50 + i, 20) for i in range(20)]
+    both = simulate(trace(*rows), Cluster((engine(),) * 2)).capture.outcomes
+    alone = simulate(trace(*rows[::2]), engine()).capture.outcomes
+    assert [outcome.token_times_s for outcome in both[::2]] == [outcome.token_times_s for outcome in alone]
+
+
+def test_the_steps_of_all_engines_are_one_table_in_order_of_end() -> None:
+    made = trace(*[(0.01 * i, 50 + i, 20) for i in range(20)])
+    capture = simulate(made, Cluster((engine(), engine(max_num_seqs=2))), record_batches=True).capture
+    assert capture.steps is not None
+    assert capture.steps.batches is not None
+    assert (np.diff(capture.steps.end_s) >= 0).all()
+    assert set(capture.steps.instance.tolist()) == {0, 1}
+    tokens = np.bincount(capture.steps.batches.request, weights=capture.steps.batches.new_tokens, minlength=20)
+    assert tokens.tolist() == [row.prompt_tokens + row.output_tokens - 1 for row in made.rows]
+
+
+# -- ranks that step together ------------------------------------------------------------------------------------------
+
+
+def test_ranks_that_step_together_wait_for_the_slower_one() -> None:
+    """A step takes 1 ms per token of decode history on the rank that leads, whatever the other computes."""
+    together = replace(engine(LinearStepTime(step_s=0.01)), ranks=2)
+    run = simulate(trace((0.0, 10, 100), (0.0, 10, 50)), Cluster((together,)))
+    assert [outcome.instance for outcome in run.capture.outcomes] == [0, 1]
+    assert run.capture.outcomes[0].finish_s == pytest.approx(1.0)
+    assert run.capture.outcomes[1].finish_s == pytest.approx(0.5)
+    assert run.n_steps == 150
+
+
+def test_a_rank_without_requests_takes_no_step() -> None:
+    run = simulate(trace((0.0, 10, 100)), Cluster((replace(engine(), ranks=4),)))
+    assert run.capture.steps is not None
+    assert set(run.capture.steps.instance.tolist()) == {0}
+
+
+# -- prefill and decode apart ------------------------------------------------------------------------------------------
+
+
+def test_a_request_goes_from_prefill_to_decode() -> None:
+    """Prefill 10 ms; 100 tokens of 100 bytes over 1 MB/s and 1 ms: 11 ms; then 10 steps of 10 ms."""
+    (outcome,) = simulate(trace((0.5, 100, 10)), disaggregated()).capture.outcomes
+    assert outcome.scheduled_s == 0.5
+    assert outcome.first_token_s == pytest.approx(0.5 + 0.010 + 0.011 + 0.010)
+    assert outcome.finish_s == pytest.approx(0.5 + 0.010 + 0.011 + 10 * 0.010)
+    assert (outcome.output_tokens, outcome.instance) == (10, 1)
+
+
+def test_two_prompts_share_the_link() -> None:
+    """Both end their prefill at 10 ms and share 1 MB/s: 100 and 300 tokens arrive after 20 and 40 ms, and latency."""
+    first, second = simulate(trace((0.0, 100, 1), (0.0, 300, 1)), disaggregated()).capture.outcomes
+    assert first.first_token_s == pytest.approx(0.010 + 0.001 + 0.020 + 0.010)
+    assert second.first_token_s == pytest.approx(0.010 + 0.001 + 0.040 + 0.010)
+
+
+def test_what_the_decode_engine_has_cached_is_not_sent() -> None:
+    rows = [(0.0, 64, 1), (1.0, 64, 1)]
+    made = trace(*rows, hashes=[(1, 2, 3, 4), (1, 2, 3, 9)], size=16)
+    first, second = simulate(made, disaggregated()).capture.outcomes
+    assert first.finish_s == pytest.approx(0.010 + 0.001 + 0.0064 + 0.010)
+    assert second.finish_s == pytest.approx(1.0 + 0.010 + 0.001 + 0.0016 + 0.010)
+
+
+def test_a_slower_link_delays_the_first_token_and_nothing_after_it() -> None:
+    made = trace(*[(0.2 * i, 200, 30) for i in range(20)])
+    fast, slow = (simulate(made, disaggregated(topology=links(2, speed))).capture.outcomes for speed in (1e7, 1e6))
+    for ours, theirs in zip(fast, slow, strict=True):
+        assert ours.first_token_s is not None
+        assert theirs.first_token_s is not None
+        assert theirs.first_token_s > ours.first_token_s
+        assert np.diff(theirs.token_times_s or ()) == pytest.approx(np.diff(ours.token_times_s or ()))
+
+
+def test_a_decode_engine_without_room_holds_up_the_prefill_engine() -> None:
+    """Kept blocks are given back only when their content has been read."""
+    made = trace(*[(0.0, 200, 50)] * 20)
+    roomy = simulate(made, disaggregated()).capture.outcomes
+    tight = simulate(made, disaggregated(decode={"num_gpu_blocks": 40})).capture.outcomes
+    assert all(outcome.status is Status.FINISHED for outcome in tight)
+    assert max(o.first_token_s or 0 for o in tight) > 2 * max(o.first_token_s or 0 for o in roomy)
+
+
+def test_a_request_that_the_decode_engine_can_never_hold_is_rejected_and_its_kv_dropped() -> None:
+    made = trace((0.0, 100, 5), (0.1, 700, 5), (0.2, 100, 5))
+    run = simulate(made, disaggregated(decode={"num_gpu_blocks": 20}))
+    assert [outcome.status for outcome in run.capture.outcomes] == [Status.FINISHED, Status.REJECTED, Status.FINISHED]
+    assert "needs 44 KV blocks, the engine has 19" in (run.capture.outcomes[1].reason or "")
+
+
+def test_roles_without_links_or_of_two_kinds_of_kv_are_refused() -> None:
+    cluster = disaggregated()
+    with pytest.raises(InputError, match="field 'fabric': is missing"):
+        simulate(trace((0.0, 10, 5)), replace(cluster, topology=None))
+    prefill, decode = cluster.engines
+    other = replace(cluster, engines=(prefill, replace(decode, kv_bytes_per_token=50.0)))
+    with pytest.raises(InputError, match="KV of one cannot be read by the other"):
+        simulate(trace((0.0, 10, 5)), other)
+
+
+# -- pipeline stages ---------------------------------------------------------------------------------------------------
+
+
+class StagedStepTime(LinearStepTime):
+    """Stages of equal time."""
+
+    def __init__(self, stages: int) -> None:
+        super().__init__(step_s=0.01)
+        self._stages = stages
+
+    def price(self, plan: Any) -> Any:
+        return replace(super().price(plan), stages=(1 / self._stages,) * self._stages)
+
+
+def staged(stages: int, **options: Any) -> Engine:
+    return replace(engine(StagedStepTime(stages), **options), pipeline_parallel_size=stages)
+
+
+def test_a_request_alone_gains_nothing_from_stages() -> None:
+    """Its next token needs the one before."""
+    (alone,) = simulate(trace((0.0, 10, 10)), engine()).capture.outcomes
+    (piped,) = simulate(trace((0.0, 10, 10)), staged(4)).capture.outcomes
+    assert piped.token_times_s == pytest.approx(alone.token_times_s)
+
+
+def test_chunks_of_a_long_prompt_follow_each_other_through_the_stages() -> None:
+    """8 chunks of 10 ms through 4 stages: the last enters after 7 stages' time and takes 4."""
+    (outcome,) = simulate(trace((0.0, 512, 1)), staged(4, max_num_batched_tokens=64)).capture.outcomes
+    assert outcome.first_token_s == pytest.approx((7 + 4) * 0.0025)
+
+
+def test_two_batches_are_under_way_in_two_stages() -> None:
+    """Two full prompts: the second batch is one stage behind the first, and stays there."""
+    made = trace((0.0, 64, 20), (0.0, 64, 20))
+    first, second = simulate(made, staged(2, max_num_batched_tokens=64)).capture.outcomes
+    assert first.first_token_s == pytest.approx(0.010)
+    assert second.first_token_s == pytest.approx(0.015)
+    assert first.finish_s == pytest.approx(0.010 + 19 * 0.010)
+    assert second.finish_s == pytest.approx(0.015 + 19 * 0.010)
+
+
+# -- properties --------------------------------------------------------------------------------------------------------
+
+ROWS = st.lists(
+    st.tuples(st.floats(0, 3), st.integers(1, 300), st.integers(1, 60)).map(lambda row: (round(row[0], 3), *row[1:])),
+    min_size=1,
+    max_size=40,
+).map(sorted)
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> Cluster:
+    """Any arrangement of small engines, some short of KV blocks."""
+    options = {
+        "max_num_seqs": draw(st.sampled_from([2, 8, 64])),
+        "max_num_batched_tokens": draw(st.sampled_from([64, 512])),
+        "num_gpu_blocks": draw(st.sampled_from([30, 60, 1000])),
+        "async_scheduling": draw(st.booleans()),
+    }
+    routing = draw(st.sampled_from(["round_robin", "least_loaded", "power_of_two", "random"]))
+    match draw(st.sampled_from(["apart", "together", "roles", "stages"])):
+        case "apart":
+            return Cluster(tuple(engine(**options) for _ in range(draw(st.integers(1, 3)))), routing)
+        case "together":
+            return Cluster((replace(engine(**options), ranks=draw(st.integers(2, 3))), engine(**options)), routing)
+        case "stages":
+            return Cluster((staged(draw(st.integers(2, 4)), **{**options, "async_scheduling": False}),), routing)
+        case _:
+            made = disaggregated(draw(st.integers(1, 2)), draw(st.integers(1, 3)), decode=options)
+            return replace(made, routing=routing)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ROWS, clusters())
+def test_whatever_the_cluster_nothing_is_lost_and_fast_forward_changes_nothing(
+    rows: list[tuple[float, int, int]], cluster: Cluster
+) -> None:
+    made = trace(*rows)
+    run = same_bytes(made, cluster)
+    for outcome, row in zip(run.capture.outcomes, made.rows, strict=True):
+        if outcome.status is Status.REJECTED:
+            continue
+        assert outcome.output_tokens == row.output_tokens
+        assert outcome.token_times_s is not None
+        assert list(outcome.token_times_s) == sorted(outcome.token_times_s)
+        assert (outcome.scheduled_s or 0) >= row.arrival_s
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROWS, clusters())
+def test_every_block_is_free_in_the_end_and_kv_is_sent_once(
+    rows: list[tuple[float, int, int]], cluster: Cluster
+) -> None:
+    made = trace(*rows)
+    service = Service(made, cluster, fast_forward=True)
+    service.run()
+    for rank in service.ranks:
+        assert isinstance(rank.scheduler, Scheduler)
+        assert rank.scheduler.num_free_blocks == rank.num_blocks
+    if (handover := service.handover) is not None:
+        served = {request.index for rank in service.ranks if rank.number for request in rank.requests}
+        assert handover.n_transfers <= len(served)
+        sent = sum(made.rows[i].prompt_tokens for i in range(len(made)))
+        assert handover.n_bytes <= sent * KV_BYTES
+
+
+def test_a_stuck_cluster_names_who_waits_where() -> None:
+    service = Service(trace((0.0, 10, 5), (0.0, 40, 5)), Cluster((engine(num_gpu_blocks=11),) * 2), fast_forward=True)
+    scheduler = service.ranks[1].scheduler
+    assert isinstance(scheduler, Scheduler)
+    scheduler.kv_cache.allocate(9)
+    with pytest.raises(EngineError, match="request '1' waits with 40 tokens on instance 1"):
+        service.run()
