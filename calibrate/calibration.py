@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from calibrate.parameters import FRONT_END, RESIDUAL, Basis
-from calibrate.whole_step import basis_of
+from calibrate.whole_step import Shape, basis_of, edges_of
 from simulator.correction import CorrectedModel
 from simulator.front_end import FrontEnd
 from simulator.step_time import StepTimeModel
@@ -137,7 +137,10 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.kind != "whole-step":
             return RESIDUAL
         way = {parameter.name for parameter in FRONT_END}
-        return basis_of(self.knots, [p.prior_sd for name, p in self.parameters.items() if name not in way])
+        return basis_of(
+            Shape(self.knots, edges_of(self.ranges)),
+            [p.prior_sd for name, p in self.parameters.items() if name not in way],
+        )
 
     def corrected(self, model: StepTimeModel) -> CorrectedModel:
         """A step-time model with this put back; of a whole-step model, `Unpriced`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from calibrate.parameters import FRONT_END, RESIDUAL, Basis
 from calibrate.pricing import Priced, Served, corrected, reprice, serve
 from calibrate.regression import Estimate
 from calibrate.split import Mask, Split
-from calibrate.whole_step import EVERY, narrowed, whole_step_basis
+from calibrate.whole_step import EVERY, Unpriced, whole_step_basis
 from simulator.cluster import Cluster
 from simulator.correction import AXES
 from simulator.engine import Engine
@@ -80,6 +80,11 @@ class Subject:
         steps = self.measured.steps
         return steps is not None and steps.batches is not None and len(np.unique(steps.instance)) == 1
 
+    def unprofiled(self) -> Subject:
+        """The same with engines whose steps take no time, for a whole-step model to correct."""
+        engines = tuple(replace(engine, step_time=Unpriced()) for engine in self.cluster.engines)
+        return replace(self, cluster=replace(self.cluster, engines=engines), profile=None)
+
     def outcomes(self, chosen: Mask) -> list[Outcome]:
         """The chosen outcomes in order of arrival."""
         order = np.argsort([outcome.arrival_s for outcome in self.measured.outcomes], kind="stable")
@@ -124,6 +129,7 @@ def fit(subjects: Sequence[Subject], split: Split, source: Source = "auto") -> C
     Raises:
         InputError: the part is too small, or the captures are of different engines.
     """
+    subjects = [subject.unprofiled() for subject in subjects] if source == "whole-step" else subjects
     chosen = [(s, mask) for s in subjects if (mask := split.requests(s.measured, s.name)).any()]
     _check(subjects, chosen, split)
     kind = ("steps" if all(s.has_batches for s, _ in chosen) else "requests") if source == "auto" else source
@@ -132,14 +138,14 @@ def fit(subjects: Sequence[Subject], split: Split, source: Source = "auto") -> C
     never = held_in(asynchronous=first.asynchronous) if fitted.basis is RESIDUAL else {}
     values, parameters = fitted.values(), (*fitted.basis.parameters, *FRONT_END)
     unsure = [i for i, parameter in enumerate(parameters) if parameter.name not in never]
-    covariance, held = fitted.estimate.covariance, fitted.estimate.held
+    covariance, errors, held = fitted.estimate.covariance, fitted.estimate.errors, fitted.estimate.held
     return Calibration(
         kind="requests" if kind == "requests" else "whole-step" if kind == "whole-step" else "steps",
         model=first.engine.model,
         device=first.engine.device,
         engine=first.measured.meta.engine,
         async_scheduling=first.asynchronous,
-        profile=None if kind == "whole-step" else first.profile,
+        profile=first.profile,
         knots=fitted.knots,
         fit_on=split.text,
         fitted_on=tuple(_fitted_on(s, mask, split, kind) for s, mask in chosen),
@@ -147,7 +153,7 @@ def fit(subjects: Sequence[Subject], split: Split, source: Source = "auto") -> C
         parameters={
             parameter.name: FittedParameter(
                 value=values[parameter.name],
-                standard_error=None if parameter.name in held else float(np.sqrt(covariance[i, i])),
+                standard_error=None if parameter.name in held else float(errors[i]),
                 unit=parameter.unit,
                 prior=parameter.prior,
                 prior_sd=parameter.prior_sd,
@@ -189,17 +195,14 @@ def _check(subjects: Sequence[Subject], chosen: Chosen, split: Split) -> None:
 
 def _from_steps(chosen: Chosen, split: Split, *, whole: bool) -> _Fitted:
     basis, knots = EVERY if whole else RESIDUAL, tuple[int, ...]()
-    steps = []
-    for subject, _ in chosen:
-        whole_run = reprice(subject.measured, subject.engine.step_time, basis)
-        steps.append(whole_run.chosen(split.steps(subject.measured, subject.name)))
+    steps = _chosen_steps(chosen, split, basis)
     n = sum(len(part) for part in steps)
     if n < FEWEST_STEPS:
         accepted = f"at least {FEWEST_STEPS}, or --from requests"
         raise InputError(f"leaves {n} steps", field="--fit-on", found=split.text, accepted=accepted)
     if whole:
-        basis, knots = whole_step_basis(steps)
-        steps = [narrowed(part, basis) for part in steps]
+        basis, shape = whole_step_basis(steps)
+        steps, knots = _chosen_steps(chosen, split, basis), shape.knots
     asynchronous = chosen[0][0].asynchronous
     estimate = fit_steps(steps, basis, asynchronous=asynchronous)
     way = fit_front_end([ways(subject.measured, mask) for subject, mask in chosen])
@@ -215,12 +218,18 @@ def _from_steps(chosen: Chosen, split: Split, *, whole: bool) -> _Fitted:
     )
 
 
+def _chosen_steps(chosen: Chosen, split: Split, basis: Basis) -> list[Priced]:
+    """The steps of the part, of each capture."""
+    return [reprice(s.measured, s.engine.step_time, basis).chosen(split.steps(s.measured, s.name)) for s, _ in chosen]
+
+
 def _joined(first: Estimate, second: Estimate) -> Estimate:
     """Two independent estimates as one."""
     k, n = len(first.values), len(first.values) + len(second.values)
     covariance = np.zeros((n, n))
     covariance[:k, :k], covariance[k:, k:] = first.covariance, second.covariance
-    return Estimate(np.concatenate([first.values, second.values]), covariance, {**first.held, **second.held})
+    values, errors = np.concatenate([first.values, second.values]), np.concatenate([first.errors, second.errors])
+    return Estimate(values, errors, covariance, {**first.held, **second.held})
 
 
 def _step_residuals(relative: Sequence[Floats], steps: Sequence[Priced]) -> dict[str, Residuals]:

@@ -19,6 +19,9 @@ from traces.steps import Floats
 STRETCHES = 20
 """Stretches of time into which each capture is cut, within which noise may be dependent."""
 
+FAR = 3.0
+"""How far from the measured time an expected one may be believed, while a fit is still on its way."""
+
 ADDS_UP = "it adds up with host_step_s where scheduling is synchronous, and no record tells the two apart"
 
 
@@ -51,7 +54,7 @@ def step_equations(captures: Sequence[Priced], basis: Basis, *, asynchronous: bo
         rows = [part.rows(values - neutral, asynchronous=asynchronous) for part in captures]
         base_s, design = (np.concatenate([row[i] for row in rows]) for i in (0, 1))
         expected_s = base_s + design @ (values - neutral)
-        scale = np.sqrt(np.where(expected_s > 0, expected_s, cycle_s))
+        scale = np.sqrt(np.clip(expected_s, cycle_s / FAR, cycle_s * FAR))
         return Equations(cycle_s - base_s + design @ neutral, design, scale, np.zeros_like(cluster), cluster)
 
     return equations

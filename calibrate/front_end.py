@@ -23,6 +23,9 @@ from traces.steps import Floats
 FEWEST = 5
 """Requests from which a mean and a spread are told."""
 
+TOLD_FROM_ZERO = 3.0
+"""Standard errors that the growth with the prompt must exceed."""
+
 LEAST_S = 1e-6
 """What clocks tell apart: a spread of less is none."""
 
@@ -80,18 +83,19 @@ def fit_front_end(parts: list[Ways]) -> FrontEndFit:
     if exact.sum() < FEWEST:
         why = f"{int(exact.sum())} requests found the engine without work, fewer than {FEWEST}"
         held = {parameter.name: why for parameter in FRONT_END}
-        return FrontEndFit(Estimate(prior, np.diag(prior_sd**2), held), None)
+        return FrontEndFit(Estimate(prior, np.full(2, np.nan), np.diag(prior_sd**2), held), None)
     middle = float(np.median(most_s[exact]))
     spread = max(1.4826 * float(np.median(np.abs(most_s[exact] - middle))), LEAST_S)
     kept = ~exact | (np.abs(most_s - middle) < OUTLIER_SD * spread)
     observed = Ways(least_s[kept], most_s[kept], tokens[kept])
     (way_s, token_s, log_spread), error = _maximise(observed, np.array([middle, 0.0, np.log(spread)]), per_token=True)
-    if error[1] < IDENTIFIED_BELOW * prior_sd[1] and token_s > 2 * error[1]:
-        estimate = Estimate(np.array([way_s, token_s]), np.diag(error[:2] ** 2), {})
+    if error[1] < IDENTIFIED_BELOW * prior_sd[1] and token_s > TOLD_FROM_ZERO * error[1]:
+        estimate = Estimate(np.array([way_s, token_s]), error[:2], np.diag(error[:2] ** 2), {})
         return FrontEndFit(estimate, float(np.exp(log_spread)))
     (way_s, log_spread), alone = _maximise(observed, np.array([middle, np.log(spread)]), per_token=False)
     held = {FRONT_END[1].name: "the data do not tell it from 0"}
-    estimate = Estimate(np.array([way_s, prior[1]]), np.diag([alone[0], min(error[1], prior_sd[1])]) ** 2, held)
+    open_s = np.array([alone[0], min(error[1], prior_sd[1])])
+    estimate = Estimate(np.array([way_s, prior[1]]), np.array([alone[0], np.nan]), np.diag(open_s**2), held)
     return FrontEndFit(estimate, float(np.exp(log_spread)))
 
 

@@ -51,12 +51,14 @@ class Estimate:
 
     Attributes:
         values: [k] of all parameters: fitted, or the prior where the data do not tell it.
+        errors: [k] standard error of each that was fitted; NaN of those that were held.
         covariance: [k, k] of what data and priors leave open. A parameter held at its prior is as unsure as the two
             together leave it; one that was not to be fitted at all has no uncertainty of its own.
         held: why parameters were held at their priors, by name.
     """
 
     values: Floats
+    errors: Floats
     covariance: Floats
     held: dict[str, str]
 
@@ -82,7 +84,11 @@ def identify(
     kept = [i for i, parameter in enumerate(parameters) if parameter.name not in held]
     while True:
         values, covariance, last = fit_kept(equations, prior, prior_sd, kept)
-        if (low := next((i for i in kept if values[i] < parameters[i].least), None)) is not None:
+        below = [
+            (values[i] - parameters[i].least) / sd for i, sd in zip(kept, np.sqrt(np.diag(covariance)), strict=True)
+        ]
+        if kept and min(below) < 0:
+            low = kept[int(np.argmin(below))]
             least = parameters[low].least
             held[parameters[low].name] = f"the data ask for {values[low]:.3g}, and it cannot be below {least:.3g}"
             kept.remove(low)
@@ -93,10 +99,13 @@ def identify(
         worst = int(np.argmax(told))
         held[parameters[kept[worst]].name] = _why(parameters, kept, worst, covariance, last, float(told[worst]))
         del kept[worst]
+    errors = np.full(len(parameters), np.nan)
+    errors[kept] = np.sqrt(np.diag(covariance))
     free = [i for i, parameter in enumerate(parameters) if parameter.name not in never]
     full = np.zeros((len(parameters), len(parameters)))
-    full[np.ix_(free, free)] = _jackknife(last, values, free, np.diag(1 / prior_sd[free] ** 2))
-    return Estimate(values, full, held)
+    full[np.ix_(free, free)] = _posterior(last, values, free, np.diag(1 / prior_sd[free] ** 2))
+    full[np.ix_(kept, kept)] += _jackknife(last, values, kept, np.diag(1 / prior_sd[kept] ** 2))
+    return Estimate(values, errors, full, held)
 
 
 def fit_kept(
@@ -123,7 +132,7 @@ def fit_kept(
         now = equations(values)
         if moved.max(initial=0.0) < 1e-6:
             break
-    return values, _jackknife(now, values, kept, precision), now
+    return values, _covariance(now, values, kept, precision), now
 
 
 def _noise(residuals: Floats, group: Ints) -> Floats:
@@ -149,27 +158,36 @@ def robust_cost(equations: Equations, values: Floats, reference: Equations, refe
     return float(np.where(far < THRESHOLD_SD, far**2 / 2, THRESHOLD_SD * (far - THRESHOLD_SD / 2)).sum())
 
 
+def _posterior(equations: Equations, values: Floats, kept: list[int], precision: Floats) -> Floats:
+    """Covariance with independent noise, [kept, kept]."""
+    weights, design = _weights(equations, values), equations.design[:, kept]
+    return np.asarray(np.linalg.inv(design.T @ (weights[:, None] * design) + precision), dtype=np.float64)
+
+
 def _jackknife(equations: Equations, values: Floats, kept: list[int], precision: Floats) -> Floats:
-    """Covariance that allows for noise dependent within clusters: the fit without each of them in turn.
+    """Covariance with noise that is dependent within clusters, [kept, kept]: the fit without each of them in turn.
 
     Efron and Stein, Annals of Statistics 9, 1981; of the estimators for few clusters the one that errs on the safe side
-    (MacKinnon, Nielsen and Webb, Journal of Econometrics 232, 2023). What the prior leaves open is added, and the
-    result is never below what independent noise gives.
+    (MacKinnon, Nielsen and Webb, Journal of Econometrics 232, 2023).
     """
     weights, design = _weights(equations, values), equations.design[:, kept]
     weighted = weights[:, None] * design
     information = design.T @ weighted + precision
-    inverse = np.linalg.inv(information)
     off = equations.target - equations.design @ values
     moved = []
     for cluster in np.unique(equations.cluster):
         own = equations.cluster == cluster
         without = information - design[own].T @ weighted[own]
         moved.append(np.linalg.solve(without, -weighted[own].T @ off[own]))
-    n = len(moved)
-    covariance: Floats = inverse @ precision @ inverse
-    covariance = covariance + np.cov(np.array(moved).T, bias=True).reshape(len(kept), len(kept)) * (n - 1)
-    larger = np.sqrt(np.maximum(np.diag(inverse) / np.maximum(np.diag(covariance), 1e-300), 1.0))
+    covariance: Floats = np.cov(np.array(moved).T, bias=True).reshape(len(kept), len(kept)) * (len(moved) - 1)
+    return covariance
+
+
+def _covariance(equations: Equations, values: Floats, kept: list[int], precision: Floats) -> Floats:
+    """Covariance of a fit: the jackknife's and what the prior leaves open, never below what independent noise gives."""
+    posterior = _posterior(equations, values, kept, precision)
+    covariance = _jackknife(equations, values, kept, precision) + posterior @ precision @ posterior
+    larger = np.sqrt(np.maximum(np.diag(posterior) / np.maximum(np.diag(covariance), 1e-300), 1.0))
     covariance *= np.outer(larger, larger)
     return covariance
 

@@ -6,14 +6,16 @@
 
 No coefficient is below 0, so that time grows with every quantity, and with tokens the faster the more there are: flat
 where weights are read, steeper where they are computed with. Each one's prior is 0, with the standard deviation at
-which it alone would make the mean step at the largest quantity seen. What the data leave open of the coefficients
-therefore makes a prediction the less sure, the further its steps are from those that were fitted.
+which it alone would make a long step of the largest quantity seen. What the data leave open of the coefficients
+therefore makes a prediction the less sure, the further its steps are from those that were fitted. Beyond the largest
+step seen each quantity may also cost more or less than inside: three further coefficients, which are 0 and never told,
+but as unsure as half of what a unit of the quantity costs at the edge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -28,6 +30,17 @@ from traces.steps import Floats
 
 KNOTS = (16, 64, 256, 1024, 4096)
 """Tokens beyond which a token may take longer; those that the data do not straddle are left out."""
+
+LONG = 0.99
+"""Quantile of the steps' times that is a long step's, and of their size that is at the edge."""
+
+BEYOND = ("beyond_tokens_s", "beyond_requests_s", "beyond_kv_tokens_s")
+"""Coefficients of what lies beyond the largest step seen, on each of these axes."""
+
+EDGE_AXES = ("tokens per step", "requests per step", "KV tokens per step")
+
+UNSURE_BEYOND = 0.5
+"""How far a unit beyond the edge may cost more or less, as a share of its average cost at the edge."""
 
 FEWEST_BESIDE = 10
 """Steps on either side of a knot, at least; also a two-hundredth of them."""
@@ -48,55 +61,87 @@ class Unpriced:
         return ()
 
 
-def names(knots: Sequence[int]) -> tuple[str, ...]:
-    """Of the coefficients."""
-    beyond = (f"token_beyond_{knot}_s" for knot in knots)
-    return ("step_s", "request_s", "prefill_step_s", "token_s", *beyond, "pair_s", "kv_token_s")
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Where the cost of a step may bend.
+
+    Attributes:
+        knots: tokens at which the cost of a token may change.
+        edges: largest tokens, requests and KV tokens of a step that was fitted.
+    """
+
+    knots: tuple[int, ...]
+    edges: tuple[float, float, float]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the coefficients."""
+        beyond = (f"token_beyond_{knot}_s" for knot in self.knots)
+        return ("step_s", "request_s", "prefill_step_s", "token_s", *beyond, "pair_s", "kv_token_s", *BEYOND)
 
 
-def whole_step_terms(plan: StepPlan, _: StepCost, *, knots: Sequence[int]) -> tuple[Terms, Terms]:
+def whole_step_terms(plan: StepPlan, _: StepCost, *, shape: Shape) -> tuple[Terms, Terms]:
     """A plan's quantities by the coefficient that they go with, [repeat] where repeats differ; none is the host's.
 
     Of ranks that step together, each quantity is the largest of any.
     """
-    each = [_quantities(one, plan.repeat, knots) for one in (plan, *plan.alongside)]
+    each = [_quantities(one, plan.repeat, shape) for one in (plan, *plan.alongside)]
     largest = np.max(np.stack(each), axis=0)
-    return dict(zip(names(knots), largest.T, strict=True)), {}
+    return dict(zip(shape.names, largest.T, strict=True)), {}
 
 
-def _quantities(plan: StepPlan, repeat: int, knots: Sequence[int]) -> Floats:
+def _quantities(plan: StepPlan, repeat: int, shape: Shape) -> Floats:
     """[repeat, k]"""
     fixed = [1.0, plan.n_requests, float(bool(plan.chunks)), plan.n_tokens]
-    fixed += [max(plan.n_tokens - knot, 0) for knot in knots]
+    fixed += [max(plan.n_tokens - knot, 0) for knot in shape.knots]
     fixed += [sum(chunk.work for chunk in plan.chunks)]
     kv = plan.decode_kv_sum + np.arange(repeat) * plan.n_decode + sum(chunk.computed_tokens for chunk in plan.chunks)
-    return np.column_stack([np.tile(np.array(fixed, dtype=np.float64), (repeat, 1)), kv])
+    tokens, requests, kv_tokens = shape.edges
+    beyond = [max(plan.n_tokens - tokens, 0.0), max(plan.n_requests - requests, 0.0)]
+    rows = np.tile(np.array([*fixed, 0.0, *beyond], dtype=np.float64), (repeat, 1))
+    rows[:, len(fixed)] = kv
+    return np.column_stack([rows, np.maximum(kv - kv_tokens, 0.0)])
 
 
-def basis_of(knots: Sequence[int], prior_sd: Sequence[float]) -> Basis:
+def basis_of(shape: Shape, prior_sd: Sequence[float]) -> Basis:
     """The coefficients of a whole-step model. Raises InputError when their priors are not as many."""
-    if len(names(knots)) != len(prior_sd):
-        raise InputError(field="parameters", found=len(prior_sd), accepted=", ".join(names(knots)))
-    parameters = [Parameter(name, "s", 0.0, sd, "", 0.0) for name, sd in zip(names(knots), prior_sd, strict=True)]
-    return Basis(tuple(parameters), partial(whole_step_terms, knots=tuple(knots)))
+    if len(shape.names) != len(prior_sd):
+        raise InputError(field="parameters", found=len(prior_sd), accepted=", ".join(shape.names))
+    least = (-np.inf if name in BEYOND else 0.0 for name in shape.names)
+    parameters = [
+        Parameter(name, "s", 0.0, sd, "", low) for name, sd, low in zip(shape.names, prior_sd, least, strict=True)
+    ]
+    return Basis(tuple(parameters), partial(whole_step_terms, shape=shape))
 
 
-EVERY = basis_of(KNOTS, [1.0] * len(names(KNOTS)))
-"""All coefficients that there can be, before any data."""
-
-
-def whole_step_basis(steps: Sequence[Priced]) -> tuple[Basis, tuple[int, ...]]:
-    """The coefficients that steps, priced by `EVERY`, could tell, with their priors; and the knots."""
-    tokens = np.concatenate([part.axes[:, AXES.index("tokens per step")] for part in steps])
+def whole_step_basis(steps: Sequence[Priced]) -> tuple[Basis, Shape]:
+    """The coefficients that steps could tell, with their priors. The steps are priced by `EVERY`."""
+    cycle_s = np.concatenate([part.cycle_s for part in steps])
+    places = np.concatenate([part.axes for part in steps]).astype(np.float64)
+    tokens = places[:, AXES.index("tokens per step")]
     least = max(FEWEST_BESIDE, len(tokens) // 200)
     knots = tuple(k for k in KNOTS if min(int((tokens <= k).sum()), int((tokens > k).sum())) >= least)
-    mean_s = float(np.concatenate([part.cycle_s for part in steps]).mean())
+    columns = [places[:, AXES.index(name)] for name in EDGE_AXES]
+    shape = Shape(knots, edges_of({name: (0.0, float(c.max())) for name, c in zip(EDGE_AXES, columns, strict=True)}))
     seen = np.concatenate([part.on_device for part in steps]).max(axis=0)
     largest = dict(zip(EVERY.names, np.maximum(seen, 1.0).tolist(), strict=True))
-    return basis_of(knots, [mean_s / largest[name] for name in names(knots)]), knots
+    long_s = float(np.quantile(cycle_s, LONG))
+    prior_sd = {name: long_s / largest[name] for name in shape.names}
+    for name, column in zip(BEYOND, columns, strict=True):
+        at_edge = column >= np.quantile(column, LONG)
+        prior_sd[name] = UNSURE_BEYOND * float(np.median(cycle_s[at_edge])) / max(float(column.max()), 1.0)
+    return basis_of(shape, [prior_sd[name] for name in shape.names]), shape
 
 
-def narrowed(steps: Priced, basis: Basis) -> Priced:
-    """Steps priced by `EVERY` with the columns of one basis only."""
-    own = [EVERY.names.index(name) for name in basis.names]
-    return replace(steps, on_device=steps.on_device[:, own], on_host=steps.on_host[:, own])
+def edges_of(ranges: Mapping[str, tuple[float, float]]) -> tuple[float, float, float]:
+    """The edges out of the ranges of fitted steps. Raises InputError when one is missing."""
+    if missing := [name for name in EDGE_AXES if name not in ranges]:
+        raise InputError("is missing", field=f"ranges.{missing[0]}")
+    tokens, requests, kv_tokens = (ranges[name][1] for name in EDGE_AXES)
+    return tokens, requests, kv_tokens
+
+
+NO_EDGES = Shape(KNOTS, (np.inf, np.inf, np.inf))
+
+EVERY = basis_of(NO_EDGES, [1.0] * len(NO_EDGES.names))
+"""All coefficients that there can be, before any data."""

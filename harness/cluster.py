@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from harness.scenario import Scenario
+from harness.scenario import Routing, Scenario, VLLMVersion
 from simulator.engine import Role
 from simulator.experts import Mode
 from simulator.fleet import Autoscaling, Failure
+from simulator.handover import KVTransfer
 from simulator.options import EngineOptions
 from simulator.topology import FabricFile, InterNodeFile, NodeFile, Place, Topology, TopologyFile
 from traces.decoding import Document, read_document
@@ -51,6 +52,9 @@ class InstanceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         enable_expert_parallel: each device of an engine holds whole experts, and not a part of each.
         experts: how a mixture of experts is used.
         node: node that they stand on, counted from 0; engines on different nodes reach each other over `inter_node`.
+        scheduling_order: a user's own order of requests, as `module:Class` (`simulator.policies`).
+        cache_eviction: a user's own rule of what the prefix cache evicts, as `module:Class`.
+        engine_version: vLLM's version whose rules these engines follow, over the scenario's.
         engine: options of these engines, over those of the scenario.
     """
 
@@ -64,6 +68,9 @@ class InstanceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enable_expert_parallel: bool = False
     experts: ExpertsFile = ExpertsFile()
     node: Annotated[int, msgspec.Meta(ge=0)] = 0
+    scheduling_order: str | None = None
+    cache_eviction: str | None = None
+    engine_version: VLLMVersion | None = None
     engine: EngineOptions = EngineOptions()
 
 
@@ -75,14 +82,16 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         routing: by which rule a request finds its engine (`simulator.routing`).
         fabric: what ties the devices of a node together; needed where a model is spread over them, or KV is sent.
         inter_node: what ties nodes together; needed where there are several.
+        kv_transfer: how KV goes from prefill to decode engines.
         failures: of engines.
         autoscaling: of the engines; None: all are in use all the time.
     """
 
     instances: Annotated[tuple[InstanceFile, ...], msgspec.Meta(min_length=1)]
-    routing: str = "round_robin"
+    routing: Routing = "round_robin"
     fabric: FabricFile | None = None
     inter_node: InterNodeFile | None = None
+    kv_transfer: KVTransfer = KVTransfer()
     failures: tuple[Failure, ...] = ()
     autoscaling: Autoscaling | None = None
 
@@ -104,6 +113,8 @@ class InstanceSpec:
         tensor_parallel_size, pipeline_parallel_size, data_parallel_size, enable_expert_parallel: as vLLM's.
         nodes: node of each data-parallel rank of the first engine.
         experts: how a mixture of experts is used.
+        scheduling_order, cache_eviction: a user's own, as `module:Class`; None: vLLM's.
+        engine_version: vLLM's version whose rules they follow; None: the scenario's.
     """
 
     model: str
@@ -121,6 +132,9 @@ class InstanceSpec:
     enable_expert_parallel: bool = False
     nodes: tuple[int, ...] = (0,)
     experts: ExpertsFile = field(default_factory=ExpertsFile)
+    scheduling_order: str | None = None
+    cache_eviction: str | None = None
+    engine_version: str | None = None
 
     def place_of(self, name: str | None) -> tuple[Path, int | None]:
         """File and line where its model or device stands; where it begins for anything else."""
@@ -148,6 +162,7 @@ class ClusterSpec:
         routing: by which rule a request finds its engine.
         fabric: what ties the devices of a node together; None: not said.
         inter_node: what ties nodes together; None: not said.
+        kv_transfer: how KV goes from prefill to decode engines.
         failures: of engines.
         autoscaling: of the engines; None: all are in use all the time.
         notes: what the description states that no prediction uses.
@@ -155,9 +170,10 @@ class ClusterSpec:
 
     instances: tuple[InstanceSpec, ...]
     document: Document
-    routing: str = "round_robin"
+    routing: Routing = "round_robin"
     fabric: FabricFile | None = None
     inter_node: InterNodeFile | None = None
+    kv_transfer: KVTransfer = field(default_factory=KVTransfer)
     failures: tuple[Failure, ...] = ()
     autoscaling: Autoscaling | None = None
     notes: tuple[str, ...] = ()
@@ -233,6 +249,9 @@ def read_own_cluster(document: Document) -> ClusterSpec:
             enable_expert_parallel=instance.enable_expert_parallel,
             nodes=(instance.node,) * instance.data_parallel_size,
             experts=instance.experts,
+            scheduling_order=instance.scheduling_order,
+            cache_eviction=instance.cache_eviction,
+            engine_version=instance.engine_version,
         )
         kinds.append(spec)
     roles = {spec.role for spec in kinds}
@@ -243,5 +262,12 @@ def read_own_cluster(document: Document) -> ClusterSpec:
         if role in roles and other not in roles:
             raise document.error(["instances"], f"has engines of role {role} and none of role {other}")
     return ClusterSpec(
-        tuple(kinds), document, file.routing, file.fabric, file.inter_node, file.failures, file.autoscaling
+        tuple(kinds),
+        document,
+        file.routing,
+        file.fabric,
+        file.inter_node,
+        file.kv_transfer,
+        file.failures,
+        file.autoscaling,
     )

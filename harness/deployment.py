@@ -16,7 +16,7 @@ from harness.calibrated import Calibrated, calibrated
 from harness.cluster import ClusterSpec, InstanceSpec, cluster_document, place, read_own_cluster
 from harness.llmservingsim_cluster import read_llmservingsim_cluster
 from harness.partitioning import experts_of, partition_of, talk_of
-from harness.scenario import Scenario
+from harness.scenario import Routing, Scenario
 from profiles.catalog import find_device, find_model, find_profile, with_bundled
 from profiles.model import ModelSpec, model_of
 from profiles.profile import Profile
@@ -137,15 +137,15 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None, calibration:
         *spec.notes,
         *(note for kind, one in zip(kinds, made, strict=True) for note in kind.asked.notes + one.notes),
     ]
-    routing = scenario.file.routing or spec.routing
     engines = tuple(engine for one in made for engine in one.engines)
     fitted = made[0].fitted
     return Deployment(
         Cluster(
             engines,
-            routing,
+            *_routing(scenario.file.routing or spec.routing),
             scenario.file.seed,
             placed.topology,
+            spec.kv_transfer,
             deadline_s=scenario.file.deadline_s,
             concurrency=scenario.file.concurrency,
             think_s=scenario.file.think_s,
@@ -158,6 +158,17 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None, calibration:
         fitted.front_end,
         fitted.calibration,
     )
+
+
+def _routing(said: Routing) -> tuple[str, dict[str, Any]]:
+    """The router's name and its options. Raises InputError for a mapping without a name."""
+    if isinstance(said, str):
+        return said, {}
+    options = dict(said)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise InputError(field="routing.name", found=name, accepted="a router's name, its options beside it")
+    return name, options
 
 
 def _kind(asked: EngineAsked) -> _Kind:
@@ -221,6 +232,9 @@ def _engines(
         pipeline_parallel_size=spec.pipeline_parallel_size,
         role=spec.role,
         kv_bytes_per_token=model.kv_bytes_per_token(kv_dtype),
+        num_layers=model.num_layers,
+        scheduling_order=spec.scheduling_order,
+        cache_eviction=spec.cache_eviction,
     )
     return _Engines(tuple(replace(engine, places=own) for own in places), (*notes, *fitted.notes), fitted)
 
@@ -244,7 +258,7 @@ def _asked(scenario: Scenario, spec: InstanceSpec, measured: CaptureMeta | None)
     said = {name: value for name, value in {**scenario.said_options, **spec.said_options}.items() if value is not None}
     notes: list[str] = []
     mismatches: list[str] = []
-    version = version_of(scenario.file.engine_version)
+    version = version_of(spec.engine_version or scenario.file.engine_version)
     if measured is not None:
         agreement = agree(said, spec, measured, folders)
         said = {**agreement.taken, **said}

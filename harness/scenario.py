@@ -25,6 +25,10 @@ VLLMVersion = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+(\.\w+)*$")]
 """A version in quotes, such as "0.26" or "0.26.0": without them YAML reads a number, and 0.30 as 0.3."""
 
 
+Routing = Text | dict[str, Any]
+"""A router's name; or a mapping with its `name`, and its options beside it."""
+
+
 class OverheadFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Measured time of a step beside its operators, as `simulator.step_time.Overhead`; it must name its source."""
 
@@ -65,7 +69,7 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: EngineOptions = EngineOptions()
     engine_version: VLLMVersion | None = None
     scheduler: SchedulerKind = "native"
-    routing: Text | None = None
+    routing: Routing | None = None
     deadline_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
     concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
     think_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0

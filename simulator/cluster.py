@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from simulator.engine import Engine
 from simulator.fleet import Autoscaling, Failure
-from simulator.handover import Handover
+from simulator.handover import Handover, KVTransfer
 from simulator.instance import Instance, Tell
+from simulator.plan import StepPlan
 from simulator.rank import Arrival, Part, Rank
 from simulator.request import Request, RequestStatus
 from simulator.routing import Router, new_router
-from simulator.scheduler import Scheduler
 from simulator.sessions import Sessions
 from simulator.topology import Place, Topology
 from traces.errors import InputError
+from traces.steps import Floats
 from traces.trace import Trace, TraceRow
 
 
@@ -37,8 +39,10 @@ class Cluster:
     Attributes:
         engines: at least one; all of role `both`, or some of `prefill` and some of `decode`.
         routing: by which rule a request's rank is chosen: a name of `simulator.routing`, or a class as `module:Class`.
+        routing_options: of the router, by name.
         seed: of whatever is drawn.
         topology: links between devices; needed where KV is sent from prefill to decode engines.
+        kv_transfer: how it is sent.
         deadline_s: from a request's arrival until its client gives it up; None: never.
         concurrency: seats of a closed loop, which send their next request when their last has ended; None: open loop.
         think_s: from a seat's last end to its next request.
@@ -48,8 +52,10 @@ class Cluster:
 
     engines: tuple[Engine, ...]
     routing: str = "round_robin"
+    routing_options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     topology: Topology | None = None
+    kv_transfer: KVTransfer = field(default_factory=KVTransfer)
     deadline_s: float | None = None
     concurrency: int | None = None
     think_s: float = 0.0
@@ -97,6 +103,7 @@ class Service:
                 fast_forward=fast_forward,
                 on_finish=self._on_finish(engine),
                 on_reserve=self._reserved if engine.role == "decode" else None,
+                on_plan=self._planned if engine.role == "prefill" else None,
             )
             self._instance_of.update((rank.number, len(self.instances)) for rank in ranks)
             each = len(engine.places) // engine.ranks
@@ -105,11 +112,10 @@ class Service:
             self.ranks += ranks
             self.instances.append(instance)
         self.handover = self._new_handover(cluster)
+        name, options = cluster.routing, cluster.routing_options
         first = pools["prefill" if self.handover else "both"]
-        self._first = Pool(first, new_router(cluster.routing, seed=cluster.seed))
-        self._second = Pool(pools.get("decode", []), new_router(cluster.routing, seed=cluster.seed + 1))
-        # Requests whose prompt is computed, by index, until a decode rank has reserved blocks for its KV.
-        self._prompts: dict[int, tuple[Rank, Request]] = {}
+        self._first = Pool(first, new_router(name, seed=cluster.seed, options=options))
+        self._second = Pool(pools.get("decode", []), new_router(name, seed=cluster.seed + 1, options=options))
         # What happens at a set time, with a number that keeps the order of equal times.
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._n_events = 0
@@ -130,6 +136,10 @@ class Service:
         if scaling is not None and scaling.min_instances > len(self.instances):
             accepted = f"at most {len(self.instances)} instances"
             raise InputError(field="autoscaling.min_instances", found=scaling.min_instances, accepted=accepted)
+        sizes = {rank.block_size for rank in self.ranks}
+        if cluster.routing == "prefix_aware" and len(sizes) > 1:
+            found = ", ".join(str(size) for size in sorted(sizes))
+            raise InputError(field="block_size", found=found, accepted="one size for all behind prefix_aware")
         if cluster.is_disaggregated and (self._failures or scaling is not None):
             field = "failures" if self._failures else "autoscaling"
             raise InputError("is not modelled where prefill and decode are apart", field=field)
@@ -146,7 +156,15 @@ class Service:
         if len(kv_bytes) > 1:
             accepted = "prefill and decode engines of one model and one kv_cache_dtype"
             raise InputError("KV of one cannot be read by the other", field="instances", accepted=accepted)
-        return Handover(cluster.topology, self._places, kv_bytes.pop())
+        layers = max(engine.num_layers for engine in cluster.engines)
+        return Handover(
+            cluster.topology,
+            self._places,
+            kv_bytes.pop(),
+            cluster.kv_transfer,
+            num_layers=layers,
+            seed=cluster.seed,
+        )
 
     def run(self) -> None:
         """Serve the whole trace. Raises EngineError when a request can never go on, and says which."""
@@ -168,8 +186,10 @@ class Service:
         if len(self.ranks) > 1:
             notes.append(f"{len(self.ranks)} instances, requests routed by {self._routing}")
         if self.handover is not None:
-            sent = f"{self.handover.n_bytes / 1e9:.3f} GB of KV of {self.handover.n_transfers} prompts"
+            sent = f"{self.handover.n_bytes / 1e9:.3f} GB of KV of {self.handover.n_prompts} prompts"
             notes.append(f"{sent} sent from prefill to decode instances")
+            if self.handover.n_lost:
+                notes.append(f"KV of {self.handover.n_lost} prompts was lost on the way, and computed again")
         if self._failures:
             notes.append(f"{len(self._failures)} failures of instances; {self._n_sent_again} requests sent again")
         if self._autoscaling is not None:
@@ -188,9 +208,17 @@ class Service:
         rank = self._first.choose(row, self._hashes(row, self._first.ranks[0]), time_s)
         part = Part.WHOLE
         if self.handover is not None:
+            # What leaves as it is computed must know where to go.
+            target = self._second_rank(index, time_s) if self.handover.is_layer_by_layer else None
+            self.handover.begin(index, rank, target)
             row, part = msgspec.structs.replace(row, output_tokens=1), Part.PROMPT
         rank.submit(Arrival(time_s, row, index, self._hashes(row, rank), part, self._until_s(index)))
         return rank
+
+    def _second_rank(self, index: int, time_s: float) -> Rank:
+        """The decode rank that the router chooses for a request."""
+        row = self._trace.rows[index]
+        return self._second.choose(row, self._hashes(row, self._second.ranks[0]), time_s)
 
     def _until_s(self, index: int) -> float:
         """When the client of a request gives it up."""
@@ -339,42 +367,53 @@ class Service:
 
     # -- from prefill to decode --------------------------------------------------------------------------------
 
+    def _planned(self, plan: StepPlan, scheduled_s: Floats, end_s: Floats) -> None:
+        """A prefill rank runs a plan: what it computes can leave."""
+        if self.handover is not None and self.handover.is_layer_by_layer:
+            self.handover.planned(plan, scheduled_s, end_s)
+
     def _prefilled(self, rank: Rank, request: Request, time_s: float) -> None:
-        """A prompt is computed, or was refused: what comes of it is the decode ranks' concern, or nobody's."""
+        """A prompt is computed, or was refused or given up: what comes of it concerns a decode rank, or nobody."""
+        assert self.handover is not None
         if request.status is not RequestStatus.FINISHED:
+            self.handover.drop(request)
             self._finished(rank, request, time_s)
         else:
             self._at(time_s, partial(self._go_on, rank, request))
 
     def _go_on(self, rank: Rank, request: Request, time_s: float) -> None:
-        """Send a request whose prompt is computed to a decode rank."""
-        row = self._trace.rows[request.index]
-        target = self._second.choose(row, self._hashes(row, self._second.ranks[0]), time_s)
-        self._prompts[request.index] = rank, request
-        hashes, until_s = self._hashes(row, target), self._until_s(request.index)
-        target.submit(Arrival(time_s, row, request.index, hashes, Part.ANSWER, until_s))
-        self._wake(target, time_s)
-
-    def _reserved(self, rank: Rank, request: Request, time_s: float) -> None:
-        """A decode rank has reserved blocks: the KV can be sent."""
+        """Send a request whose prompt is computed to its decode rank."""
         assert self.handover is not None
-        self.handover.start(self._prompts.pop(request.index), (rank, request), time_s)
+        row = self._trace.rows[request.index]
+        target = self.handover.target(request.index) or self._second_rank(request.index, time_s)
+        is_kept = self.handover.computed(rank, request, target)
+        part = Part.ANSWER if is_kept else Part.WHOLE
+        hashes, until_s = self._hashes(row, target), self._until_s(request.index)
+        target.submit(Arrival(time_s, row, request.index, hashes, part, until_s))
+        self._wake(target, time_s)
+        if is_kept:
+            self._wake_all(self.handover.settle(request), time_s)
+
+    def _reserved(self, _: Rank, request: Request, time_s: float) -> None:
+        """A decode rank has reserved blocks: the KV can come."""
+        assert self.handover is not None
+        self.handover.reserved(request, time_s)
 
     def _answered(self, rank: Rank, request: Request, time_s: float) -> None:
-        """An answer is complete, or was refused, so that nobody will read the KV of its prompt."""
-        if request.index in self._prompts:
-            source, prompt = self._prompts.pop(request.index)
-            assert isinstance(source.scheduler, Scheduler)
-            source.scheduler.release(prompt)
+        """An answer is complete, or was refused or given up, so that nobody will read the KV of its prompt."""
+        assert self.handover is not None
+        if (source := self.handover.drop(request)) is not None:
             self._wake(source, time_s)
         self._finished(rank, request, time_s)
 
     def _receive(self, time_s: float) -> None:
         """Some KV has arrived, or moves faster or slower from now on."""
         assert self.handover is not None
-        for transfer in self.handover.advance(time_s):
-            self._wake(transfer.source[0], time_s)
-            self._wake(transfer.target[0], time_s)
+        self._wake_all(self.handover.advance(time_s), time_s)
+
+    def _wake_all(self, ranks: list[Rank], time_s: float) -> None:
+        for rank in ranks:
+            self._wake(rank, time_s)
 
 
 @dataclass(frozen=True, slots=True)

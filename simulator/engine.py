@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from simulator.options import EngineOptions
+from simulator.policies import new_eviction, new_order
 from simulator.rank import Rank
 from simulator.rules import OPTIONS_SINCE, REFERENCE_RULES, Rules
 from simulator.scheduling import SchedulerKind, new_scheduler
@@ -34,6 +35,9 @@ class Engine:
         role: what it does of a request: all, its prompt, or its answer.
         places: its devices, rank by rank, where it matters which they are.
         kv_bytes_per_token: keys and values of one token, over all layers and all devices of a rank.
+        num_layers: of the model, where KV leaves layer by layer.
+        scheduling_order: a user's own order of requests, as `module:Class`; None: the scheduling policy's.
+        cache_eviction: a user's own rule of what the prefix cache evicts, as `module:Class`; None: vLLM's.
     """
 
     model: str
@@ -49,6 +53,9 @@ class Engine:
     role: Role = "both"
     places: tuple[Place, ...] = ()
     kv_bytes_per_token: float = 0.0
+    num_layers: int = 1
+    scheduling_order: str | None = None
+    cache_eviction: str | None = None
 
     @property
     def steps_in_flight(self) -> int:
@@ -67,6 +74,8 @@ class Engine:
             max_model_len=self.max_model_len,
             rules=self.rules,
             pipelined=self.pipeline_parallel_size > 1,
+            order=None if self.scheduling_order is None else new_order(self.scheduling_order),
+            eviction=None if self.cache_eviction is None else new_eviction(self.cache_eviction),
         )
         return Rank(
             scheduler,

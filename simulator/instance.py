@@ -53,6 +53,7 @@ class Instance:
         fast_forward: bool = True,
         on_finish: Tell | None = None,
         on_reserve: Tell | None = None,
+        on_plan: Callable[[StepPlan, Floats, Floats], None] | None = None,
     ) -> None:
         """An engine at second 0, with nothing to do.
 
@@ -63,6 +64,7 @@ class Instance:
             fast_forward: run alike steps in one sweep.
             on_finish: told of requests that have ended, or were rejected.
             on_reserve: told of requests for whose KV, computed elsewhere, blocks were reserved.
+            on_plan: told of each rank's plan that is run, and when its steps are planned and end.
         """
         self.ranks = tuple(ranks)
         self.now_s = 0.0
@@ -71,7 +73,9 @@ class Instance:
         self._fast_forward = fast_forward
         self._on_finish = on_finish
         self._on_reserve = on_reserve
+        self._on_plan = on_plan
         self._in_flight: deque[_InFlight] = deque()
+        self._n_steps = 0
         # When each pipeline stage has passed its last batch on; one stage without pipeline parallelism.
         self._stage_free_s: list[float] = [0.0]
 
@@ -86,7 +90,8 @@ class Instance:
         planned = [(rank, plan) for rank in self.ranks if (plan := rank.scheduler.schedule(self.now_s)) is not None]
         sent_for = self._tell_reserved()
         if not planned:
-            return self._wait()
+            # KV that had arrived before blocks were reserved for it can be used at once.
+            return sent_for or self._wait()
         plan = planned[0][1] if len(self.ranks) == 1 else self._together(planned)
         cost = self._step_time.price(plan)
         scheduled_s, end_s = self._timed(cost)
@@ -134,7 +139,7 @@ class Instance:
         busy = {rank.number for rank, _ in planned}
         waits = any(rank.number not in busy and (rank.n_running or rank.scheduler.waiting) for rank in self.ranks)
         repeat = 1 if waits else min(plan.repeat for plan in plans)
-        return replace(plans[0], repeat=repeat, alongside=tuple(plans[1:]))
+        return replace(plans[0], first_step=self._n_steps, repeat=repeat, alongside=tuple(plans[1:]))
 
     def _wait(self) -> bool:
         """Nothing can be planned: go on to the end of the step under way, or else to the next arrival."""
@@ -181,9 +186,12 @@ class Instance:
     ) -> None:
         """Run the plan as many times as there are ends."""
         times = len(end_s)
+        self._n_steps += times
         self._step_time.count(plan, times)
         for rank, own in planned:
             rank.record.add(own, scheduled_s, end_s, rank.scheduler.repeat(own, times))
+            if self._on_plan is not None:
+                self._on_plan(own, scheduled_s, end_s)
         self.now_s = float(scheduled_s[-1] + cost.host_s[times - 1])
         if len(cost.stages) == 1:
             self._stage_free_s = [float(end_s[-1])]
@@ -192,7 +200,10 @@ class Instance:
         while len(self._in_flight) >= self._depth:
             self._finish_first()
         if self._in_flight and times > 1:
+            # Of a sweep only the last step is still under way; nobody ends in one before it.
             self.now_s = max(self.now_s, float(end_s[-2]))
+            for rank, last_step in last_steps:
+                rank.scheduler.finish(last_step - 1, self.now_s)
 
     def _finish_first(self) -> None:
         first = self._in_flight.popleft()

@@ -82,8 +82,9 @@ class KVCache:
         self.num_free -= count
         free = self._free
         while count:
-            entry, length = next(iter(free.items()))
+            entry = self._next_free()
             if isinstance(entry, int):
+                length = free[entry]
                 if length > count:
                     free[entry] = length - count
                     return
@@ -114,8 +115,16 @@ class KVCache:
         for block in reversed(blocks):
             block.ref_count -= 1
             if block.ref_count == 0:
-                self._free[block] = 1
-                self.num_free += 1
+                self._release(block)
+
+    def _release(self, block: Block) -> None:
+        """Nobody holds a findable block any more: it is the last to be reused."""
+        self._free[block] = 1
+        self.num_free += 1
+
+    def _next_free(self) -> Block | int:
+        """What is reused next: a findable block, or the number of a run of others."""
+        return next(iter(self._free))
 
     def forget(self) -> None:
         """Lose all content; every block must be free."""

@@ -27,6 +27,11 @@ class InstanceState(Protocol):
     """What a router can know of an instance."""
 
     @property
+    def number(self) -> int:
+        """Its own number, which it keeps when others go; no part of what it is doing."""
+        ...
+
+    @property
     def max_num_seqs(self) -> int:
         """Most requests that it runs at once."""
         ...
@@ -70,7 +75,7 @@ class Router(Protocol):
         Args:
             row: the request.
             hashes: identity of its full KV blocks, the prompt's first; () when it is not known.
-            instances: those to choose from, always in the same order.
+            instances: those to choose from, in order of their numbers.
             now_s: when it arrives; never earlier than at the call before.
         """
         ...
@@ -280,7 +285,7 @@ class SessionAffinity:
     """All requests of a session on one instance, by the session's name; those without a session in turn.
 
     By rendezvous hashing (Thaler and Ravishankar, IEEE/ACM Transactions on Networking 6(1), 1998): each instance
-    draws a number from the name and its own place, and the highest wins, so that a session moves only when its own
+    draws from the session's name and its own number, and the highest wins, so that a session moves only when its own
     instance goes, or to a new one.
     """
 
@@ -294,7 +299,8 @@ class SessionAffinity:
         if row.session_id is None:
             return self._others.choose(row, hashes, instances, now_s)
         name = row.session_id.encode()
-        return max(range(len(instances)), key=lambda i: blake2b(b"%d:%b" % (i, name), digest_size=8).digest())
+        drawn = [blake2b(b"%d:%b" % (instance.number, name), digest_size=8).digest() for instance in instances]
+        return drawn.index(max(drawn))
 
 
 class PrefixAware:

@@ -16,12 +16,14 @@ from bisect import insort
 from collections import deque
 from collections.abc import Collection, Sequence
 from itertools import compress
+from typing import Any
 
 import numpy as np
 
 from simulator.kv_cache import Block, BlockHash, KVCache
 from simulator.options import EngineOptions
 from simulator.plan import StepPlan, plan_of
+from simulator.policies import Eviction, Order, RankedKVCache
 from simulator.request import PromptKV, Request, RequestStatus, new_request
 from simulator.rules import REFERENCE_RULES, Rules
 from traces.steps import Ints
@@ -70,6 +72,8 @@ class Scheduler:
         max_model_len: int,
         rules: Rules = REFERENCE_RULES,
         pipelined: bool = False,
+        order: Order | None = None,
+        eviction: Eviction | None = None,
     ) -> None:
         """An engine's queues, empty.
 
@@ -80,22 +84,22 @@ class Scheduler:
             rules: of the vLLM version to follow.
             pipelined: steps are planned while others pass through pipeline stages: without asynchronous scheduling a
                 request that is due a token waits for it.
+            order: a user's own, in place of the scheduling policy's.
+            eviction: a user's own, in place of the least recently used.
         """
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.holding: list[Request] = []
         self.reserved: list[Request] = []
-        self.kv_cache = KVCache(
-            num_gpu_blocks,
-            prefix_caching=options.enable_prefix_caching,
-            unfinished_first=rules.unfinished_blocks_first,
-        )
+        self.kv_cache = _new_cache(options, num_gpu_blocks, rules, eviction)
         self._options = options
         self._pipelined = pipelined
         self._rules = rules
         self._max_model_len = max_model_len
         self._seats = min(options.max_num_seqs, options.max_num_active_seqs or options.max_num_seqs)
-        self._by_priority = options.scheduling_policy == "priority"
+        self._by_priority = options.scheduling_policy == "priority" or order is not None
+        self._order = order
+        self._key = _urgency if order is None else order.key
         # vLLM 0.32.0 v1/core/kv_cache_manager.py: of all blocks, the null block included.
         self._watermark_blocks = int(options.watermark * num_gpu_blocks)
         self._state: Ints = np.zeros((_ROWS, options.max_num_seqs), dtype=np.int64)
@@ -329,6 +333,8 @@ class Scheduler:
         """Place of the request to preempt: the one admitted last, or the one that the policy serves last."""
         if not self._by_priority:
             return len(self.running) - 1
+        if self._order is not None:
+            return max(range(len(self.running)), key=lambda i: self._key(self.running[i]))
         rows = [request.row for request in self.running]
         return max(range(len(rows)), key=lambda i: (rows[i].priority, rows[i].arrival_s))
 
@@ -366,14 +372,14 @@ class Scheduler:
     def _queue(self, request: Request) -> None:
         """Behind all that came before, or where the policy puts it."""
         if self._by_priority:
-            insort(self.waiting, request, key=_urgency)
+            insort(self.waiting, request, key=self._key)
         else:
             self.waiting.append(request)
 
     def _requeue(self, request: Request) -> None:
         """A preempted request goes to the front, or where the policy puts it."""
         if self._by_priority:
-            insort(self.waiting, request, key=_urgency)
+            insort(self.waiting, request, key=self._key)
         else:
             self.waiting.appendleft(request)
 
@@ -609,6 +615,13 @@ class Scheduler:
         self.running = list(compress(self.running, kept.tolist()))
 
 
-def _urgency(request: Request) -> tuple[int, float, str]:
+def _new_cache(options: EngineOptions, num_gpu_blocks: int, rules: Rules, eviction: Eviction | None) -> KVCache:
+    caching, unfinished_first = options.enable_prefix_caching, rules.unfinished_blocks_first
+    if eviction is None:
+        return KVCache(num_gpu_blocks, prefix_caching=caching, unfinished_first=unfinished_first)
+    return RankedKVCache(num_gpu_blocks, prefix_caching=caching, unfinished_first=unfinished_first, eviction=eviction)
+
+
+def _urgency(request: Request) -> tuple[Any, ...]:
     """Order of the priority policy: vLLM 0.32.0 v1/request.py, `Request.__lt__`."""
     return request.row.priority, request.row.arrival_s, request.row.request_id

@@ -9,6 +9,7 @@ from simulator.kv_cache import BlockHash
 from simulator.options import EngineOptions
 from simulator.oracle import Oracle
 from simulator.plan import StepPlan
+from simulator.policies import Eviction, Order
 from simulator.request import Request
 from simulator.rules import REFERENCE_RULES, Rules
 from simulator.scheduler import Scheduler
@@ -81,17 +82,19 @@ def new_scheduler(
     max_model_len: int,
     rules: Rules = REFERENCE_RULES,
     pipelined: bool = False,
+    order: Order | None = None,
+    eviction: Eviction | None = None,
 ) -> RequestScheduler:
     """A scheduler with empty queues and an empty KV cache.
 
     Raises EngineError when vLLM's is asked for, and vllm is not installed or refuses the options; InputError for
-    pipeline stages behind it.
+    pipeline stages or a user's own rules behind it.
     """
     match kind:
         case "vllm":
-            if pipelined:
-                accepted = "native with pipeline_parallel_size above 1"
-                raise InputError(field="scheduler", found=kind, accepted=accepted)
+            if pipelined or order is not None or eviction is not None:
+                what = "pipeline_parallel_size above 1" if pipelined else "an order or an eviction rule of one's own"
+                raise InputError(field="scheduler", found=kind, accepted=f"native with {what}")
             return Oracle(options, num_gpu_blocks=num_gpu_blocks, max_model_len=max_model_len)
         case "native":
             return Scheduler(
@@ -100,4 +103,6 @@ def new_scheduler(
                 max_model_len=max_model_len,
                 rules=rules,
                 pipelined=pipelined,
+                order=order,
+                eviction=eviction,
             )

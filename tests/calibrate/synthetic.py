@@ -64,11 +64,12 @@ def measured(
     way: FrontEnd = DIRECT,
     spread: float = 0.03,
     steps: bool = True,
+    step_time: StepTimeModel | None = None,
     **engine: Any,
 ) -> Subject:
-    """The subject with a synthetic capture: its engine with this residual, changed by `engine`."""
-    model = Noisy(CorrectedModel(subject.engine.step_time, values), seed, spread)
-    real = replace(subject.engine, step_time=model, **engine)
+    """The subject with a synthetic capture: its engine with this residual, or this step time, changed by `engine`."""
+    model = step_time or CorrectedModel(subject.engine.step_time, values)
+    real = replace(subject.engine, step_time=Noisy(model, seed, spread), **engine)
     capture = simulate_behind(way, subject.trace, real, record_batches=True, fast_forward=False).capture
     meta = msgspec.structs.replace(capture.meta, kind="measured", num_gpu_blocks=None)
     kept = capture.steps if steps else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -27,6 +28,7 @@ class Seen:
     kv_usage: float = 0.0
     block_size: int = 16
     cached: Sequence[int] = field(default_factory=tuple)
+    number: int = 0
 
     def cached_blocks(self, hashes: Sequence[int]) -> int:
         found = 0
@@ -125,9 +127,13 @@ def session(name: str | None) -> TraceRow:
     return TraceRow(request_id="r", arrival_s=0.0, prompt_tokens=64, output_tokens=8, session_id=name)
 
 
+def numbered(numbers: Iterable[int]) -> list[Seen]:
+    return [Seen(number=number) for number in numbers]
+
+
 def test_a_session_stays_where_it_is_and_sessions_spread() -> None:
     router = new_router("session_affinity")
-    instances = [Seen()] * 4
+    instances = numbered(range(4))
     where = {f"s{i}": router.choose(session(f"s{i}"), (), instances, 0.0) for i in range(400)}
     again = new_router("session_affinity")
     assert where == {name: again.choose(session(name), (), instances, 9.0) for name in where}
@@ -136,12 +142,17 @@ def test_a_session_stays_where_it_is_and_sessions_spread() -> None:
     assert not router.reads_state
 
 
-def test_a_new_instance_takes_sessions_and_moves_no_others() -> None:
+def test_sessions_move_only_to_a_new_instance_or_from_one_that_goes() -> None:
     router = new_router("session_affinity")
+
+    def where(name: str, numbers: Iterable[int]) -> int:
+        instances = numbered(numbers)
+        return instances[router.choose(session(name), (), instances, 0.0)].number
+
     for i in range(200):
-        before = router.choose(session(f"s{i}"), (), [Seen()] * 4, 0.0)
-        after = router.choose(session(f"s{i}"), (), [Seen()] * 5, 0.0)
-        assert after in (before, 4)
+        before, more, fewer = (where(f"s{i}", numbers) for numbers in (range(4), range(5), (0, 2, 3)))
+        assert more in (before, 4)
+        assert fewer == before or before == 1
 
 
 HASHES = (11, 12, 13, 14, 15)  # of a prompt of 64 tokens, four blocks, and one of the answer
@@ -213,8 +224,8 @@ def test_every_router_chooses_an_instance_and_repeats_itself(
 
 @pytest.mark.parametrize("name", [name for name in ROUTERS if not new_router(name).reads_state])
 def test_a_router_that_reads_no_state_is_given_none(name: str) -> None:
-    """It gets objects that have nothing to read."""
-    nothing = [object()] * 3
+    """It gets objects that have a number and nothing else to read."""
+    nothing = [SimpleNamespace(number=i) for i in range(3)]
     assert new_router(name).choose(session("a"), HASHES, nothing, 0.0) in range(3)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,80 @@
+"""Intervals hold what is measured about as often as they say, and widen with what is not known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+
+from calibrate.calibration import Calibration, Residuals, front_end_of
+from calibrate.fit import fit
+from calibrate.intervals import Intervals, intervals
+from calibrate.parameters import RESIDUAL
+from calibrate.pricing import corrected, serve
+from calibrate.split import parse_split
+from tests.calibrate.synthetic import TRUTH, WAY, bundled, measured
+from traces.metrics import requests
+
+
+def of(load: str, fitted: Calibration, floor: dict[str, float] | None = None) -> Intervals:
+    subject, values = bundled(load), fitted.values()
+    served = serve(subject.trace, corrected(subject.cluster, values, RESIDUAL), front_end_of(values), RESIDUAL)
+    return intervals(served, fitted, floor or {}, range(len(subject.trace.rows)), seed=0)
+
+
+def width(found: Intervals) -> float:
+    return float(np.mean(found.high["e2el_s"] - found.low["e2el_s"]))
+
+
+def test_intervals_hold_held_back_captures_about_as_often_as_they_say() -> None:
+    """Twelve recordings between which the engine's speed differs by 3 %: five are fitted, seven held back."""
+    rng = np.random.default_rng(0)
+    speeds = np.exp(rng.normal(0, 0.03, 12))
+    each = [
+        measured(bundled("light"), {"dense": TRUTH["dense"] * s, "attention": s, "per_request": s}, seed=i, way=WAY)
+        for i, s in enumerate(speeds.tolist())
+    ]
+    fitted = fit(each[:5], parse_split("all"))
+    found = of("light", fitted)
+    shares = []
+    for subject in each[5:]:
+        covered = found.coverage("e2el_s", requests(subject.measured.outcomes).e2el_s, range(90))
+        assert covered is not None
+        shares.append(covered[0])
+    assert 0.8 <= np.mean(shares) <= 0.98, shares
+
+
+def test_a_noise_floor_widens_them() -> None:
+    fitted = fit([measured(bundled("light"), TRUTH, seed=1, way=WAY)], parse_split("all"))
+    narrow, wide = of("light", fitted), of("light", fitted, {"e2el_s": 0.1})
+    assert width(wide) > 2 * width(narrow)
+    low, high = wide.statistics["e2el_s"]["mean"] or (0.0, 0.0)
+    assert 0.25 < (high - low) / (high + low) * 2 < 0.45  # 2 * 1.645 * 0.1 of the mean
+
+
+def test_what_the_fit_leaves_open_widens_them_where_it_matters() -> None:
+    fitted = fit([measured(bundled("light"), TRUTH, seed=1, way=WAY)], parse_split("all"))
+    place = fitted.covariance_of.index("attention")
+    opened = np.array(fitted.covariance)
+    opened[place, :] = opened[:, place] = 0.0
+    opened[place, place] = 0.3**2
+    unsure = msgspec.structs.replace(fitted, covariance=tuple(tuple(row) for row in opened.tolist()))
+    assert width(of("saturated", unsure)) > 1.5 * width(of("saturated", fitted))
+
+
+def test_without_residuals_and_doubt_they_close() -> None:
+    fitted = fit([measured(bundled("light"), TRUTH, seed=1, way=WAY)], parse_split("all"))
+    none = Residuals(90, 0.0, (0.0,) * 7, 0.0)
+    certain = msgspec.structs.replace(
+        fitted,
+        covariance=tuple((0.0,) * len(fitted.covariance_of) for _ in fitted.covariance_of),
+        residuals=dict.fromkeys(("ttft_s", "tpot_s", "e2el_s"), none),
+    )
+    assert width(of("light", certain)) < 1e-9
+
+
+def test_the_same_seed_gives_the_same_intervals() -> None:
+    fitted = fit([measured(bundled("light"), TRUTH, seed=1, way=WAY)], parse_split("all"))
+    assert np.array_equal(of("light", fitted).low["ttft_s"], of("light", fitted).low["ttft_s"], equal_nan=True)
+    assert replace(of("light", fitted)).statistics == of("light", fitted).statistics
