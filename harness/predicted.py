@@ -13,20 +13,39 @@ from calibrate.intervals import CONFIDENCE, LATENCIES, Intervals, intervals
 from calibrate.parameters import FRONT_END, RESIDUAL
 from calibrate.pricing import Served, serve
 from harness.deployment import Deployment
+from simulator.cluster import Cluster
 from simulator.front_end import simulate_behind
 from simulator.simulate import Simulation
 from traces.capture import Capture
+from traces.errors import InputError
 from traces.metrics import requests
 from traces.trace import Trace
 
 
 def run(deployment: Deployment, trace: Trace, *, explain: bool = False) -> tuple[Simulation, Served | None]:
     """Simulate; where there is a calibration or an explanation is wanted, keeping what the steps are made of."""
-    if deployment.calibration is None and not explain:
+    plain = _is_plain(deployment.cluster)
+    if explain and not plain:
+        accepted = "engines that do all of a request, without stages, failures or autoscaling"
+        raise InputError("errors are not explained in this version", field="--explain", accepted=accepted)
+    if (deployment.calibration is None and not explain) or not plain:
         return simulate_behind(deployment.front_end, trace, deployment.cluster), None
     basis = RESIDUAL if deployment.calibration is None else deployment.calibration.basis()
     served = serve(trace, deployment.cluster, deployment.front_end, basis)
     return served.simulation, served
+
+
+def _is_plain(cluster: Cluster) -> bool:
+    """Whether each request is served by one engine, and that by one step after another."""
+    stages = max(engine.pipeline_parallel_size for engine in cluster.engines)
+    return not (cluster.is_disaggregated or cluster.failures or cluster.autoscaling) and stages == 1
+
+
+def interval_notes(deployment: Deployment) -> list[str]:
+    """Why a calibrated simulation has no intervals."""
+    if deployment.calibration is None or _is_plain(deployment.cluster):
+        return []
+    return ["no intervals: prefill and decode apart, stages, failures or autoscaling are not carried through yet"]
 
 
 def predicted(

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from harness.deployment import located, with_run_notes
-from harness.predicted import predicted
+from harness.predicted import interval_notes, predicted
 from harness.predicted import run as simulate_deployed
 from harness.scenario import read_scenario
 from harness.unprofiled import deploy_calibrated
@@ -30,7 +30,9 @@ def simulate_scenario(scenario_path: Path, overrides: Sequence[str] = ()) -> tup
     with located(scenario):
         run, served = simulate_deployed(deployment, trace)
     simulated = time.perf_counter()
-    capture = Capture(with_run_notes(run.capture.meta, deployment), trace, run.capture.outcomes, run.capture.steps)
+    meta = with_run_notes(run.capture.meta, deployment)
+    meta = msgspec.structs.replace(meta, notes=(*meta.notes, *interval_notes(deployment)))
+    capture = Capture(meta, trace, run.capture.outcomes, run.capture.steps)
     figures = summary(capture)
     if served is not None and deployment.calibration is not None:
         ids = [outcome.request_id for outcome in capture.outcomes]

@@ -12,7 +12,7 @@ import msgspec
 from harness.calibrated import fitted_requests
 from harness.compare import Validation, compare, noise_floor, over_floor, scored_ids
 from harness.deployment import located, with_run_notes
-from harness.predicted import add_intervals, attributed, intervals_csv, predicted, run
+from harness.predicted import add_intervals, attributed, interval_notes, intervals_csv, predicted, run
 from harness.report import validation_report
 from harness.scenario import read_scenario
 from harness.unprofiled import deploy_calibrated
@@ -70,7 +70,12 @@ def validate(
     )
     result = compare(measured, twin, seed=scenario.file.seed, reasons=deployment.mismatches, unscored=unscored)
     result["fitted"] = {"n_requests": len(fitted), "scored": score_fitted and bool(fitted)}
-    result["notes"] = [*_fitted_notes(len(fitted), scored=score_fitted), *twin.meta.notes, *measured.meta.notes]
+    result["notes"] = [
+        *_fitted_notes(len(fitted), scored=score_fitted),
+        *interval_notes(deployment),
+        *twin.meta.notes,
+        *measured.meta.notes,
+    ]
     if recordings:
         result["noise_floor"] = noise_floor(measured, recordings, unscored)
         result["error_over_floor"] = over_floor(result["paired"], result["noise_floor"])

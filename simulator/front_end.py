@@ -14,7 +14,7 @@ import numpy as np
 from simulator.cluster import Cluster
 from simulator.engine import Engine
 from simulator.simulate import Simulation, simulate
-from traces.capture import Capture
+from traces.outcome import Outcome
 from traces.steps import Batches, Ints, Steps
 from traces.trace import Trace, TraceRow
 
@@ -51,26 +51,41 @@ def simulate_behind(
     fast_forward: bool = True,
     record_batches: bool = False,
 ) -> Simulation:
-    """As `simulate`, with the engines behind a front end. Raises what `simulate` raises."""
+    """As `simulate`, with the engines behind a front end. Raises what `simulate` raises.
+
+    A request that waits for another's end is seen later by its way. So is one that a seat of a closed loop sends, by
+    the mean way, but for the seat's first: the engine sees that at second 0.
+    """
     if front_end == DIRECT:
         return simulate(trace, cluster, fast_forward=fast_forward, record_batches=record_batches)
-    delays_s = [front_end.delay_s(row) for row in trace.rows]
-    seen = [
-        msgspec.structs.replace(row, arrival_s=row.arrival_s + delay_s)
-        for row, delay_s in zip(trace.rows, delays_s, strict=True)
-    ]
+    ways_s = [front_end.delay_s(row) for row in trace.rows]
+    if isinstance(cluster, Cluster) and cluster.concurrency is not None:
+        ways_s = [float(np.mean(ways_s))] * len(ways_s)
+        cluster = replace(cluster, think_s=cluster.think_s + ways_s[0])
+    seen = [_seen(row, way_s) for row, way_s in zip(trace.rows, ways_s, strict=True)]
     order = np.argsort([row.arrival_s for row in seen], kind="stable")
     behind = replace(trace, rows=tuple(seen[i] for i in order))
     run = simulate(behind, cluster, fast_forward=fast_forward, record_batches=record_batches)
     found = [run.capture.outcomes[i] for i in np.argsort(order)]
     outcomes = tuple(
-        msgspec.structs.replace(
-            outcome, arrival_s=row.arrival_s if row.delay_s is None else outcome.arrival_s - delay_s
-        )
-        for outcome, row, delay_s in zip(found, trace.rows, delays_s, strict=True)
+        _sent(outcome, row, before, way_s)
+        for outcome, row, before, way_s in zip(found, trace.rows, seen, ways_s, strict=True)
     )
     steps = None if run.capture.steps is None else _renumbered(run.capture.steps, order)
-    return replace(run, capture=Capture(run.capture.meta, trace, outcomes, steps, run.capture.series))
+    return replace(run, capture=replace(run.capture, trace=trace, outcomes=outcomes, steps=steps))
+
+
+def _seen(row: TraceRow, way_s: float) -> TraceRow:
+    """The row as the engine sees it."""
+    delay_s = None if row.delay_s is None else row.delay_s + way_s
+    return msgspec.structs.replace(row, arrival_s=row.arrival_s + way_s, delay_s=delay_s)
+
+
+def _sent(outcome: Outcome, row: TraceRow, seen: TraceRow, way_s: float) -> Outcome:
+    """The outcome with the time at which its request was sent: to the bit the row's where that says it."""
+    if outcome.arrival_s == seen.arrival_s:
+        return msgspec.structs.replace(outcome, arrival_s=row.arrival_s)
+    return msgspec.structs.replace(outcome, arrival_s=max(outcome.arrival_s - way_s, 0.0))
 
 
 def _renumbered(steps: Steps, order: Ints) -> Steps:

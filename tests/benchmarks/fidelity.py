@@ -8,7 +8,6 @@ where they are present.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -16,13 +15,11 @@ from typing import Any
 
 from harness.console import console, table
 from harness.demo import LOADS, bundled_validation
-from harness.show import import_profiles_to
 from harness.validate import validate
-from traces.capture import write_capture
-from traces.formats import import_capture, read_any_trace
 
-ROOT = Path(__file__).resolve().parents[2]
-GROUND_TRUTH = Path(os.environ.get("SERVETWIN_GROUND_TRUTH", ROOT.parent / "shared" / "ground-truth"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, `tests` is not on the path
+from tests.measured import GROUND_TRUTH, RUNS, SERIES, measured_run, series_error_of
+
 METRICS = ("ttft_s", "tpot_s", "e2el_s")
 
 
@@ -37,18 +34,6 @@ def row(name: str, result: dict[str, Any], floor: dict[str, Any] | None) -> tupl
     return tuple(cells)
 
 
-def ground_truth_case(work: Path) -> dict[str, Any]:
-    """RTX PRO 6000, Llama-3.1-8B, vLLM 0.19."""
-    case = GROUND_TRUTH / "vllm-0.19"
-    workload = case / "workloads" / "sharegpt-llama-3.1-8b-300-sps10.jsonl"
-    run = case / "bench" / "RTXPRO6000" / "Llama-3.1-8B"
-    import_profiles_to(case / "perf" / "RTXPRO6000" / "meta-llama", work / "profiles")
-    write_capture(import_capture(run, trace=read_any_trace(workload)), work / "capture")
-    scenario = f"trace: {workload}\ncluster: {run / 'cluster.json'}\nprofiles: [profiles]\n"
-    (work / "scenario.yaml").write_text(scenario)
-    return validate(work / "scenario.yaml", work / "capture").result
-
-
 def main() -> None:
     """Print the table."""
     rows = []
@@ -57,14 +42,19 @@ def main() -> None:
         rows.append(row(f"bundled {load}, 1st recording", validation.result, repeat.floor))
         rows.append(row(f"bundled {load}, 2nd recording", repeat.again, repeat.floor))
     if not GROUND_TRUTH.is_dir():
-        sys.stderr.write(f"no ground truth at {GROUND_TRUTH}: the GPU run is left out\n")
-    else:
+        sys.stderr.write(f"no ground truth at {GROUND_TRUTH}: the GPU runs are left out\n")
+    for name in RUNS if GROUND_TRUTH.is_dir() else ():
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(row("RTXPRO6000 Llama-3.1-8B", ground_truth_case(Path(folder)), None))
+            rows.append(row(name, validate(*measured_run(name, Path(folder))).result, None))
     columns = ["case", "requests"]
     for metric in ("TTFT", "TPOT", "E2EL"):
         columns += [f"{metric} paired", "mean", "floor"]
     console().print(table("Error with nothing fitted", [*columns, "simulate s"], rows))
+    if GROUND_TRUTH.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            errors = [(name, series_error_of(name, Path(folder))) for name in SERIES]
+        series = [(name, f"{error.mape:.2%}", str(error.n)) for name, error in errors]
+        console().print(table("Output tokens per second, A6000", ["load", "error", "seconds"], series))
 
 
 if __name__ == "__main__":

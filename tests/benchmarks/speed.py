@@ -17,11 +17,12 @@ import numpy as np
 
 from harness.console import console, table
 from harness.demo import LOADS, bundled_validation
+from harness.validate import validate
 from simulator.simulate import simulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, `tests` is not on the path
-from tests.benchmarks.fidelity import GROUND_TRUTH, ground_truth_case
 from tests.engines import LinearStepTime, engine, trace
+from tests.measured import GROUND_TRUTH, RUNS, measured_run
 
 
 def synthetic(n_requests: int) -> tuple[str, ...]:
@@ -55,10 +56,10 @@ def main() -> None:
     """Print the table."""
     rows = [validated(f"bundled {load}", bundled_validation(load)[0].result) for load in LOADS]
     if not GROUND_TRUTH.is_dir():
-        sys.stderr.write(f"no ground truth at {GROUND_TRUTH}: the GPU run is left out\n")
-    else:
+        sys.stderr.write(f"no ground truth at {GROUND_TRUTH}: the GPU runs are left out\n")
+    for name in RUNS if GROUND_TRUTH.is_dir() else ():
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(validated("RTXPRO6000 Llama-3.1-8B", ground_truth_case(Path(folder))))
+            rows.append(validated(name, validate(*measured_run(name, Path(folder))).result))
     rows += [synthetic(n) for n in (1000, 10_000)]
     columns = ["case", "requests", "steps", "sweeps", "load s", "simulate s", "total s", "requests per s simulated"]
     console().print(table("Cost of a simulation", columns, rows))

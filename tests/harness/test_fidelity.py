@@ -7,28 +7,34 @@ from pathlib import Path
 import pytest
 
 from harness.demo import LOADS, bundled_validation
-from harness.show import import_profiles_to
 from harness.validate import validate
-from traces.capture import write_capture
-from traces.formats import import_capture, read_any_trace
+from tests.measured import RUNS, SERIES, measured_run, series_error_of
+
+CEILINGS = {
+    "RTXPRO6000 Llama-3.1-8B": (0.085, 0.013, 0.0175),
+    "RTXPRO6000 Qwen3-30B-A3B DP2 x EP2": (0.14, 0.009, 0.008),
+}
+"""Paired error of TTFT, TPOT and E2EL; the reference simulator: 15.0, 1.5, 1.9 % and 31.7, 1.9, 2.2 %."""
+
+SERIES_CEILINGS = {"MD": 0.083, "SD+PC": 0.127, "PDD": 0.09, "SM": 0.129}
+"""Error per second; the reference simulator: 8.0, 10.9, 6.0 and 13.9 %."""
 
 
 @pytest.mark.ground_truth
-def test_a_gpu_run_with_nothing_fitted(ground_truth: Path, tmp_path: Path) -> None:
-    """RTX PRO 6000, Llama-3.1-8B, vLLM 0.19, 300 requests; the reference simulator: 15.0, 1.5 and 1.9 %."""
-    case = ground_truth / "vllm-0.19"
-    workload = case / "workloads" / "sharegpt-llama-3.1-8b-300-sps10.jsonl"
-    run = case / "bench" / "RTXPRO6000" / "Llama-3.1-8B"
-    import_profiles_to(case / "perf" / "RTXPRO6000" / "meta-llama", tmp_path / "profiles")
-    write_capture(import_capture(run, trace=read_any_trace(workload)), tmp_path / "capture")
-    scenario = f"trace: {workload}\ncluster: {run / 'cluster.json'}\nprofiles: [profiles]\n"
-    (tmp_path / "scenario.yaml").write_text(scenario)
-    result = validate(tmp_path / "scenario.yaml", tmp_path / "capture").result
+@pytest.mark.parametrize("name", RUNS)
+def test_a_gpu_run_with_nothing_fitted(ground_truth: Path, tmp_path: Path, name: str) -> None:
+    """vLLM 0.19, 300 requests, against true arrival."""
+    result = validate(*measured_run(name, tmp_path)).result
     assert result["valid"]
     assert result["n_scored"] == 300
-    assert result["paired"]["ttft_s"]["mape"] <= 0.085
-    assert result["paired"]["tpot_s"]["mape"] <= 0.013
-    assert result["paired"]["e2el_s"]["mape"] <= 0.0175
+    for metric, ceiling in zip(("ttft_s", "tpot_s", "e2el_s"), CEILINGS[name], strict=True):
+        assert result["paired"][metric]["mape"] <= ceiling
+
+
+@pytest.mark.ground_truth
+def test_throughput_by_the_second_with_nothing_fitted(ground_truth: Path, tmp_path: Path) -> None:
+    for name in SERIES:
+        assert series_error_of(name, tmp_path).mape <= SERIES_CEILINGS[name]
 
 
 @pytest.mark.parametrize("load", LOADS)

@@ -1,0 +1,68 @@
+"""The measured runs that are not part of the project, set up as scenarios and captures; nothing of them is fitted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from harness.show import import_profiles_to
+from harness.simulate import simulate_scenario
+from traces.capture import write_capture
+from traces.formats import import_capture, read_any_trace
+from traces.series import SeriesError, series_mape
+
+ROOT = Path(__file__).resolve().parents[1]
+GROUND_TRUTH = Path(os.environ.get("SERVETWIN_GROUND_TRUTH", ROOT.parent / "shared" / "ground-truth"))
+
+RUNS = {
+    "RTXPRO6000 Llama-3.1-8B": ("RTXPRO6000/Llama-3.1-8B", "sharegpt-llama-3.1-8b-300-sps10", "RTXPRO6000"),
+    "RTXPRO6000 Qwen3-30B-A3B DP2 x EP2": (
+        "RTXPRO6000/Qwen3-30B-A3B-Instruct-2507",
+        "sharegpt-qwen3-30b-a3b-300-sps10",
+        "RTXPRO6000",
+    ),
+}
+"""Requests measured one by one on vLLM 0.19: folder of the run, its workload, its device's profiles."""
+
+SERIES = ("MD", "SD+PC", "PDD", "SM")
+"""Throughput measured second by second on A6000s, vLLM 0.11 to 0.13: two instances, prefix caching, prefill and decode
+apart, experts.
+"""
+
+
+def measured_run(name: str, work: Path) -> tuple[Path, Path]:
+    """Scenario and capture of one of `RUNS`, written to `work`."""
+    folder, workload, device = RUNS[name]
+    case = GROUND_TRUTH / "vllm-0.19"
+    trace, run = case / "workloads" / f"{workload}.jsonl", case / "bench" / folder
+    import_profiles_to(case / "perf" / device, work / "profiles")
+    write_capture(import_capture(run, trace=read_any_trace(trace)), work / "capture")
+    (work / "scenario.yaml").write_text(f"trace: {trace}\ncluster: {run / 'cluster.json'}\nprofiles: [profiles]\n")
+    return work / "scenario.yaml", work / "capture"
+
+
+def series_error_of(name: str, work: Path) -> SeriesError:
+    """Error of the simulated output tokens per second of one of `SERIES`.
+
+    Options as the runs' description states them: eager, block size 16, max_num_batched_tokens 2048, prefix caching in
+    SD+PC alone, round robin. What it does not state is vLLM 0.11's default on these devices: max_num_seqs 256, no
+    asynchronous scheduling. The oldest rules known are those of 0.19.
+    """
+    case = GROUND_TRUTH / "ispass26"
+    model = "phi" if name == "SM" else "llama"
+    trace = case / "dataset" / f"sharegpt_req300_rate10_{model}.jsonl"
+    if not (work / "profiles").exists():
+        import_profiles_to(case / "perf", work / "profiles")
+    scenario = work / f"{name}.yaml"
+    scenario.write_text(
+        f"trace: {trace}\ncluster: {case / 'throughput' / 'A6000' / 'config' / f'{name}_config.json'}\n"
+        "profiles: [profiles]\nengine_version: '0.19'\n"
+        "engine: {max_num_seqs: 256, max_num_batched_tokens: 2048, enforce_eager: true, async_scheduling: false, "
+        f"enable_prefix_caching: {str(name == 'SD+PC').lower()}}}\n"
+    )
+    simulation, _ = simulate_scenario(scenario)
+    file = case / "throughput" / "A6000" / "reference" / f"{name}_throughput.tsv"
+    (series,) = import_capture(file, trace=read_any_trace(trace)).series.values()
+    error = series_mape(simulation.capture, series, "output_tokens_per_s")
+    assert error is not None
+    return error
