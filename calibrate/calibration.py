@@ -70,7 +70,7 @@ class Residuals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         n: steps, or requests.
         mean: signed.
-        quantiles: at `RESIDUAL_QUANTILES`.
+        quantiles: at `RESIDUAL_QUANTILES`, once the medians of tenths of each capture are made equal.
         common: standard deviation of what many have in common: of the medians of consecutive tenths of each capture
             beyond what chance explains, or of whole captures where several were fitted and differ by more. How far
             the engine itself wanders.
@@ -164,10 +164,12 @@ def front_end_of(values: Mapping[str, float]) -> FrontEnd:
 def residuals_of(captures: Sequence[Floats]) -> Residuals:
     """A summary of relative residuals, each capture's in order of time, [n] each."""
     whole = np.concatenate(captures)
-    common = max(_wander([part for part in np.array_split(capture, 10) if len(part)]) for capture in captures)
+    tenths = [[part for part in np.array_split(capture, 10) if len(part)] for capture in captures]
+    common = max(_wander(parts) for parts in tenths)
     if len(captures) > 1:
         common = max(common, _wander(captures) * float(np.sqrt(1 + 1 / len(captures))))
-    quantiles = tuple(float(q) for q in np.quantile(whole, RESIDUAL_QUANTILES))
+    own = np.concatenate([part - np.median(part) for parts in tenths for part in parts]) + np.median(whole)
+    quantiles = tuple(float(q) for q in np.quantile(own, RESIDUAL_QUANTILES))
     return Residuals(len(whole), float(whole.mean()), quantiles, common)
 
 

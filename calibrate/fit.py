@@ -19,8 +19,8 @@ from calibrate.calibration import (
 )
 from calibrate.fit_requests import Run, fit_requests
 from calibrate.fit_steps import fit_steps, held_in, relative_residuals
-from calibrate.front_end import fit_front_end, ways
-from calibrate.parameters import FRONT_END, RESIDUAL, Basis
+from calibrate.front_end import fit_front_end, front_end_prior, ways
+from calibrate.parameters import FRONT_END, RESIDUAL, Basis, Parameter
 from calibrate.pricing import Priced, Served, corrected, reprice, serve
 from calibrate.regression import Estimate
 from calibrate.split import Mask, Split
@@ -108,6 +108,7 @@ class _Fitted:
     ranges: dict[str, tuple[float, float]]
     residuals: dict[str, Residuals]
     knots: tuple[int, ...] = ()
+    front_end: tuple[Parameter, ...] = FRONT_END
     spread_s: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -136,7 +137,7 @@ def fit(subjects: Sequence[Subject], split: Split, source: Source = "auto") -> C
     fitted = _from_requests(chosen) if kind == "requests" else _from_steps(chosen, split, whole=kind == "whole-step")
     first = chosen[0][0]
     never = held_in(asynchronous=first.asynchronous) if fitted.basis is RESIDUAL else {}
-    values, parameters = fitted.values(), (*fitted.basis.parameters, *FRONT_END)
+    values, parameters = fitted.values(), (*fitted.basis.parameters, *fitted.front_end)
     unsure = [i for i, parameter in enumerate(parameters) if parameter.name not in never]
     covariance, errors, held = fitted.estimate.covariance, fitted.estimate.errors, fitted.estimate.held
     return Calibration(
@@ -249,13 +250,28 @@ def _ranges(steps: Sequence[Priced]) -> dict[str, tuple[float, float]]:
 
 def _from_requests(chosen: Chosen) -> _Fitted:
     runs = [Run(s.outcomes(mask), lambda values, s=s: s.simulate(values, RESIDUAL)) for s, mask in chosen]  # type: ignore[misc]
-    estimate, n_simulations = fit_requests(runs, RESIDUAL, asynchronous=chosen[0][0].asynchronous)
+    seen = [ways(subject.measured, mask) for subject, mask in chosen]
+    way, front_end, told = fit_front_end(seen), front_end_prior(seen), dict[str, str]()
+    if way.spread_s is not None:
+        front_end = tuple(replace(p, prior=v) for p, v in zip(FRONT_END, way.estimate.values.tolist(), strict=True))
+        told = {parameter.name: "told by queue stamps" for parameter in FRONT_END}
+    asynchronous, k = chosen[0][0].asynchronous, len(RESIDUAL.parameters)
+    estimate, n_simulations = fit_requests(runs, RESIDUAL, front_end, told, asynchronous=asynchronous)
+    if told:
+        estimate, front_end = _joined(_first(estimate, k, told), way.estimate), FRONT_END
     values = dict(zip((*RESIDUAL.names, *(p.name for p in FRONT_END)), estimate.values.tolist(), strict=True))
     steps = []
     for subject, mask in chosen:
         until_s = max((o.finish_s for o in subject.outcomes(mask) if o.finish_s is not None), default=np.inf)
         steps += [part.chosen(part.end_s <= until_s) for part in subject.simulate(values, RESIDUAL).priced]
-    return _Fitted(RESIDUAL, estimate, _ranges(steps), {}, notes=(f"{n_simulations} simulations of each capture",))
+    notes = (f"{n_simulations} simulations of each capture",)
+    return _Fitted(RESIDUAL, estimate, _ranges(steps), {}, front_end=front_end, spread_s=way.spread_s, notes=notes)
+
+
+def _first(estimate: Estimate, k: int, without: Mapping[str, str]) -> Estimate:
+    """The first k parameters of an estimate."""
+    held = {name: why for name, why in estimate.held.items() if name not in without}
+    return Estimate(estimate.values[:k], estimate.errors[:k], estimate.covariance[:k, :k], held)
 
 
 def _request_residuals(chosen: Chosen, values: Mapping[str, float], basis: Basis) -> dict[str, Residuals]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from calibrate.fit_steps import held_in
-from calibrate.parameters import FRONT_END, Basis, within
+from calibrate.parameters import Basis, Parameter, within
 from calibrate.pricing import Priced, Served, floors
 from calibrate.regression import Equations, Estimate, identify
 from calibrate.sensitivity import Sensitivity, sensitivity
@@ -57,17 +57,21 @@ class Run:
     simulate: Simulator
 
 
-def fit_requests(runs: Sequence[Run], basis: Basis, *, asynchronous: bool) -> tuple[Estimate, int]:
+def fit_requests(
+    runs: Sequence[Run], basis: Basis, front_end: Sequence[Parameter], told: Mapping[str, str], *, asynchronous: bool
+) -> tuple[Estimate, int]:
     """Fit all parameters to the chosen requests of captures of one engine. Returns also how many simulations it took.
 
     Args:
         runs: the captures.
-        basis: of the step's time; the front end's parameters are fitted beside it.
+        basis: of the step's time.
+        front_end: its parameters, which are fitted beside the basis.
+        told: those that are known otherwise and keep their priors, and how.
         asynchronous: whether the engine plans a step ahead.
     """
-    never = held_in(asynchronous=asynchronous)
+    never = {**held_in(asynchronous=asynchronous), **told}
     held: dict[str, str] = {}
-    parameters = (*basis.parameters, *FRONT_END)
+    parameters = (*basis.parameters, *front_end)
     names = [parameter.name for parameter in parameters]
     values = np.array([parameter.prior for parameter in parameters])
     for round_ in range(FREE_SIMULATIONS + AVERAGED_SIMULATIONS):

@@ -8,13 +8,14 @@ censored observations is maximised (Lawless, Statistical Models and Methods for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import norm
 
-from calibrate.parameters import FRONT_END
+from calibrate.parameters import FRONT_END, Parameter
 from calibrate.regression import IDENTIFIED_BELOW, Estimate
 from calibrate.split import Mask
 from traces.capture import Capture
@@ -28,6 +29,9 @@ TOLD_FROM_ZERO = 3.0
 
 LEAST_S = 1e-6
 """What clocks tell apart: a spread of less is none."""
+
+SHORT = 0.05
+"""Quantile of the times between arrival and queue stamp that no way is longer than."""
 
 OUTLIER_SD = 5.0
 """Exact observations beyond so many robust standard deviations are disturbances and are left out."""
@@ -56,23 +60,41 @@ class FrontEndFit:
 
 
 def ways(capture: Capture, chosen: Mask) -> Ways:
-    """Bounds of the chosen requests' ways, from a capture with step records."""
+    """Bounds of the chosen requests' ways, of those that have a queue stamp.
+
+    Without step records a way is known only where no other request was under way, and else is longer than nothing.
+    """
     steps = capture.steps
-    assert steps is not None
+    ends_s = np.array([np.inf if o.finish_s is None else o.finish_s for o in capture.outcomes])
+    arrivals_s = np.array([outcome.arrival_s for outcome in capture.outcomes])
     rows = []
     for outcome, own in zip(capture.outcomes, chosen, strict=True):
         if not own or outcome.queued_s is None:
             continue
-        before = int(np.searchsorted(steps.scheduled_s, outcome.queued_s)) - 1
         most_s = outcome.queued_s - outcome.arrival_s
-        waited = before >= 0 and steps.end_s[before] > outcome.arrival_s
-        least_s = max(steps.scheduled_s[before] - outcome.arrival_s, 0.0) if waited else most_s
+        if steps is None:
+            others = (arrivals_s <= outcome.queued_s) & (ends_s >= outcome.arrival_s)
+            least_s = 0.0 if np.count_nonzero(others) > 1 else most_s
+        else:
+            before = int(np.searchsorted(steps.scheduled_s, outcome.queued_s)) - 1
+            waited = before >= 0 and steps.end_s[before] > outcome.arrival_s
+            least_s = max(steps.scheduled_s[before] - outcome.arrival_s, 0.0) if waited else most_s
         if most_s >= least_s >= 0:
             rows.append((least_s, most_s, float(outcome.prompt_tokens)))
     return Ways(*np.array(rows, dtype=np.float64).reshape(-1, 3).T)
 
 
-def fit_front_end(parts: list[Ways]) -> FrontEndFit:
+def front_end_prior(parts: Sequence[Ways]) -> tuple[Parameter, ...]:
+    """What is known of the way from queue stamps that do not tell it: it is not longer than nearly all of them."""
+    most_s = np.concatenate([part.most_s for part in parts])
+    if len(most_s) < FEWEST:
+        return FRONT_END
+    bound_s = max(float(np.quantile(most_s, SHORT)), LEAST_S)
+    request, token = FRONT_END
+    return replace(request, prior_sd=min(request.prior_sd, bound_s)), token
+
+
+def fit_front_end(parts: Sequence[Ways]) -> FrontEndFit:
     """The way's mean, its growth with the prompt, and its spread, over all captures."""
     least_s, most_s, tokens = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("least_s", "most_s", "prompt_tokens")

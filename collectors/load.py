@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from collectors.client import ClientRecord, Target, send
 from collectors.client_log import ClientLog
+from traces.errors import InputError
 from traces.trace import Trace, TraceRow
 
 if TYPE_CHECKING:
@@ -57,10 +58,13 @@ async def send_trace(
     """Send the trace and wait for every request's end, or until `stop`. Returns one record per row, in its order.
 
     Once `stop` is set nothing more is sent, and what is under way is given up; either is that request's record.
-    `ready` is awaited between the warm-up and second 0.
+    `ready` is awaited between the warm-up and second 0. Raises InputError for rows that wait for several others.
     """
     import aiohttp
 
+    if (joined := next((row for row in trace.rows if row.after is not None), None)) is not None:
+        accepted = "rows without it: this client sends chains, and no request that waits for several others"
+        raise InputError(file=trace.source, field="after", found=f"request {joined.request_id!r}", accepted=accepted)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=target.timeout_s, sock_read=target.timeout_s)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:

@@ -149,6 +149,7 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None, calibration:
             deadline_s=scenario.file.deadline_s,
             concurrency=scenario.file.concurrency,
             think_s=scenario.file.think_s,
+            think=scenario.file.think,
             failures=spec.failures,
             autoscaling=spec.autoscaling,
         ),

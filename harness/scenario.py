@@ -12,6 +12,7 @@ import yaml
 
 from simulator.options import EngineOptions
 from simulator.scheduling import SchedulerKind
+from simulator.sessions import Think
 from simulator.step_time import Overhead
 from traces.decoding import Document, read_document, yaml_value
 from traces.errors import InputError
@@ -57,7 +58,8 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         deadline_s: from a request's arrival until its client gives it up; None: never.
         concurrency: seats of a closed loop, each of which sends its next request when its last has ended; arrivals of
             the trace mean nothing then. None: open loop.
-        think_s: from a seat's last end to its next request.
+        think_s: from a seat's last end to its next request, on the average.
+        think: whether that is always the same, or drawn from an exponential distribution.
         overhead: measured time of a step beside its operators; None: what the profile itself says.
         seed: of everything drawn at random.
     """
@@ -73,6 +75,7 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deadline_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
     concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
     think_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    think: Think = "constant"
     overhead: OverheadFile | None = None
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 

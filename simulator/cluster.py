@@ -25,7 +25,7 @@ from simulator.plan import StepPlan
 from simulator.rank import Arrival, Part, Rank
 from simulator.request import Request, RequestStatus
 from simulator.routing import Router, new_router
-from simulator.sessions import Sessions
+from simulator.sessions import Sessions, Think
 from simulator.topology import Place, Topology
 from traces.errors import InputError
 from traces.steps import Floats
@@ -45,7 +45,8 @@ class Cluster:
         kv_transfer: how it is sent.
         deadline_s: from a request's arrival until its client gives it up; None: never.
         concurrency: seats of a closed loop, which send their next request when their last has ended; None: open loop.
-        think_s: from a seat's last end to its next request.
+        think_s: from a seat's last end to its next request, on the average.
+        think: whether that is always the same or drawn.
         failures: of engines.
         autoscaling: of the engines; None: all are in use all the time.
     """
@@ -59,6 +60,7 @@ class Cluster:
     deadline_s: float | None = None
     concurrency: int | None = None
     think_s: float = 0.0
+    think: Think = "constant"
     failures: tuple[Failure, ...] = ()
     autoscaling: Autoscaling | None = None
 
@@ -430,10 +432,21 @@ class Pool:
 
 
 def _sessions_of(trace: Trace, cluster: Cluster) -> Sessions | None:
-    """What waits for what; None when every request arrives at its time."""
-    if cluster.concurrency is None and all(row.delay_s is None for row in trace.rows):
+    """What waits for what; None when every request arrives at its time. Raises InputError."""
+    after = {row.request_id: row.after for row in trace.rows if row.after is not None}
+    if cluster.concurrency is None and not after and all(row.delay_s is None for row in trace.rows):
+        if cluster.think_s:
+            accepted = "0 without concurrency: thinking is what a seat of a closed loop does"
+            raise InputError(field="think_s", found=cluster.think_s, accepted=accepted)
         return None
-    return Sessions(trace, concurrency=cluster.concurrency, think_s=cluster.think_s)
+    return Sessions(
+        trace,
+        concurrency=cluster.concurrency,
+        think_s=cluster.think_s,
+        think=cluster.think,
+        seed=cluster.seed,
+        after=after,
+    )
 
 
 def _set_alive(instance: Instance, *, alive: bool) -> None:

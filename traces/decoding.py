@@ -82,6 +82,7 @@ def lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 def decode_json(data: bytes, type_: type[T], *, file: str | Path, line: int | None = None) -> T:
     """One JSON value as `type_`. Raises InputError with file, line and field."""
     try:
+        data.decode()  # msgspec looks at the text of those fields only that are read
         return msgspec.json.decode(data, type=type_)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _json_error(error, data, type_, file, line) from None

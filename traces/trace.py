@@ -37,6 +37,8 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         delay_s: it arrives so long after the request before it in its session has ended, and not before `arrival_s`;
             None: it arrives at `arrival_s`, whatever becomes of the others.
         priority: as vLLM's: lower is served first, under the priority policy only.
+        after: ids of earlier rows that must all have ended before it arrives, in place of the row before it in its
+            session; its `delay_s`, or none, counts from the last of them.
     """
 
     request_id: str
@@ -47,6 +49,7 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     session_id: str | None = None
     delay_s: Seconds | None = None
     priority: int = 0
+    after: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,10 @@ class Trace:
         missing = next((row.request_id for row in self.rows if row.request_id not in arrivals_s), None)
         if missing is not None:
             raise InputError(f"request {missing!r} has no measured arrival", file=self.source)
-        rows = [msgspec.structs.replace(row, arrival_s=arrivals_s[row.request_id], delay_s=None) for row in self.rows]
+        rows = [
+            msgspec.structs.replace(row, arrival_s=arrivals_s[row.request_id], delay_s=None, after=None)
+            for row in self.rows
+        ]
         rows.sort(key=lambda row: row.arrival_s)
         return replace(self, rows=tuple(rows), notes=(*self.notes, note))
 
@@ -108,9 +114,12 @@ def checked_rows(rows: Sequence[TraceRow], file: str | Path, line_of: Sequence[i
         if row.request_id in seen:
             accepted = "an id that no earlier row has"
             raise InputError(file=file, line=line, field="request_id", found=row.request_id, accepted=accepted)
-        if row.delay_s is not None and (row.session_id is None or row.session_id not in sessions):
+        if row.delay_s is not None and row.after is None and (row.session_id is None or row.session_id not in sessions):
             accepted = "a session_id that an earlier row has, when there is a delay_s"
             raise InputError(file=file, line=line, field="session_id", found=row.session_id, accepted=accepted)
+        if (unknown := next((rid for rid in row.after or () if rid not in seen), None)) is not None:
+            accepted = "ids that earlier rows have"
+            raise InputError(file=file, line=line, field="after", found=unknown, accepted=accepted)
         previous_s = row.arrival_s
         seen.add(row.request_id)
         if row.session_id is not None:

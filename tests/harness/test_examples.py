@@ -8,6 +8,7 @@ import pytest
 
 from harness.simulate import simulate_scenario
 from traces.capture import Capture
+from traces.errors import InputError
 from traces.outcome import Status
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -73,12 +74,20 @@ def test_a_slower_link_between_stages_delays_first_tokens() -> None:
     assert "pipeline stages run without asynchronous scheduling" in notes_of(fast)
 
 
-def test_a_call_waits_for_the_one_before_and_its_tool() -> None:
-    plan, search, answer, _, again = run("sessions").outcomes
+def test_a_call_waits_for_those_before_and_its_tool() -> None:
+    plan, search, read, answer, _, again = run("sessions").outcomes
     assert search.arrival_s == pytest.approx((plan.finish_s or 0) + 0.8)
-    assert answer.arrival_s == pytest.approx((search.finish_s or 0) + 0.3)
-    assert plan.instance == search.instance == answer.instance
+    assert read.arrival_s == pytest.approx((plan.finish_s or 0) + 0.2)
+    assert answer.arrival_s == pytest.approx(max(search.finish_s or 0, read.finish_s or 0) + 0.3)
+    assert plan.instance == search.instance == read.instance == answer.instance
     assert again.arrival_s > 2.5
+
+
+def test_thinking_is_what_seats_do() -> None:
+    drawn, same = run("closed_loop", "think=exponential"), run("closed_loop")
+    assert [o.arrival_s for o in drawn.outcomes] != [o.arrival_s for o in same.outcomes]
+    with pytest.raises(InputError, match="think_s': found 1.0: accepted: 0 without concurrency"):
+        run("closed_loop", "concurrency=null")
 
 
 def test_a_reference_cluster_is_two_nodes() -> None:

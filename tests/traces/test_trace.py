@@ -40,6 +40,9 @@ BAD_FILES = [
     ("a hash too many", f"{HEADER}\n{row(block_hashes=[1, 2, 3])}", 2, "block_hashes"),
     ("unknown field", f"{HEADER}\n{row(prompt_token=3)}", 2, "prompt_token"),
     ("text for a number", f"{HEADER}\n{row(arrival_s='1.5')}", 2, "arrival_s"),
+    ("after a later row", f"{HEADER}\n{row(after=['b'])}\n{row(request_id='b')}", 2, "after"),
+    ("after nothing", f"{HEADER}\n{row(after=[])}", 2, "after"),
+    ("a delay after nobody", f"{HEADER}\n{row(delay_s=1.0)}", 2, "session_id"),
     ("block size 0", '{"schema": "servetwin.trace/1", "hash_block_size": 0}\n' + ROW, 1, "hash_block_size"),
 ]
 
@@ -76,6 +79,7 @@ def traces(draw: st.DrawFn) -> Trace:
                 block_hashes=draw(st.none() | hashes),
                 session_id=draw(st.none() | st.text(max_size=5)),
                 priority=draw(st.integers(-5, 5)),
+                after=(str(draw(st.integers(0, i - 1))),) if i and draw(st.booleans()) else None,
             )
         )
     return Trace(tuple(rows), 4, "test", "sha256:0", tuple(draw(st.lists(st.text(max_size=5), max_size=2))))
