@@ -24,6 +24,7 @@ class StepPlan:
         computed_tokens: [n_requests] tokens whose KV existed before.
         n_requests: how many they are.
         chunks: the prefill chunks among them.
+        n_prefill_tokens: their tokens.
         n_decode: the decodes among them.
         decode_kv_sum: sum of the decodes' computed tokens.
         decode_kv_max: largest of them.
@@ -41,6 +42,7 @@ class StepPlan:
     computed_tokens: Ints
     n_requests: int
     chunks: list[Chunk]
+    n_prefill_tokens: int
     n_decode: int
     decode_kv_sum: int
     decode_kv_max: int
@@ -49,11 +51,6 @@ class StepPlan:
     n_waiting: int
     kv_blocks: int
     alongside: tuple[StepPlan, ...] = ()
-
-    @property
-    def n_prefill_tokens(self) -> int:
-        """Tokens of prefill chunks."""
-        return sum(chunk.new_tokens for chunk in self.chunks)
 
     @property
     def n_tokens(self) -> int:
@@ -84,6 +81,7 @@ def plan_of(
         computed_tokens=computed_tokens,
         n_requests=len(requests),
         chunks=[Chunk(int(new_tokens[i]), int(computed_tokens[i])) for i in chunked.nonzero()[0]],
+        n_prefill_tokens=int(new_tokens.sum()) - len(histories),
         n_decode=len(histories),
         decode_kv_sum=int(histories.sum()),
         decode_kv_max=int(histories.max(initial=0)),

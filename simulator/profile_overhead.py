@@ -58,6 +58,7 @@ def _plan(steps: StepRows, i: int) -> StepPlan:
         computed_tokens=np.zeros(0, dtype=np.int64),
         n_requests=int(steps.n_requests[i]),
         chunks=[chunk] if chunk.new_tokens else [],
+        n_prefill_tokens=chunk.new_tokens,
         n_decode=n_decode,
         decode_kv_sum=n_decode * kv,
         decode_kv_max=kv,

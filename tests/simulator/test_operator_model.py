@@ -47,6 +47,7 @@ def plan(*, chunks: list[Chunk] | None = None, n_decode: int = 0, kv: int = 0, r
         computed_tokens=empty,
         n_requests=n_decode + len(chunks or []),
         chunks=chunks or [],
+        n_prefill_tokens=sum(chunk.new_tokens for chunk in chunks or []),
         n_decode=n_decode,
         decode_kv_sum=n_decode * kv,
         decode_kv_max=kv,
