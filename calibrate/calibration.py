@@ -70,7 +70,7 @@ class Residuals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         n: steps, or requests.
         mean: signed.
-        quantiles: at `RESIDUAL_QUANTILES`, once the medians of tenths of each capture are made equal.
+        quantiles: at `RESIDUAL_QUANTILES`.
         common: standard deviation of what many have in common: of the medians of consecutive tenths of each capture
             beyond what chance explains, or of whole captures where several were fitted and differ by more. How far
             the engine itself wanders.
@@ -168,8 +168,7 @@ def residuals_of(captures: Sequence[Floats]) -> Residuals:
     common = max(_wander(parts) for parts in tenths)
     if len(captures) > 1:
         common = max(common, _wander(captures) * float(np.sqrt(1 + 1 / len(captures))))
-    own = np.concatenate([part - np.median(part) for parts in tenths for part in parts]) + np.median(whole)
-    quantiles = tuple(float(q) for q in np.quantile(own, RESIDUAL_QUANTILES))
+    quantiles = tuple(float(q) for q in np.quantile(whole, RESIDUAL_QUANTILES))
     return Residuals(len(whole), float(whole.mean()), quantiles, common)
 
 

@@ -104,7 +104,7 @@ def identify(
     free = [i for i, parameter in enumerate(parameters) if parameter.name not in never]
     full = np.zeros((len(parameters), len(parameters)))
     full[np.ix_(free, free)] = _posterior(last, values, free, np.diag(1 / prior_sd[free] ** 2))
-    full[np.ix_(kept, kept)] += _beyond_independence(last, values, kept, np.diag(1 / prior_sd[kept] ** 2))
+    full[np.ix_(kept, kept)] += _jackknife(last, values, kept, np.diag(1 / prior_sd[kept] ** 2))
     return Estimate(values, errors, full, held)
 
 
@@ -183,15 +183,6 @@ def _jackknife(equations: Equations, values: Floats, kept: list[int], precision:
         moved.append(np.linalg.solve(without, -weighted[own].T @ off[own]))
     covariance: Floats = np.cov(np.array(moved).T, bias=True).reshape(len(kept), len(kept)) * (len(moved) - 1)
     return covariance
-
-
-def _beyond_independence(equations: Equations, values: Floats, kept: list[int], precision: Floats) -> Floats:
-    """What the jackknife's covariance has more than that of independent noise, in the directions in which it has."""
-    posterior = _posterior(equations, values, kept, precision)
-    unit = np.sqrt(np.diag(posterior))
-    more = (_jackknife(equations, values, kept, precision) - posterior) / np.outer(unit, unit)
-    size, direction = np.linalg.eigh((more + more.T) / 2)
-    return np.asarray((direction * np.maximum(size, 0.0)) @ direction.T * np.outer(unit, unit), dtype=np.float64)
 
 
 def _covariance(equations: Equations, values: Floats, kept: list[int], precision: Floats) -> Floats:

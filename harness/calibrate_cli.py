@@ -48,7 +48,8 @@ def calibrate(
 
     if source not in get_args(Source):
         raise InputError(field="--from", found=source, accepted=", ".join(get_args(Source)))
-    fitted = run(scenario, captures, fit_on, overrides or (), source=source)  # type: ignore[arg-type]
+    with console(stderr=True).status("fitting"):
+        fitted = run(scenario, captures, fit_on, overrides or (), source=source)  # type: ignore[arg-type]
     write_calibration(fitted, out)
     print_json(msgspec.to_builtins(fitted)) if as_json else _print_calibration(fitted)
 

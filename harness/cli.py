@@ -5,17 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness.calibrate_cli import calibrate, drift
 from harness.collect_cli import collect_app
 from harness.console import print_facts, print_json
+from harness.trace_cli import trace_app
 from traces.errors import ServetwinError
-
-if TYPE_CHECKING:
-    from traces.trace import Trace
 
 app = typer.Typer(
     help="Replays traces through a twin of an LLM serving engine, and says how far off the twin is.",
@@ -23,7 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-trace_app = typer.Typer(help="Traces: the requests to serve.", no_args_is_help=True)
 profile_app = typer.Typer(help="Profiles: what a model's operators cost on a device.", no_args_is_help=True)
 capture_app = typer.Typer(help="Captures: what a run did, real or simulated.", no_args_is_help=True)
 app.add_typer(trace_app, name="trace")
@@ -117,6 +114,8 @@ def validate(
     from harness.validate import write_validation
 
     if steps:
+        if calibration or score_fitted or noise_floor or explain:
+            raise typer.BadParameter("goes with none of the options that are about times", param_hint="--steps")
         _validate_steps(scenario, capture, out, overrides or (), as_json=as_json)
         return
     if out is None:
@@ -191,63 +190,6 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(2 if any(check.ok is False for check in checks) else 0)
 
 
-@trace_app.command("import")
-def trace_import(source: Path, out: Out, format: Format = None) -> None:
-    """Read a trace of any known format and write servetwin's own.
-
-    Example: servetwin trace import workload.jsonl --out requests.jsonl
-    """
-    from traces.formats import read_any_trace
-
-    _write_new_trace(read_any_trace(source, format), out)
-
-
-@trace_app.command("synth")
-def trace_synth(
-    out: Out,
-    requests: Annotated[int, typer.Option(help="How many.")] = 300,
-    rate: Annotated[float, typer.Option(help="Mean arrivals per second.")] = 10.0,
-    prompt_tokens: Annotated[str, typer.Option(help="A count, or least:most.")] = "64:1024",
-    output_tokens: Annotated[str, typer.Option(help="A count, or least:most.")] = "16:256",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Write a synthetic trace: Poisson arrivals, uniform lengths, no shared prefixes.
-
-    Example: servetwin trace synth --requests 1000 --rate 5 --prompt-tokens 512 --out synthetic.jsonl
-    """
-    from traces.synthesis import Lengths, poisson_trace
-
-    prompt, output = Lengths.parse(prompt_tokens, "--prompt-tokens"), Lengths.parse(output_tokens, "--output-tokens")
-    _write_new_trace(poisson_trace(requests, rate, prompt, output, seed), out)
-
-
-@trace_app.command("show")
-def trace_show(source: Path, format: Format = None, as_json: Json = False) -> None:
-    """Summarise a trace.
-
-    Example: servetwin trace show requests.jsonl
-    """
-    from traces.formats import read_any_trace
-
-    _show_trace(read_any_trace(source, format), as_json=as_json)
-
-
-def _write_new_trace(trace: Trace, out: Path) -> None:
-    from harness.files import new_file
-    from traces.trace import write_trace
-
-    with new_file(out) as file:
-        write_trace(trace, file)
-    _show_trace(trace, as_json=False)
-
-
-def _show_trace(trace: Trace, *, as_json: bool) -> None:
-    from harness.show import trace_facts
-
-    facts = trace_facts(trace)
-    print_json(facts) if as_json else print_facts(facts)
-
-
 @profile_app.command("import")
 def profile_import(source: Path, out: Out, format: Format = None) -> None:
     """Import LLMServingSim profiles, of 2.0 or older: one folder, or a tree of them.
@@ -293,6 +235,22 @@ def profile_show(folder: Path, as_json: Json = False) -> None:
     print_json(facts) if as_json else print_facts(facts)
 
 
+@profile_app.command("memory")
+def profile_memory(scenario: Path, overrides: Set = None, as_json: Json = False) -> None:
+    """Show where a scenario's device memory goes, line by line, down to the KV blocks that fit.
+
+    Example: servetwin profile memory scenario.yaml --set engine.max_num_seqs=128
+    """
+    from harness.memory import memory_lines, scenario_memory
+
+    kinds = scenario_memory(scenario, overrides or ())
+    if as_json:
+        print_json(kinds)
+        return
+    for facts in kinds:
+        print_facts(memory_lines(facts))
+
+
 @profile_app.command("diff")
 def profile_diff(a: Path, b: Path, as_json: Json = False) -> None:
     """Compare the times of two profiles, operator by operator, at the points they share.
@@ -318,15 +276,17 @@ def capture_import(
     out: Out,
     trace: Annotated[Path | None, typer.Option(help="The workload it served, where the run does not hold it.")] = None,
     format: Format = None,
+    part: Annotated[int | None, typer.Option(help="Which benchmark (guidellm) or stage (inference-perf).")] = None,
 ) -> None:
-    """Import a run measured by another tool.
+    """Import a run measured by another tool: LLMServingSim, vllm bench serve, guidellm, aiperf, inference-perf, series.
 
     Example: servetwin capture import bench/RTX4090/Llama --trace workload.jsonl --out captures/rtx4090
     """
     from traces.capture import write_capture
     from traces.formats import import_capture, read_any_trace
 
-    write_capture(import_capture(source, format, None if trace is None else read_any_trace(trace)), out)
+    workload = None if trace is None else read_any_trace(trace)
+    write_capture(import_capture(source, format, workload, part), out)
     capture_show(out)
 
 

@@ -16,6 +16,8 @@ from simulator.experts import Mode
 from simulator.fleet import Autoscaling, Failure
 from simulator.handover import KVTransfer
 from simulator.options import EngineOptions
+from simulator.power import NodePower
+from simulator.tiers import KVTierFile
 from simulator.topology import FabricFile, InterNodeFile, NodeFile, Place, Topology, TopologyFile
 from traces.decoding import Document, read_document
 
@@ -85,6 +87,8 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         kv_transfer: how KV goes from prefill to decode engines.
         failures: of engines.
         autoscaling: of the engines; None: all are in use all the time.
+        power: what each node draws (`simulator.power`); None: nothing is said of power.
+        kv_tiers: behind the engines' prefix caches, the nearest first (`simulator.tiers`).
     """
 
     instances: Annotated[tuple[InstanceFile, ...], msgspec.Meta(min_length=1)]
@@ -94,6 +98,8 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     kv_transfer: KVTransfer = KVTransfer()
     failures: tuple[Failure, ...] = ()
     autoscaling: Autoscaling | None = None
+    power: NodePower | None = None
+    kv_tiers: tuple[KVTierFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +172,8 @@ class ClusterSpec:
         failures: of engines.
         autoscaling: of the engines; None: all are in use all the time.
         notes: what the description states that no prediction uses.
+        power: what the nodes draw, one for all or one for each; (): nothing is said of power.
+        kv_tiers: behind the engines' prefix caches, the nearest first.
     """
 
     instances: tuple[InstanceSpec, ...]
@@ -177,6 +185,8 @@ class ClusterSpec:
     failures: tuple[Failure, ...] = ()
     autoscaling: Autoscaling | None = None
     notes: tuple[str, ...] = ()
+    power: tuple[NodePower, ...] = ()
+    kv_tiers: tuple[KVTierFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +271,8 @@ def read_own_cluster(document: Document) -> ClusterSpec:
     for role, other in (("prefill", "decode"), ("decode", "prefill")):
         if role in roles and other not in roles:
             raise document.error(["instances"], f"has engines of role {role} and none of role {other}")
+    if file.kv_transfer != KVTransfer() and roles == {"both"}:
+        raise document.error(["kv_transfer"], "has no effect where no engine has role prefill or decode")
     return ClusterSpec(
         tuple(kinds),
         document,
@@ -270,4 +282,6 @@ def read_own_cluster(document: Document) -> ClusterSpec:
         file.kv_transfer,
         file.failures,
         file.autoscaling,
+        power=() if file.power is None else (file.power,),
+        kv_tiers=file.kv_tiers,
     )

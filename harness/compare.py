@@ -21,7 +21,7 @@ from traces.steps import Floats
 
 Mask = npt.NDArray[np.bool_]
 PAIRED = ("ttft_s", "tpot_s", "e2el_s")
-SERIES = ("output_tokens_per_s", "power_w", "kv_usage", "prefix_hit_rate")
+SERIES = ("output_tokens_per_s", "power_w", "kv_usage", "prefix_hit_rate", "gpu_memory_bytes")
 FEWEST_REQUESTS = 20
 """Below this many scored requests a comparison is not valid: no percentile but the median has an interval."""
 
@@ -91,7 +91,9 @@ def compare(
     for name in ("output_tokens_per_s", "duration_s"):
         values = [None if rate is None else getattr(rate, name) for rate in rates]
         metrics[name] = _figure(values[0], values[1], None)
-    why = [*reasons, *measured.meta.reasons, *_reasons(pairs, left_out)]
+    series = _series_errors(measured, simulated, before if unscored else None)
+    series_alone = not measured.outcomes and any(series.values())
+    why = [*reasons, *measured.meta.reasons, *([] if series_alone else _reasons(pairs, left_out))]
     return {
         "valid": not why,
         "reasons": why,
@@ -100,7 +102,7 @@ def compare(
         "metrics": {name: metrics[name] for name in (*LATENCIES, "output_tokens_per_s", "duration_s")},
         "paired": {name: _paired(getattr(columns[0], name), getattr(columns[1], name)) for name in PAIRED},
         "stages": {name: metrics[name] for name in STAGES},
-        "series": _series_errors(measured, simulated, [pair[0] for pair in pairs] if unscored else None),
+        "series": series,
     }
 
 
@@ -193,11 +195,11 @@ def _series_errors(measured: Capture, simulated: Capture, scored: Sequence[Outco
         grid = None if series is None else grid_like(series)
         if series is None or grid is None:
             continue
-        twin = derive(simulated, grid).get(name)
+        twin = derive(simulated, grid).get(name) or simulated.series.get(name)
         counted = series.value > 0
         if scored is not None:
             counted &= _served(scored, grid)
-        if twin is None or not counted.any():
+        if twin is None or len(twin.value) != grid.n or not counted.any():
             continue
         relative = np.abs(twin.value[counted] - series.value[counted]) / series.value[counted]
         errors[name] = {"mape": float(relative.mean()), "n": int(counted.sum())}

@@ -137,6 +137,10 @@ def verdict(result: dict[str, Any]) -> str:
     """What the figures say, in one sentence."""
     if not result["valid"]:
         return "INVALID, not to be relied on: " + "; ".join(result["reasons"])
+    if not result["n_requests"]:
+        scored = {name: error for name, error in result["series"].items() if error is not None}
+        parts = [f"{name} {error['mape']:.1%} over {error['n']} windows" for name, error in scored.items()]
+        return f"VALID over series alone, mean |error| by the window: {', '.join(parts)}."
     parts = []
     for name in ("ttft_s", "tpot_s", "e2el_s"):
         figures = result["metrics"][name]
@@ -152,8 +156,9 @@ def verdict(result: dict[str, Any]) -> str:
 def print_validation(result: dict[str, Any], repeat: Repeat | None = None) -> None:
     """Print a validation: metrics, paired errors, notes, verdict."""
     out = console()
-    out.print(table("Measured and simulated", figure_columns(result), figure_rows(result)))
-    out.print(table("Paired by request", paired_columns(result, repeat), paired_rows(result, repeat)))
+    if result["n_requests"]:
+        out.print(table("Measured and simulated", figure_columns(result), figure_rows(result)))
+        out.print(table("Paired by request", paired_columns(result, repeat), paired_rows(result, repeat)))
     if repeat is not None:
         out.print("The load was recorded twice. 2nd recording: the twin's mean |error| against the other recording;")
         out.print("noise floor: the mean |error| between the two recordings.\n")
@@ -178,6 +183,55 @@ def print_summary(figures: dict[str, Any]) -> None:
         if figures["metrics"][name]
     ]
     out.print(", ".join([*shown, *rates]))
+    for line in (
+        *energy_lines(figures.get("energy")),
+        *slo_lines(figures.get("slo")),
+        *cost_lines(figures.get("cost")),
+    ):
+        out.print(line)
+
+
+def energy_lines(energy: dict[str, Any] | None) -> list[str]:
+    """What a run drew, in a line or two; nothing where nothing is said of power."""
+    if energy is None:
+        return []
+    lines = [f"power not known, and in no sum: {', '.join(energy['unknown'])}"] if energy["unknown"] else []
+    if energy["total_j"] is None:
+        return lines
+    parts = ", ".join(f"{name} {part['total_j']:.4g} J" for name, part in energy["components"].items())
+    per = [f"{energy[key]:.4g} J per {what}" for key, what in _PER if energy[key] is not None]
+    mean = "" if energy["mean_w"] is None else f", mean {energy['mean_w']:.4g} W"
+    return [f"energy {energy['total_j']:.4g} J{mean}: {parts}", *([", ".join(per)] if per else []), *lines]
+
+
+_PER = (("j_per_token", "token"), ("j_per_output_token", "output token"), ("j_per_request", "request"))
+
+
+def slo_lines(slo: dict[str, Any] | None) -> list[str]:
+    """How many requests met the objective."""
+    if slo is None or slo["n_meeting"] is None:
+        return [] if slo is None else ["slo: not known, a limited duration was not measured"]
+    return [f"slo met by {slo['n_meeting']} requests, {slo['goodput_per_s']:.4g} per second"]
+
+
+def cost_lines(cost: dict[str, Any] | None) -> list[str]:
+    """What a run cost; nothing where the scenario has no prices."""
+    if cost is None:
+        return []
+    money, lines = cost["currency"], []
+    if cost["total"] is not None:
+        units = ("per_million_tokens", "per_million_output_tokens", "per_request", "per_slo_request")
+        per = [f"{cost[unit]:.4g} {money} {unit.replace('_', ' ')}" for unit in units if cost[unit] is not None]
+        lines.append(f"cost {cost['total']:.4g} {money}: {', '.join(per)}")
+    else:
+        lines.append("cost not known: no price of devices or energy, or energy that is not known")
+    if cost["carbon_kg"] is not None:
+        per_million = cost["carbon_kg_per_million_tokens"]
+        lines.append(
+            f"carbon {cost['carbon_kg']:.4g} kg CO2"
+            + (f", {per_million:.4g} per million tokens" if per_million else "")
+        )
+    return lines
 
 
 def print_json(value: Any) -> None:

@@ -16,6 +16,7 @@ from harness.calibrated import Calibrated, calibrated
 from harness.cluster import ClusterSpec, InstanceSpec, cluster_document, place, read_own_cluster
 from harness.llmservingsim_cluster import read_llmservingsim_cluster
 from harness.partitioning import experts_of, partition_of, talk_of
+from harness.power import EngineMade, PowerPlan, plan_power
 from harness.scenario import Routing, Scenario
 from profiles.catalog import find_device, find_model, find_profile, with_bundled
 from profiles.model import ModelSpec, model_of
@@ -23,7 +24,7 @@ from profiles.profile import Profile
 from simulator.cluster import Cluster
 from simulator.engine import Engine
 from simulator.front_end import DIRECT, FrontEnd
-from simulator.memory import predicted_num_gpu_blocks
+from simulator.memory import MemoryAccount, block_bytes, device_weight_bytes, memory_account
 from simulator.operator_model import OperatorModel
 from simulator.options import EngineOptions
 from simulator.partition import Partition
@@ -31,6 +32,7 @@ from simulator.profile_overhead import profile_overhead
 from simulator.rules import REFERENCE, Rules, rules_notes, rules_of, version_of
 from simulator.topology import Place, Topology
 from traces.capture import CaptureMeta
+from traces.decoding import Document
 from traces.errors import InputError
 
 
@@ -43,6 +45,7 @@ class EngineAsked:
         folders: where profiles, models and devices are looked up.
         options: their options.
         rules: of the vLLM version that their schedulers follow.
+        version: vLLM's, whose start decides how many KV blocks there are.
         notes: what was assumed or taken from the capture.
         mismatches: options in which scenario and capture contradict each other.
     """
@@ -51,6 +54,7 @@ class EngineAsked:
     folders: list[Path]
     options: EngineOptions
     rules: Rules
+    version: tuple[int, int]
     notes: tuple[str, ...]
     mismatches: tuple[str, ...]
 
@@ -66,6 +70,7 @@ class Deployment:
         provenance: digests by name.
         front_end: the way of requests to the engines.
         calibration: the fitted residual that is in all this; None without one.
+        power: what it takes to say what all this draws; None where the cluster does not say.
     """
 
     cluster: Cluster
@@ -74,6 +79,7 @@ class Deployment:
     provenance: dict[str, str | None]
     front_end: FrontEnd = DIRECT
     calibration: Calibration | None = None
+    power: PowerPlan | None = None
 
     @property
     def engine(self) -> Engine:
@@ -128,7 +134,8 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None, calibration:
     """
     spec = read_cluster(scenario)
     kinds = [_kind(_asked(scenario, one, measured)) for one in spec.instances]
-    placed = place(spec, [kind.copies for kind in kinds])
+    with _located_in(spec.document):
+        placed = place(spec, [kind.copies for kind in kinds])
     made = [
         _engines(scenario, kind, places, placed.topology, calibration)
         for kind, places in zip(kinds, placed.places, strict=True)
@@ -137,7 +144,9 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None, calibration:
         *spec.notes,
         *(note for kind, one in zip(kinds, made, strict=True) for note in kind.asked.notes + one.notes),
     ]
-    engines = tuple(engine for one in made for engine in one.engines)
+    of_kinds = zip(kinds, made, strict=True)
+    each = [EngineMade(engine, kind.asked.spec, kind.model) for kind, one in of_kinds for engine in one.engines]
+    engines, power = plan_power(spec, each, with_bundled(scenario.profile_folders))
     fitted = made[0].fitted
     return Deployment(
         Cluster(
@@ -152,13 +161,27 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None, calibration:
             think=scenario.file.think,
             failures=spec.failures,
             autoscaling=spec.autoscaling,
+            kv_tiers=spec.kv_tiers,
         ),
         tuple(dict.fromkeys(notes)),
         tuple(dict.fromkeys(mismatch for kind in kinds for mismatch in kind.asked.mismatches)),
         {"profile": ", ".join(dict.fromkeys(kind.profile.sha256 for kind in kinds)), "calibration": fitted.sha256},
         fitted.front_end,
         fitted.calibration,
+        power,
     )
+
+
+@contextmanager
+def _located_in(document: Document) -> Iterator[None]:
+    """An error that names no file is about the cluster description."""
+    try:
+        yield
+    except InputError as error:
+        if error.file is not None:
+            raise
+        line = document.error((error.field or "").split(".")).line
+        raise type(error)(str(error), file=document.path, line=line) from None
 
 
 def _routing(said: Routing) -> tuple[str, dict[str, Any]]:
@@ -192,7 +215,7 @@ def _engines(
     notes: list[str] = []
     with located(spec):
         partition = partition_of(spec, model, profile, places[0], topology)
-        num_gpu_blocks = _num_gpu_blocks(options, model, spec, partition, kind.asked.folders, notes)
+        num_gpu_blocks = _num_gpu_blocks(kind.asked, model, partition, notes)
     notes += partition.notes()
     max_model_len = options.max_model_len or model.max_position_embeddings
     if max_model_len is None:
@@ -233,6 +256,8 @@ def _engines(
         pipeline_parallel_size=spec.pipeline_parallel_size,
         role=spec.role,
         kv_bytes_per_token=model.kv_bytes_per_token(kv_dtype),
+        weight_bytes=device_weight_bytes(model, options, partition),
+        kv_block_bytes=block_bytes(model, options, partition) if spec.pipeline_parallel_size == 1 else None,
         num_layers=model.num_layers,
         scheduling_order=spec.scheduling_order,
         cache_eviction=spec.cache_eviction,
@@ -244,6 +269,11 @@ def read_cluster(scenario: Scenario) -> ClusterSpec:
     """The scenario's cluster. Raises InputError with file, line and field for what is wrong or not modelled."""
     document = cluster_document(scenario)
     return read_llmservingsim_cluster(document) if "nodes" in document.value else read_own_cluster(document)
+
+
+def engines_asked(scenario: Scenario, measured: CaptureMeta | None = None) -> list[EngineAsked]:
+    """The engines that a scenario asks for, one for each kind. Raises InputError."""
+    return [_asked(scenario, spec, measured) for spec in read_cluster(scenario).instances]
 
 
 def engine_asked(scenario: Scenario, measured: CaptureMeta | None = None) -> EngineAsked:
@@ -280,7 +310,8 @@ def _asked(scenario: Scenario, spec: InstanceSpec, measured: CaptureMeta | None)
             raise InputError(file=scenario.path, field="engine.async_scheduling", found=True, accepted=accepted)
         said["async_scheduling"] = False
         notes.append("pipeline stages run without asynchronous scheduling")
-    return EngineAsked(spec, folders, _options(said, scenario), rules, tuple(notes), tuple(mismatches))
+    options = _options(said, scenario)
+    return EngineAsked(spec, folders, options, rules, version or REFERENCE, tuple(notes), tuple(mismatches))
 
 
 @contextmanager
@@ -309,27 +340,29 @@ def _model(profile: Profile, spec: InstanceSpec, folders: Sequence[Path]) -> Mod
     return find_model(spec.model, folders)
 
 
-def _num_gpu_blocks(
-    options: EngineOptions,
-    model: ModelSpec,
-    spec: InstanceSpec,
-    partition: Partition,
-    folders: Sequence[Path],
-    notes: list[str],
-) -> int:
-    if options.num_gpu_blocks is not None:
-        return options.num_gpu_blocks
-    if spec.memory_bytes is None:
-        device = find_device(spec.device, folders)
-        memory_bytes, source = device.memory_bytes, f"the catalogue's {device.name}"
-    else:
-        memory_bytes, source = spec.memory_bytes, "the cluster description"
-    blocks = predicted_num_gpu_blocks(model, spec.device, memory_bytes, options, partition)
-    notes.append(
-        f"{blocks} KV blocks predicted from weights and the memory of {source}; activations, CUDA graphs and the "
-        "context are not taken off, so that this is an upper bound"
+def engine_memory(asked: EngineAsked, model: ModelSpec, partition: Partition) -> MemoryAccount:
+    """Where the memory of one device goes. Raises InputError for a device that nobody describes, or CapacityError."""
+    spec, memory_bytes, multiprocessors = asked.spec, asked.spec.memory_bytes, None
+    if memory_bytes is None and asked.options.kv_cache_memory_bytes is None:
+        device = find_device(spec.device, asked.folders)
+        memory_bytes, multiprocessors = device.memory_bytes, device.multiprocessors
+    return memory_account(
+        model,
+        spec.device,
+        memory_bytes,
+        asked.options,
+        partition,
+        version=asked.version,
+        multiprocessors=multiprocessors,
     )
-    return blocks
+
+
+def _num_gpu_blocks(asked: EngineAsked, model: ModelSpec, partition: Partition, notes: list[str]) -> int:
+    if asked.options.num_gpu_blocks is not None:
+        return asked.options.num_gpu_blocks
+    account = engine_memory(asked, model, partition)
+    notes += account.notes()
+    return account.num_gpu_blocks
 
 
 def with_run_notes(meta: CaptureMeta, deployment: Deployment) -> CaptureMeta:

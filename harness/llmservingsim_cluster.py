@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from harness.cluster import ClusterSpec, Degree, InstanceSpec
+from harness.llmservingsim_power import NodeSaid, Power, powers_of
 from simulator.engine import Role
 from simulator.topology import LINK_GB, NS, FabricFile, InterNodeFile
 from traces.decoding import Document
@@ -74,7 +75,7 @@ class _Node(msgspec.Struct, forbid_unknown_fields=True):
     instances: list[_Instance]
     num_instances: Degree = 1
     cpu_mem: dict[str, Any] | None = None
-    power: dict[str, Any] | None = None
+    power: Power | None = None
 
 
 class _Cluster(msgspec.Struct, forbid_unknown_fields=True):
@@ -107,7 +108,12 @@ def read_llmservingsim_cluster(document: Document) -> ClusterSpec:
     unused = [f"nodes[{i}].cpu_mem" for i, node in enumerate(cluster.nodes) if node.cpu_mem is not None]
     unused += ["npu_mem.mem_bw", "npu_mem.mem_latency"]
     note = f"{document.path.name}: stated, and used by no prediction of engines on their devices: {', '.join(unused)}"
-    return ClusterSpec(specs, document, "round_robin", fabric, inter_node, notes=(note,))
+    power, notes = powers_of([_said(node) for node in cluster.nodes], document)
+    return ClusterSpec(specs, document, "round_robin", fabric, inter_node, notes=(note, *notes), power=power)
+
+
+def _said(node: _Node) -> NodeSaid:
+    return NodeSaid(node.power, tuple(instance.hardware for instance in node.instances), node.cpu_mem)
 
 
 def _instances(cluster: _Cluster) -> Iterator[tuple[int, tuple[str | int, ...], _Instance]]:
@@ -217,7 +223,6 @@ def _refuse_what_is_not_modelled(cluster: _Cluster, document: Document) -> None:
     """Raise InputError at the first field that asks for what is not modelled."""
     refused: list[tuple[bool, list[str | int]]] = [(cluster.cxl_mem is not None, ["cxl_mem"])]
     for i, node in enumerate(cluster.nodes):
-        refused.append((node.power is not None, ["nodes", i, "power"]))
         refused.append(("pim_config" in (node.cpu_mem or {}), ["nodes", i, "cpu_mem", "pim_config"]))
     for _, at, instance in _instances(cluster):
         offloaded = instance.placement is not None and _leaves_the_device(instance.placement)

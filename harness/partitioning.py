@@ -57,6 +57,8 @@ def check_degrees(spec: InstanceSpec, model: ModelSpec) -> None:
     if spec.enable_expert_parallel and model.num_experts < devices:
         accepted = f"at most {model.num_experts} devices, one expert each"
         raise InputError(field="tensor_parallel_size", found=f"{devices} devices of experts", accepted=accepted)
+    if spec.experts != ExpertsFile() and not model.num_experts:
+        raise InputError("has no effect", field="experts", accepted=f"nothing: {model.name} has no experts")
     if spec.role != "both" and spec.data_parallel_size > 1 and model.num_experts:
         accepted = "1 where prefill and decode are apart, for a mixture of experts"
         raise InputError(field="data_parallel_size", found=spec.data_parallel_size, accepted=accepted)

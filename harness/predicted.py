@@ -22,14 +22,19 @@ from traces.metrics import requests
 from traces.trace import Trace
 
 
-def run(deployment: Deployment, trace: Trace, *, explain: bool = False) -> tuple[Simulation, Served | None]:
-    """Simulate; where there is a calibration or an explanation is wanted, keeping what the steps are made of."""
+def run(
+    deployment: Deployment, trace: Trace, *, explain: bool = False, record_batches: bool = False
+) -> tuple[Simulation, Served | None]:
+    """Simulate; where there is a calibration or an explanation is wanted, keeping what the steps are made of.
+
+    `record_batches` keeps which requests were in each step; not where the steps are kept.
+    """
     plain = _is_plain(deployment.cluster)
     if explain and not plain:
         accepted = "engines that do all of a request, without stages, failures or autoscaling"
         raise InputError("errors are not explained in this version", field="--explain", accepted=accepted)
     if (deployment.calibration is None and not explain) or not plain:
-        return simulate_behind(deployment.front_end, trace, deployment.cluster), None
+        return simulate_behind(deployment.front_end, trace, deployment.cluster, record_batches=record_batches), None
     basis = RESIDUAL if deployment.calibration is None else deployment.calibration.basis()
     served = serve(trace, deployment.cluster, deployment.front_end, basis)
     return served.simulation, served

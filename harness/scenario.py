@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import yaml
 
+from harness.cost import CostFile, SloFile
 from simulator.options import EngineOptions
 from simulator.scheduling import SchedulerKind
 from simulator.sessions import Think
@@ -61,6 +62,8 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         think_s: from a seat's last end to its next request, on the average.
         think: whether that is always the same, or drawn from an exponential distribution.
         overhead: measured time of a step beside its operators; None: what the profile itself says.
+        slo: the most a request's durations may be; None: no figure speaks of it.
+        cost: prices of devices and energy; None: no figure speaks of cost.
         seed: of everything drawn at random.
     """
 
@@ -77,6 +80,8 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     think_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     think: Think = "constant"
     overhead: OverheadFile | None = None
+    slo: SloFile | None = None
+    cost: CostFile | None = None
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
@@ -125,27 +130,47 @@ def read_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
     """Read a scenario, with `key.sub=value` overrides; values are YAML. Raises InputError with file, line and field."""
     document = read_document(path)
     for override in overrides:
-        _apply(document.value, override)
+        set_key(document.value, *_parsed(override), field="--set")
+    return scenario_of(document)
+
+
+def scenario_of(document: Document) -> Scenario:
+    """A scenario from its document, whatever was set in it since it was read. Raises InputError."""
     file = document.convert(ScenarioFile)
     if file.scheduler == "vllm" and file.engine_version is not None:
         raise document.error(["engine_version"], "has no effect with scheduler 'vllm': the installed version counts")
-    return Scenario(path, document.value, file, document)
+    return Scenario(document.path, document.value, file, document)
 
 
-def _apply(requested: dict[str, Any], override: str) -> None:
-    """Set one key of the mapping from `key.sub=value`."""
+def _parsed(override: str) -> tuple[str, Any]:
+    """Key and value of `key.sub=value`. Raises InputError."""
     key, equals, text = override.partition("=")
-    names = key.split(".")
-    if not equals or not all(names):
+    if not equals or not all(key.split(".")):
         raise InputError(field="--set", found=override, accepted="key=value or key.sub=value")
     try:
-        value = yaml_value(text)
+        return key, yaml_value(text)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "no value can be told from it"
         raise InputError(f"is not YAML ({problem})", field=f"--set {key}", found=text) from None
-    at = requested
-    for name in names[:-1]:
-        at = at.setdefault(name, {})
-        if not isinstance(at, dict):
-            raise InputError(field=f"--set {key}", found=name, accepted="a key that holds a mapping")
-    at[names[-1]] = value
+
+
+def set_key(requested: dict[str, Any], key: str, value: Any, *, field: str) -> None:
+    """Set one key of the mapping; a number in it is an item of a list, as in `cluster.instances.0.count`.
+
+    Raises InputError, about `field` and the key, where the key leads through what is no mapping and no such list.
+    """
+    names = key.split(".")
+    at: Any = requested
+    for name, after in zip(names, [*names[1:], None], strict=True):
+        place: str | int = name
+        if isinstance(at, list):
+            place = int(name) if name.isdecimal() else -1
+            if not 0 <= place < len(at):
+                accepted = f"an item of a list of {len(at)}, counted from 0"
+                raise InputError(field=f"{field} {key}", found=name, accepted=accepted)
+        if after is None:
+            at[place] = value
+            return
+        at = at.setdefault(place, {}) if isinstance(at, dict) else at[place]
+        if not isinstance(at, dict | list):
+            raise InputError(field=f"{field} {key}", found=name, accepted="a key that holds a mapping")

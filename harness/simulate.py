@@ -4,36 +4,50 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from harness.deployment import located, with_run_notes
+from harness.power import energy_of, request_energy_csv, with_power
 from harness.predicted import interval_notes, predicted
 from harness.predicted import run as simulate_deployed
-from harness.scenario import read_scenario
+from harness.priced import priced
+from harness.scenario import Scenario, read_scenario
 from harness.unprofiled import deploy_calibrated
 from simulator.simulate import Simulation
 from traces.capture import Capture, new_folder, write_capture
 from traces.formats import read_any_trace
 from traces.metrics import summary
+from traces.trace import Trace
 
 
 def simulate_scenario(scenario_path: Path, overrides: Sequence[str] = ()) -> tuple[Simulation, dict[str, Any]]:
     """Simulate a scenario. Returns the simulation and its summary, in the shape of summary.json."""
     started = time.perf_counter()
     scenario = read_scenario(scenario_path, overrides)
-    trace = read_any_trace(scenario.trace_path)
+    return simulate_trace(scenario, read_any_trace(scenario.trace_path), started)
+
+
+def simulate_trace(scenario: Scenario, trace: Trace, started: float | None = None) -> tuple[Simulation, dict[str, Any]]:
+    """As `simulate_scenario`, of a trace that has been read; `started` is when that began, by `time.perf_counter`."""
+    started = time.perf_counter() if started is None else started
     deployment = deploy_calibrated(scenario, None, scenario.calibration_path)
     loaded = time.perf_counter()
     with located(scenario):
-        run, served = simulate_deployed(deployment, trace)
+        run, served = simulate_deployed(deployment, trace, record_batches=deployment.power is not None)
     simulated = time.perf_counter()
     meta = with_run_notes(run.capture.meta, deployment)
     meta = msgspec.structs.replace(meta, notes=(*meta.notes, *interval_notes(deployment)))
-    capture = Capture(meta, trace, run.capture.outcomes, run.capture.steps)
+    steps = None if run.capture.steps is None else replace(run.capture.steps, batches=None)
+    capture = Capture(meta, trace, run.capture.outcomes, steps, dict(run.capture.series))
+    energy = None if deployment.power is None else energy_of(run, deployment.power)
+    if energy is not None:
+        capture = with_power(capture, energy)
     figures = summary(capture)
+    figures |= priced(scenario, capture, energy, deployment.cluster.engines)
     if served is not None and deployment.calibration is not None:
         ids = [outcome.request_id for outcome in capture.outcomes]
         figures["intervals"] = predicted(served, deployment.calibration, {}, ids, seed=scenario.file.seed).statistics
@@ -43,11 +57,12 @@ def simulate_scenario(scenario_path: Path, overrides: Sequence[str] = ()) -> tup
         "simulate": simulated - loaded,
         "total": time.perf_counter() - started,
     }
-    return Simulation(capture, run.n_steps, run.n_sweeps), figures
+    request_j = None if energy is None else energy.request_j
+    return Simulation(capture, run.n_steps, run.n_sweeps, run.network, request_j), figures
 
 
 def write_simulation(simulation: Simulation, figures: dict[str, Any], out: Path) -> None:
-    """Write the simulated capture and summary.json beside it; all of it or nothing.
+    """Write the simulated capture and summary.json beside it, and energy.csv where power is told; all or nothing.
 
     Everything but summary.json's `wall_s` is the same, byte for byte, every time.
     """
@@ -55,3 +70,5 @@ def write_simulation(simulation: Simulation, figures: dict[str, Any], out: Path)
         folder.rmdir()
         write_capture(simulation.capture, folder)
         (folder / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n")
+        if simulation.request_j is not None:
+            (folder / "energy.csv").write_text(request_energy_csv(simulation.capture, simulation.request_j))

@@ -7,7 +7,8 @@ from pathlib import Path
 from calibrate.calibration import read_calibration
 from calibrate.whole_step import Unpriced
 from harness.calibrated import calibrated
-from harness.deployment import Deployment, deploy, engine_asked
+from harness.deployment import Deployment, deploy, engine_asked, read_cluster
+from harness.power import EngineMade, plan_power
 from harness.scenario import Scenario
 from simulator.cluster import Cluster
 from simulator.engine import Engine
@@ -48,5 +49,6 @@ def deploy_unprofiled(
     )
     notes = (*asked.notes, "no profile: steps are timed by a whole-step model", *fitted.notes)
     provenance = {"profile": None, "calibration": fitted.sha256}
-    cluster = Cluster((engine,), seed=scenario.file.seed)
-    return Deployment(cluster, notes, asked.mismatches, provenance, fitted.front_end, fitted.calibration)
+    engines, power = plan_power(read_cluster(scenario), [EngineMade(engine, spec, None)], asked.folders)
+    cluster = Cluster(engines, seed=scenario.file.seed)
+    return Deployment(cluster, notes, asked.mismatches, provenance, fitted.front_end, fitted.calibration, power)

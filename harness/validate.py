@@ -12,6 +12,7 @@ import msgspec
 from harness.calibrated import fitted_requests
 from harness.compare import Validation, compare, noise_floor, over_floor, scored_ids
 from harness.deployment import located, with_run_notes
+from harness.power import energy_of, with_power
 from harness.predicted import add_intervals, attributed, interval_notes, intervals_csv, predicted, run
 from harness.report import validation_report
 from harness.scenario import read_scenario
@@ -20,6 +21,7 @@ from traces.capture import Capture, new_folder, read_capture, write_capture
 from traces.decoding import read_bytes, sha256
 from traces.errors import InputError
 from traces.formats import read_any_trace
+from traces.series import grid_like
 from traces.trace import Trace
 
 
@@ -55,7 +57,9 @@ def validate(
     deployment = deploy_calibrated(scenario, measured.meta, calibration or scenario.calibration_path)
     fitted = fitted_requests(deployment.calibration, measured, digest(capture_path))
     unscored = frozenset() if score_fitted else fitted
-    if len(unscored) == len(measured.outcomes):
+    if score_fitted and deployment.calibration is None:
+        raise InputError("means nothing without a calibration", field="--score-fitted")
+    if unscored and len(unscored) == len(measured.outcomes):
         message = "every request of this capture was fitted by the calibration"
         raise InputError(message, file=capture_path, accepted="another capture, or --score-fitted")
     loaded = time.perf_counter()
@@ -67,7 +71,11 @@ def validate(
         trace,
         simulation.capture.outcomes,
         simulation.capture.steps,
+        dict(simulation.capture.series),
     )
+    if deployment.power is not None:
+        said = measured.series.get("power_w")
+        twin = with_power(twin, energy_of(simulation, deployment.power), None if said is None else grid_like(said))
     result = compare(measured, twin, seed=scenario.file.seed, reasons=deployment.mismatches, unscored=unscored)
     result["fitted"] = {"n_requests": len(fitted), "scored": score_fitted and bool(fitted)}
     result["notes"] = [
@@ -143,7 +151,9 @@ def _fitted_notes(n_fitted: int, *, scored: bool) -> list[str]:
 
 
 def at_measured_arrivals(trace: Trace, measured: Capture) -> Trace:
-    """The trace's requests at the times at which they really arrived."""
+    """The trace's requests at the times at which they really arrived; as they are where only series were measured."""
+    if not measured.outcomes:
+        return trace
     arrivals_s = {outcome.request_id: outcome.arrival_s for outcome in measured.outcomes}
     known = [row for row in trace.rows if row.request_id in arrivals_s]
     if not known:

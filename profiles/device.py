@@ -13,6 +13,34 @@ from traces.errors import InputError
 Above0 = Annotated[float, msgspec.Meta(gt=0)]
 
 
+class DevicePower(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a device draws, by what it does. One of the three ways to say the active level is needed.
+
+    Attributes:
+        idle_w: at rest.
+        standby_w: for so many seconds after work, while clocks are still up; None: it rests at once.
+        standby_s: how long.
+        active_w: in a step.
+        active_prefill_w: in a step that computes prompts; a step that does both draws this.
+        active_decode_w: in a step that only decodes.
+        active_w_by_tokens: watts in a step of so many tokens, linear between; the widest say of how busy it is.
+        tdp_w: rated power, which a cap is a share of; None: the device's own file says it.
+        power_cap_w: the driver's limit; None: none.
+        cap_slowdown: file of what a cap costs (`profiles.power_cap`); needed with a cap.
+    """
+
+    idle_w: Above0
+    standby_w: Above0 | None = None
+    standby_s: Above0 | None = None
+    active_w: Above0 | None = None
+    active_prefill_w: Above0 | None = None
+    active_decode_w: Above0 | None = None
+    active_w_by_tokens: tuple[tuple[Above0, Above0], ...] | None = None
+    tdp_w: Above0 | None = None
+    power_cap_w: Above0 | None = None
+    cap_slowdown: str | None = None
+
+
 class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An accelerator. None: not known, which a prediction that needs it refuses.
 
@@ -24,6 +52,8 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         memory_bandwidth_bytes_per_s: peak.
         peak_flops_per_s: dense matrix peak by dtype, without sparsity.
         tdp_w: rated board power.
+        multiprocessors: streaming multiprocessors (compute units), which some kernels have a buffer for each of.
+        power: what it was measured to draw.
         sources: where each number is from, by field.
     """
 
@@ -33,6 +63,8 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     memory_bandwidth_bytes_per_s: Above0 | None = None
     peak_flops_per_s: dict[str, Above0] = {}
     tdp_w: Above0 | None = None
+    multiprocessors: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    power: DevicePower | None = None
     sources: dict[str, str]
 
 
@@ -50,7 +82,30 @@ Spec = TypeVar("Spec", DeviceSpec, LinkSpec)
 
 def read_device(path: Path) -> DeviceSpec:
     """A device from its YAML file. Raises InputError with file, line and field, and for a number without a source."""
-    return _with_sources(decode_yaml(path, DeviceSpec), path)
+    spec = _with_sources(decode_yaml(path, DeviceSpec), path)
+    if spec.power is not None and (wrong := power_fault(spec.power)) is not None:
+        raise InputError(file=path, field=f"power.{wrong[0]}", accepted=wrong[1])
+    return spec
+
+
+def power_fault(power: DevicePower) -> tuple[str, str] | None:
+    """The field that makes a description of power no whole, and what is accepted; None: there is none."""
+    phases = power.active_prefill_w, power.active_decode_w
+    ways = [power.active_w is not None, phases != (None, None), power.active_w_by_tokens is not None]
+    if sum(ways) != 1:
+        return "active_w", "one of active_w, active_prefill_w with active_decode_w, and active_w_by_tokens"
+    if (power.active_prefill_w is None) != (power.active_decode_w is None):
+        return "active_prefill_w", "active_prefill_w and active_decode_w together"
+    if (power.standby_w is None) != (power.standby_s is None):
+        return "standby_s", "standby_w and standby_s together"
+    tokens = [tokens for tokens, _ in power.active_w_by_tokens or ()]
+    if power.active_w_by_tokens is not None and (len(tokens) < 2 or sorted(set(tokens)) != tokens):
+        return "active_w_by_tokens", "at least two pairs of tokens and watts, tokens ascending"
+    if (power.power_cap_w is None) != (power.cap_slowdown is None):
+        return "cap_slowdown", "power_cap_w and cap_slowdown together: what a cap costs is measured"
+    if power.power_cap_w is not None and power.power_cap_w <= power.idle_w:
+        return "power_cap_w", f"more than idle_w {power.idle_w:g}"
+    return None
 
 
 def read_link(path: Path) -> LinkSpec:

@@ -69,6 +69,9 @@ class ModelSpec:
         head_bias: the output head has a bias.
         num_experts: experts per layer.
         num_experts_per_tok: of those, the ones a token uses.
+        model_type: its family's name; None when it was not read from a config.
+        rotary_rows: positions in the table of rotary embeddings; None when unknown.
+        rotary_dim: width of that table.
     """
 
     name: str
@@ -89,6 +92,9 @@ class ModelSpec:
     head_bias: bool = False
     num_experts: int = 0
     num_experts_per_tok: int = 0
+    model_type: str | None = None
+    rotary_rows: int | None = None
+    rotary_dim: int = 0
 
     def num_parameters(self) -> int:
         """Parameters of the model, as published: on no device twice, and no padding."""
@@ -127,6 +133,13 @@ class ModelSpec:
     def weight_bytes(self, dtype: str, tensor_parallel_size: int = 1) -> int:
         """Bytes of weights on one of `tensor_parallel_size` devices, all of one type. Raises InputError."""
         return sum(self.parameters(tensor_parallel_size).values()) * dtype_bytes(dtype)
+
+    def rotary_bytes(self, dtype: str) -> int:
+        """Bytes of the table of rotary embeddings, one for all layers and whole on each device; 0 when unknown.
+
+        vLLM 0.32 `model_executor/layers/rotary_embedding/base.py`: a buffer `cos_sin_cache` of the model's type.
+        """
+        return (self.rotary_rows or 0) * self.rotary_dim * dtype_bytes(dtype)
 
     def kv_bytes_per_token(self, dtype: str, tensor_parallel_size: int = 1) -> int:
         """Bytes of keys and values that one token takes on one device, over all layers. Raises InputError."""
@@ -194,7 +207,36 @@ def model_of(config: Mapping[str, Any], name: str, file: Path | str = "config.js
         head_bias=family.head_bias,
         num_experts=_positive(config, file, "num_local_experts", "num_experts") if family.is_moe else 0,
         num_experts_per_tok=_positive(config, file, "num_experts_per_tok") if family.is_moe else 0,
+        model_type=config["model_type"],
+        rotary_rows=_rotary_rows(config),
+        rotary_dim=int(
+            _positive(config, file, "head_dim", default=hidden // heads) * config.get("partial_rotary_factor", 1.0)
+        ),
     )
+
+
+def _rotary_rows(config: Mapping[str, Any]) -> int | None:
+    """Positions in the table of rotary embeddings; None for a kind that is not known here.
+
+    vLLM 0.32 `model_executor/layers/rotary_embedding/`: the model's positions, as many times as a linear or dynamic
+    scaling says; those before scaling times YaRN's factor; both tables of LongRoPE.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    positions = config.get("max_position_embeddings")
+    if not isinstance(rope, Mapping) or not isinstance(positions, int):
+        return None
+    factor = rope.get("factor", 1.0)
+    original = rope.get("original_max_position_embeddings", config.get("original_max_position_embeddings", positions))
+    match rope.get("rope_type", rope.get("type", "default")):
+        case "default" | "llama3":
+            return positions
+        case "linear" | "dynamic":
+            return int(positions * factor)
+        case "yarn":
+            return int(original * factor)
+        case "longrope" | "su":
+            return int(original + positions)
+    return None
 
 
 def _family(config: Mapping[str, Any], file: Path | str) -> _Family:

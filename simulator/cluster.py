@@ -25,9 +25,12 @@ from simulator.plan import StepPlan
 from simulator.rank import Arrival, Part, Rank
 from simulator.request import Request, RequestStatus
 from simulator.routing import Router, new_router
+from simulator.scheduler import Scheduler
 from simulator.sessions import Sessions, Think
+from simulator.tiers import KVTierFile, KVTiers, Tier, new_tier, tier_notes
 from simulator.topology import Place, Topology
 from traces.errors import InputError
+from traces.hashes import resized
 from traces.steps import Floats
 from traces.trace import Trace, TraceRow
 
@@ -49,6 +52,7 @@ class Cluster:
         think: whether that is always the same or drawn.
         failures: of engines.
         autoscaling: of the engines; None: all are in use all the time.
+        kv_tiers: behind the engines' prefix caches, the nearest first.
     """
 
     engines: tuple[Engine, ...]
@@ -63,6 +67,7 @@ class Cluster:
     think: Think = "constant"
     failures: tuple[Failure, ...] = ()
     autoscaling: Autoscaling | None = None
+    kv_tiers: tuple[KVTierFile, ...] = ()
 
     @property
     def is_disaggregated(self) -> bool:
@@ -77,6 +82,7 @@ class Service:
         instances: its engines, in time.
         ranks: where requests can be sent, in the order of the engines.
         arrivals_s: when each request arrived, [n_requests].
+        tiers: KV tiers of the ranks; a shared one once.
     """
 
     def __init__(self, trace: Trace, cluster: Cluster, *, fast_forward: bool) -> None:
@@ -84,6 +90,7 @@ class Service:
         self.arrivals_s = [row.arrival_s for row in trace.rows]
         self.instances: list[Instance] = []
         self.ranks: list[Rank] = []
+        self.tiers: list[Tier] = []
         self._trace = trace
         self._routing = cluster.routing
         self._deadline_s = cluster.deadline_s
@@ -113,6 +120,7 @@ class Service:
             pools.setdefault(engine.role, []).extend(ranks)
             self.ranks += ranks
             self.instances.append(instance)
+            self._add_tiers(cluster, engine, ranks)
         self.handover = self._new_handover(cluster)
         name, options = cluster.routing, cluster.routing_options
         first = pools["prefill" if self.handover else "both"]
@@ -128,12 +136,39 @@ class Service:
         self._homeless: list[int] = []
         self._check(cluster)
 
+    def _add_tiers(self, cluster: Cluster, engine: Engine, ranks: list[Rank]) -> None:
+        """Put the KV tiers behind an engine's ranks. Raises InputError where that is not possible."""
+        if not cluster.kv_tiers:
+            return
+        if cluster.is_disaggregated:
+            raise InputError("is not modelled where prefill and decode are apart", field="kv_tiers")
+        if not engine.options.enable_prefix_caching:
+            raise InputError("has no effect without enable_prefix_caching", field="kv_tiers")
+        kinds = {(one.model, one.kv_bytes_per_token, one.options.block_size) for one in cluster.engines}
+        if len(kinds) > 1 and any(file.shared for file in cluster.kv_tiers):
+            raise InputError("is shared by engines of different models or block sizes", field="kv_tiers")
+        for rank in ranks:
+            if not isinstance(rank.scheduler, Scheduler):
+                raise InputError("is not known to vLLM's scheduler behind this seam", field="kv_tiers")
+            own = []
+            for file in cluster.kv_tiers:
+                tier = next((tier for tier in self.tiers if file.shared and tier.file is file), None)
+                if tier is None:
+                    tier = new_tier(file, rank.block_size, engine.kv_bytes_per_token)
+                    self.tiers.append(tier)
+                own.append(tier)
+            rank.scheduler.tiers = KVTiers(own, rank.block_size)
+
     def _check(self, cluster: Cluster) -> None:
         """Raise InputError for what contradicts itself."""
         for i, failure in enumerate(self._failures):
             if failure.instance >= len(self.instances):
                 accepted = f"0 to {len(self.instances) - 1}"
                 raise InputError(field=f"failures[{i}].instance", found=failure.instance, accepted=accepted)
+            again = [other for other in self._failures[:i] if other.instance == failure.instance]
+            if any(other.at_s <= failure.at_s < other.at_s + other.for_s for other in again):
+                accepted = "a time at which the instance is up, in order of time"
+                raise InputError(field=f"failures[{i}].at_s", found=failure.at_s, accepted=accepted)
         scaling = self._autoscaling
         if scaling is not None and scaling.min_instances > len(self.instances):
             accepted = f"at most {len(self.instances)} instances"
@@ -197,12 +232,16 @@ class Service:
         if self._autoscaling is not None:
             least = self._autoscaling.min_instances
             notes.append(f"autoscaling from {least} instances of {len(self.instances)}: {self._n_started} started")
-        return notes
+        return [*notes, *tier_notes(self.tiers)]
+
+    @property
+    def _shares_a_tier(self) -> bool:
+        return len(self.instances) > 1 and any(tier.file.shared for tier in self.tiers)
 
     @property
     def _is_coupled(self) -> bool:
         """Whether what one instance does can concern another."""
-        return self._sessions is not None or self.handover is not None
+        return self._sessions is not None or self.handover is not None or self._shares_a_tier
 
     def _send(self, index: int, time_s: float) -> Rank:
         """Send an arriving request to the rank that the router chooses."""
@@ -276,7 +315,11 @@ class Service:
         another's, unless it makes room on a prefill instance that waits for it.
         """
         role = self._roles[number]
-        any_can = self._sessions is not None or (role == "decode" and any(map(self._is_held_up, self._asleep)))
+        any_can = (
+            self._sessions is not None
+            or self._shares_a_tier
+            or (role == "decode" and any(map(self._is_held_up, self._asleep)))
+        )
         others = (at_s for at_s, other in self._awake if any_can or self._roles[other] != role)
         return min(others, default=np.inf)
 
@@ -458,17 +501,18 @@ def engine_hashes(row: TraceRow, trace: Trace, block_size: int) -> tuple[int, ..
     """A row's hashes for blocks of the engine's size; () when it has none.
 
     A hash covers all before its block, so that every k-th hash of small blocks is the hash of a block k times as
-    large. Raises InputError when the engine's block size is no multiple of the trace's.
+    large, and one of a large block stands for k small ones (`traces.hashes`). Raises InputError when neither size is a
+    multiple of the other.
     """
     if row.block_hashes is None or trace.hash_block_size is None:
         return ()
-    if block_size % trace.hash_block_size:
+    hashes = resized(row.block_hashes, trace.hash_block_size, block_size)
+    if hashes is None:
         raise InputError(
             "prefix hashes cannot be brought to this block size",
             file=trace.source,
             field="hash_block_size",
             found=trace.hash_block_size,
-            accepted=f"a divisor of block_size {block_size}",
+            accepted=f"a divisor or a multiple of block_size {block_size}",
         )
-    every = block_size // trace.hash_block_size
-    return row.block_hashes[every - 1 :: every]
+    return hashes

@@ -35,6 +35,8 @@ class Engine:
         role: what it does of a request: all, its prompt, or its answer.
         places: its devices, rank by rank, where it matters which they are.
         kv_bytes_per_token: keys and values of one token, over all layers and all devices of a rank.
+        weight_bytes: of one device; None when it is not known or devices hold different shares.
+        kv_block_bytes: of one KV block on one device; None likewise.
         num_layers: of the model, where KV leaves layer by layer.
         scheduling_order: a user's own order of requests, as `module:Class`; None: the scheduling policy's.
         cache_eviction: a user's own rule of what the prefix cache evicts, as `module:Class`; None: vLLM's.
@@ -53,6 +55,8 @@ class Engine:
     role: Role = "both"
     places: tuple[Place, ...] = ()
     kv_bytes_per_token: float = 0.0
+    weight_bytes: int | None = None
+    kv_block_bytes: int | None = None
     num_layers: int = 1
     scheduling_order: str | None = None
     cache_eviction: str | None = None

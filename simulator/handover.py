@@ -75,6 +75,7 @@ class Handover:
         n_prompts: prompts whose KV was sent.
         n_bytes: of them all.
         n_lost: of the prompts, those whose KV was lost.
+        network: the links that it is sent over, and what they carried.
     """
 
     def __init__(
@@ -107,12 +108,12 @@ class Handover:
         self._failure_probability = settings.failure_probability
         self._num_layers = num_layers
         self._seed = seed
-        self._network = Network()
+        self.network = Network()
         self._prompts: dict[int, Prompt] = {}
 
     def next_event_s(self) -> float:
         """When something next changes; infinite when nothing is on its way."""
-        return self._network.next_event_s()
+        return self.network.next_event_s()
 
     def begin(self, index: int, source: Rank, target: Rank | None) -> None:
         """A request's prompt will be computed by one rank for another, which may not be chosen yet."""
@@ -170,7 +171,7 @@ class Handover:
     def advance(self, now_s: float) -> list[Rank]:
         """Let time pass. Returns the ranks for which something has changed: blocks are free, or KV is there."""
         changed: list[Rank] = []
-        for part in self._network.advance(now_s):
+        for part in self.network.advance(now_s):
             prompt = part.owner
             assert isinstance(prompt, Prompt)
             prompt.parts_left -= 1
@@ -191,7 +192,7 @@ class Handover:
         n_bytes = n_tokens * self._kv_bytes_per_token
         for i in range(parts):
             path = self._topology.path(senders[i * len(senders) // parts], receivers[i * len(receivers) // parts])
-            self._network.start(path, n_bytes / parts, start_s, prompt)
+            self.network.start(path, n_bytes / parts, start_s, prompt)
         prompt.parts_left += parts
         self.n_bytes += n_bytes
 

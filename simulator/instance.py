@@ -84,9 +84,11 @@ class Instance:
 
         Returns False when there is nothing left to do or to wait for.
         """
+        told = False
         for rank in self.ranks:
             for ended in (*rank.take_arrivals(self.now_s), *rank.give_up(self.now_s)):
                 self._tell(rank, ended)
+                told = True
         planned = [(rank, plan) for rank in self.ranks if (plan := rank.scheduler.schedule(self.now_s)) is not None]
         sent_for = self._tell_reserved()
         if not planned:
@@ -96,7 +98,8 @@ class Instance:
         cost = self._step_time.price(plan)
         scheduled_s, end_s = self._timed(cost)
         next_change_s = min(until_s, min(rank.next_change_s for rank in self.ranks))
-        times = len(end_s) if self._fast_forward and not sent_for else 1
+        # Whoever was told may send something at this very moment: nobody knows yet what comes next.
+        times = len(end_s) if self._fast_forward and not (told or sent_for) else 1
         times = min(times, max(1, int(np.searchsorted(scheduled_s, next_change_s))))
         self._run(planned, plan, cost, scheduled_s[:times], end_s[:times])
         return True
@@ -189,7 +192,8 @@ class Instance:
         self._n_steps += times
         self._step_time.count(plan, times)
         for rank, own in planned:
-            rank.record.add(own, scheduled_s, end_s, rank.scheduler.repeat(own, times))
+            kv_blocks = rank.scheduler.repeat(own, times)
+            rank.record.add(own, scheduled_s, end_s, kv_blocks, rank.scheduler.kv_cached)
             if self._on_plan is not None:
                 self._on_plan(own, scheduled_s, end_s)
         self.now_s = float(scheduled_s[-1] + cost.host_s[times - 1])

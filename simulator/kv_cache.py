@@ -33,17 +33,21 @@ class KVCache:
             pads block tables.
         num_free: those that no request holds.
         num_evicted: cached blocks that were handed out again.
+        num_cached_free: free blocks that hold the content of full blocks still.
     """
 
     def __init__(self, num_gpu_blocks: int, *, prefix_caching: bool, unfinished_first: bool = True) -> None:
         self.num_blocks = num_gpu_blocks - 1
         self.num_free = self.num_blocks
         self.num_evicted = 0
+        self.num_cached_free = 0
         self._prefix_caching = prefix_caching
         self._unfinished_first = unfinished_first
         # Order of reuse. A Block stands for itself; an int key for a run of anonymous blocks, with its length.
         self._free: OrderedDict[Block | int, int] = OrderedDict({0: self.num_blocks})
         self._next_run = 1
+        # Runs of full private blocks: nobody asks for their content, but it is there.
+        self._full_runs: set[int] = set()
         # First in, first found: vLLM keeps duplicates of a hash and returns the one cached first.
         self._cached: dict[BlockHash, list[Block]] = {}
 
@@ -75,6 +79,7 @@ class KVCache:
             if block.ref_count == 0:
                 del self._free[block]
                 self.num_free -= 1
+                self.num_cached_free -= 1
             block.ref_count += 1
 
     def allocate(self, count: int) -> None:
@@ -85,10 +90,13 @@ class KVCache:
             entry = self._next_free()
             if isinstance(entry, int):
                 length = free[entry]
+                if entry in self._full_runs:
+                    self.num_cached_free -= min(length, count)
                 if length > count:
                     free[entry] = length - count
                     return
                 del free[entry]
+                self._full_runs.discard(entry)
                 count -= length
             else:
                 del free[entry]
@@ -111,6 +119,8 @@ class KVCache:
         if partial or not self._prefix_caching:
             self._add_run(partial if self._prefix_caching else partial + full, front=self._unfinished_first)
         if full and self._prefix_caching:
+            self._full_runs.add(self._next_run)
+            self.num_cached_free += full
             self._add_run(full, front=False)
         for block in reversed(blocks):
             block.ref_count -= 1
@@ -121,6 +131,21 @@ class KVCache:
         """Nobody holds a findable block any more: it is the last to be reused."""
         self._free[block] = 1
         self.num_free += 1
+        self.num_cached_free += 1
+
+    def allocate_each(self, counts: Sequence[int]) -> list[int]:
+        """Allocate several times in a row. Returns `num_cached_free` after each."""
+        entry = next(iter(self._free), None)
+        total = sum(counts)
+        if isinstance(entry, int) and entry not in self._full_runs and self._free[entry] >= total:
+            # Nothing in them can be found: no content is lost.
+            self.allocate(total)
+            return [self.num_cached_free] * len(counts)
+        after = []
+        for count in counts:
+            self.allocate(count)
+            after.append(self.num_cached_free)
+        return after
 
     def _next_free(self) -> Block | int:
         """What is reused next: a findable block, or the number of a run of others."""
@@ -131,6 +156,8 @@ class KVCache:
         assert self.num_free == self.num_blocks, "blocks are in use"
         self._free = OrderedDict({0: self.num_blocks})
         self._next_run = 1
+        self._full_runs.clear()
+        self.num_cached_free = 0
         self._cached.clear()
 
     def _add_run(self, length: int, *, front: bool) -> None:
@@ -147,6 +174,7 @@ class KVCache:
         """Evict a cached block: its content is about to be overwritten."""
         same = self._cached[block.hash]
         same.remove(block)
+        self.num_cached_free -= 1
         if not same:
             del self._cached[block.hash]
         self.num_evicted += 1

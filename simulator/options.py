@@ -27,6 +27,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         num_gpu_blocks: KV blocks, the null block included, as the engine reports them; None: predicted from the
             device's memory.
         gpu_memory_utilization: share of the device's memory the engine may use; read when num_gpu_blocks is None.
+        kv_cache_memory_bytes: bytes of KV on each device, instead of what gpu_memory_utilization leaves; read when
+            num_gpu_blocks is None.
         enable_prefix_caching: share full KV blocks between requests of equal prefix.
         enable_chunked_prefill: let a prompt be computed over several steps.
         long_prefill_token_threshold: most tokens of one prompt per step; 0: no limit.
@@ -48,6 +50,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     block_size: Positive = 16
     num_gpu_blocks: Annotated[int, msgspec.Meta(ge=2)] | None = None
     gpu_memory_utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
+    kv_cache_memory_bytes: Positive | None = None
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: Count = 0

@@ -125,6 +125,9 @@ class Oracle:
             if len(self._preempted) == n_before or self._under_way:
                 return None
 
+    kv_cached: Ints | None = None
+    """What vLLM keeps of free blocks is not asked."""
+
     def repeat(self, plan: StepPlan, times: int) -> Ints:
         """Run a plan once, as often as it can be. Returns the KV blocks in use, [1]."""
         return np.full(times, plan.kv_blocks, dtype=np.int64)

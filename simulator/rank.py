@@ -31,6 +31,7 @@ class Record:
         scheduled_s: [times] of each plan, when each of its steps was planned.
         end_s: [times] of each plan, when each of its steps ended.
         kv_blocks: [times] of each plan, KV blocks in use.
+        kv_cached: [times] of each plan, free KV blocks that hold content still; empty when not known.
     """
 
     plans: list[StepPlan] = field(default_factory=list)
@@ -38,14 +39,19 @@ class Record:
     scheduled_s: list[Floats] = field(default_factory=list)
     end_s: list[Floats] = field(default_factory=list)
     kv_blocks: list[Ints] = field(default_factory=list)
+    kv_cached: list[Ints] = field(default_factory=list)
 
-    def add(self, plan: StepPlan, scheduled_s: Floats, end_s: Floats, kv_blocks: Ints) -> None:
+    def add(
+        self, plan: StepPlan, scheduled_s: Floats, end_s: Floats, kv_blocks: Ints, kv_cached: Ints | None = None
+    ) -> None:
         """Keep a plan that was run `len(end_s)` times."""
         self.plans.append(plan)
         self.times.append(len(end_s))
         self.scheduled_s.append(scheduled_s)
         self.end_s.append(end_s)
         self.kv_blocks.append(kv_blocks)
+        if kv_cached is not None:
+            self.kv_cached.append(kv_cached)
 
     def end_column_s(self) -> Floats:
         """When each step ended, [n_steps]."""
@@ -65,6 +71,8 @@ class Record:
             "n_decode_tokens": per_step("n_decode"),
             "kv_blocks": np.concatenate(self.kv_blocks) if self.kv_blocks else np.zeros(0, dtype=np.int64),
         }
+        if len(self.kv_cached) == len(self.plans):
+            columns["kv_cached"] = np.concatenate(self.kv_cached) if self.kv_cached else np.zeros(0, dtype=np.int64)
         for name in ("n_requests", "n_prefill_tokens", "n_running", "n_waiting", "n_preempted"):
             columns[name] = per_step(name)
         return columns
@@ -223,8 +231,10 @@ class Rank:
 
     @property
     def next_change_s(self) -> float:
-        """When a request next arrives here or is given up; infinite when none is."""
+        """When a request or its KV next arrives here, or one is given up; infinite when none is."""
         arrival_s = self.arrivals[0].time_s if self.arrivals else np.inf
+        if isinstance(self.scheduler, Scheduler):
+            arrival_s = min(arrival_s, self.scheduler.next_load_s)
         return min(arrival_s, self._next_deadline_s()) if self._deadlines else arrival_s
 
     def _next_deadline_s(self) -> float:

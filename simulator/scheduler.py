@@ -12,6 +12,7 @@ out are requests looked at one by one.
 
 from __future__ import annotations
 
+import heapq
 from bisect import insort
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -26,6 +27,7 @@ from simulator.plan import StepPlan, plan_of
 from simulator.policies import Eviction, Order, RankedKVCache
 from simulator.request import PromptKV, Request, RequestStatus, new_request
 from simulator.rules import REFERENCE_RULES, Rules
+from simulator.tiers import KVTiers
 from traces.steps import Ints
 from traces.trace import TraceRow
 
@@ -62,6 +64,8 @@ class Scheduler:
         kv_cache: the blocks.
         holding: requests that hold blocks for KV that another engine computed, and are not running yet.
         reserved: those of them that are new since somebody last took this list.
+        tiers: where more of a prompt's KV may be than on the GPU; None: nowhere.
+        kv_cached: [times] of the plan that was last run, free blocks that hold content still.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.holding: list[Request] = []
         self.reserved: list[Request] = []
+        self.kv_cached: Ints | None = None
         self.kv_cache = _new_cache(options, num_gpu_blocks, rules, eviction)
         self._options = options
         self._pipelined = pipelined
@@ -113,6 +118,13 @@ class Scheduler:
         self._kept: dict[Request, tuple[list[Block], int, int]] = {}
         # Blocks reserved for KV that is on its way.
         self._reserved_blocks: dict[Request, int] = {}
+        self.tiers: KVTiers | None = None
+        # Loads under way: when each is there, a number that keeps the order of equal times, and whose it is.
+        self._loads: list[tuple[float, int, Request]] = []
+        self._n_loads = 0
+        # Tokens whose KV is there once a load is; the whole prompt but its last token where another engine computed it.
+        self._loaded_tokens: dict[Request, int] = {}
+        self._now_s = 0.0
 
     @property
     def num_free_blocks(self) -> int:
@@ -140,6 +152,11 @@ class Scheduler:
 
     def schedule(self, now_s: float) -> StepPlan | None:
         """Plan the next step and take the blocks it needs; None when no request can compute anything now."""
+        self._now_s = now_s
+        while self._loads and self._loads[0][0] <= now_s:
+            _, _, request = heapq.heappop(self._loads)
+            if request in self._loaded_tokens:
+                self.receive(request)
         while True:
             threshold = self._prefill_threshold()
             tokens, budget, preempted = self._schedule_running(threshold)
@@ -156,11 +173,12 @@ class Scheduler:
     def repeat(self, plan: StepPlan, times: int) -> Ints:
         """Run a plan `times` times instead of once, in one go. Returns the KV blocks in use at each, [times]."""
         blocks = np.full(times, plan.kv_blocks, dtype=np.int64)
+        self.kv_cached = np.full(times, self.kv_cache.num_cached_free, dtype=np.int64)
         if times == 1:
             return blocks
         state = self._columns()
         blocks[1:] += self._growth(state)[: times - 1]
-        self.kv_cache.allocate(int(blocks[-1] - blocks[0]))
+        self.kv_cached[1:] = self.kv_cache.allocate_each(np.diff(blocks).tolist())
         state[_COMPUTED] += times - 1
         state[_TOKENS] += times - 1
         state[_LAST] += times - 1
@@ -209,6 +227,13 @@ class Scheduler:
     def forget(self) -> None:
         """Lose what is cached; no request may hold blocks."""
         self.kv_cache.forget()
+        if self.tiers is not None:
+            self.tiers.forget()
+
+    @property
+    def next_load_s(self) -> float:
+        """When KV from a tier is next there; infinite when none is on its way."""
+        return self._loads[0][0] if self._loads else np.inf
 
     def keeps(self, request: Request) -> bool:
         """Whether the blocks of an ended request are kept for another engine."""
@@ -227,6 +252,7 @@ class Scheduler:
         self.kv_cache.free(request.blocks, 0, self._reserved_blocks.pop(request) - len(request.blocks))
         request.blocks.clear()
         request.kv = PromptKV.COMPUTED_HERE
+        self._loaded_tokens.pop(request, None)
         self.holding.remove(request)
         self._requeue(request)
 
@@ -270,7 +296,7 @@ class Scheduler:
         if (total := int(want.sum())) > budget:
             want = np.clip(budget - (np.cumsum(want) - want), 0, want)
             total = budget
-        new_blocks = -(-(state[_COMPUTED] + want) // self._options.block_size) - state[_BLOCKS]
+        new_blocks = np.maximum(-(-(state[_COMPUTED] + want) // self._options.block_size) - state[_BLOCKS], 0)
         if (needed := int(new_blocks.sum())) > self.kv_cache.num_free:
             granted = int(np.searchsorted(np.cumsum(new_blocks), self.kv_cache.num_free, side="right"))
             state, want, new_blocks = state[:, :granted], want[:granted], new_blocks[:granted]
@@ -390,9 +416,9 @@ class Scheduler:
         # others wait for.
         for request in [one for one in self.holding if one.kv is PromptKV.RECEIVED]:
             if budget > 0 and len(self.running) < self._seats:
-                self._admit_received(request, now_s)
-                budget -= 1
-                admitted.append(1)
+                granted = self._admit_received(request, budget, threshold, now_s)
+                budget -= granted
+                admitted.append(granted)
         skipped: list[Request] = []
         while self.waiting and budget > 0 and len(self.running) < self._seats:
             first = self.waiting[0]
@@ -403,6 +429,8 @@ class Scheduler:
             if first.num_in_flight:
                 # Its last token before the preemption is still to come; it takes the next step at the earliest.
                 skipped.append(self.waiting.popleft())
+                continue
+            if self.tiers is not None and self._load(first, self.tiers, now_s):
                 continue
             granted = self._admit(first, budget, threshold, now_s)
             if granted == 0:
@@ -461,11 +489,41 @@ class Scheduler:
         self.reserved.append(request)
         return True
 
-    def _admit_received(self, request: Request, now_s: float) -> None:
-        """Move a request whose prompt's KV has arrived to the running queue; its last token is computed here."""
+    def _load(self, request: Request, tiers: KVTiers, now_s: float) -> bool:
+        """Have more of the first waiting request's prompt loaded than is cached here, where a tier has more.
+
+        Blocks for the whole prompt are taken at once, so that what has been loaded can always be used.
+        """
+        size = self._options.block_size
+        most = (request.num_tokens - 1) // size
+        found = self.kv_cache.find(request.block_hashes, most)
+        most = min(most, len(request.block_hashes))
+        end = tiers.reach(request.block_hashes, len(found), most)
+        new_blocks = -(-request.num_tokens // size) - len(found)
+        free = self.kv_cache.num_free_without(found) - (self._watermark_blocks if self.running else 0)
+        if end == len(found) or new_blocks > free:
+            return False
+        done_s = tiers.load(request.block_hashes, len(found), most, now_s)
+        self.kv_cache.hold(found)
+        self.kv_cache.allocate(new_blocks)
+        self.waiting.popleft()
+        request.blocks = found
+        request.kv = PromptKV.RECEIVING
+        self._reserved_blocks[request] = len(found) + new_blocks
+        self._loaded_tokens[request] = end * size
+        self.holding.append(request)
+        self._n_loads += 1
+        heapq.heappush(self._loads, (done_s, self._n_loads, request))
+        return True
+
+    def _admit_received(self, request: Request, budget: int, threshold: int, now_s: float) -> int:
+        """Move a request whose KV has arrived to the running queue, to compute the rest here. Returns its tokens."""
         request.kv = PromptKV.COMPUTED_HERE
         self.holding.remove(request)
-        self._run(request, request.blocks, self._reserved_blocks.pop(request), request.num_tokens - 1, 1, now_s)
+        hit = self._loaded_tokens.pop(request, request.num_tokens - 1)
+        tokens = min(request.num_tokens - hit, budget, threshold or budget)
+        self._run(request, request.blocks, self._reserved_blocks.pop(request), hit, tokens, now_s)
+        return tokens
 
     def _run(self, request: Request, found: list[Block], blocks: int, hit: int, tokens: int, now_s: float) -> None:
         """Put a request into the running queue, with `hit` tokens computed and `tokens` to compute."""
@@ -485,6 +543,8 @@ class Scheduler:
         column[_HASHED] = len(request.block_hashes) if self._options.enable_prefix_caching else 0
         column[_SPAN] = column[_LAST] = -1
         self.running.append(request)
+        if self.tiers is not None:
+            self.tiers.touch(request.block_hashes)
         # A full block is findable as soon as it is scheduled, by the next request of the same step already.
         self._share_one(len(self.running) - 1)
 
@@ -535,6 +595,8 @@ class Scheduler:
 
     def _most_repeats(self, state: Ints) -> int:
         """How often a step that all running requests decode in can be run before anything but lengths changes."""
+        if self.tiers is not None and (state[_SHARED] < state[_HASHED]).any():
+            return 1  # in which order tiers get blocks decides what they evict
         if self.waiting and len(self.running) < self._seats:
             # The first waiting request lacks blocks, and those only get fewer while nobody finishes; but a block
             # that a running request completes may be one that it can share.
@@ -577,6 +639,8 @@ class Scheduler:
         full = min(int(self._state[_CACHED, i]) // self._options.block_size, int(self._state[_HASHED, i]))
         for j in range(len(request.blocks), full):
             request.blocks.append(self.kv_cache.cache(request.block_hashes[j]))
+            if self.tiers is not None:
+                self.tiers.store(request.block_hashes, j, self._now_s)
         self._state[_SHARED, i] = len(request.blocks)
 
     def _finish_stale(self, end_s: float, stopped: Collection[Request]) -> list[Request]:

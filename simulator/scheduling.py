@@ -39,6 +39,11 @@ class RequestScheduler(Protocol):
         """KV blocks that no request holds."""
         ...
 
+    @property
+    def kv_cached(self) -> Ints | None:
+        """Free blocks that hold content still, at each run of the last plan, [times]; None when not known."""
+        ...
+
     def cached_blocks(self, hashes: Sequence[BlockHash]) -> int:
         """How many of these blocks, from the first on, are in the prefix cache."""
         ...

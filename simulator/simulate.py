@@ -9,11 +9,14 @@ import msgspec
 
 from simulator.cluster import Cluster, Service
 from simulator.engine import Engine, check_options
+from simulator.network import Network
 from simulator.oracle import Oracle
 from simulator.rank import Rank, token_times_s
 from simulator.request import Request, RequestStatus
+from simulator.tiers import tier_series
 from traces.capture import Capture, CaptureMeta
 from traces.outcome import Outcome, Status
+from traces.series import grid_over
 from traces.steps import Floats, Steps, merged_steps, steps_from_columns
 from traces.trace import Trace, TraceRow
 
@@ -26,11 +29,15 @@ class Simulation:
         capture: the record, in the shape of a measured one.
         n_steps: steps that were simulated.
         n_sweeps: times the scheduler planned; each covers one step or more.
+        network: links over which KV was sent, with the record of what they carried; None: none was.
+        request_j: joules of each request, [n_requests]; None: not known.
     """
 
     capture: Capture
     n_steps: int
     n_sweeps: int
+    network: Network | None = None
+    request_j: Floats | None = None
 
 
 def simulate(
@@ -60,7 +67,10 @@ def simulate(
         for row, arrival_s, legs in zip(trace.rows, service.arrivals_s, _legs(service, len(trace)), strict=True)
     )
     capture = Capture(_meta(trace, cluster, outcomes, service), trace, outcomes, steps)
-    return Simulation(capture, len(steps), sum(len(rank.record.plans) for rank in service.ranks))
+    if service.tiers:
+        capture.series.update(tier_series(service.tiers, grid_over(capture).ends_s()))
+    n_sweeps = sum(len(rank.record.plans) for rank in service.ranks)
+    return Simulation(capture, len(steps), n_sweeps, service.handover.network if service.handover else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,8 @@ def _meta(trace: Trace, cluster: Cluster, outcomes: tuple[Outcome, ...], service
         device=", ".join(dict.fromkeys(engine.device for engine in engines)),
         engine_options=_shared([msgspec.to_builtins(engine.options) for engine in engines]),
         num_gpu_blocks=capacities.pop() if len(capacities) == 1 else None,
+        weight_bytes=_alike([engine.weight_bytes for engine in engines]),
+        kv_block_bytes=_alike([engine.kv_block_bytes for engine in engines]),
         clock="second 0 is the start of the trace",
         notes=tuple(dict.fromkeys(notes)),
         provenance={"trace": trace.sha256},
@@ -162,6 +174,11 @@ def _scheduled_by(service: Service, engines: tuple[Engine, ...]) -> list[str]:
         if isinstance(rank.scheduler, Oracle)
     ]
     return ours + theirs
+
+
+def _alike(values: list[int | None]) -> int | None:
+    """The value that all have; None when they differ."""
+    return values[0] if len(set(values)) == 1 else None
 
 
 def _shared(options: list[dict[str, Any]]) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class CaptureMeta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         device: name of the device it ran on; None when it was not recorded.
         engine_options: options the engine ran with, by vLLM's names; only those that are known.
         num_gpu_blocks: KV blocks of each instance, as the engine reported them; None when not recorded.
+        weight_bytes: bytes of weights on one device; None when not known, or when devices hold different shares.
+        kv_block_bytes: bytes of one KV block on one device; None likewise.
         clock: what second 0 is, and which clocks were joined how.
         recorded_at: ISO date of a measured run; None for a simulated one, which has no date.
         reasons: why this run must not be scored; empty for a valid run.
@@ -61,6 +63,8 @@ class CaptureMeta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     device: str | None
     engine_options: dict[str, Any] = {}
     num_gpu_blocks: int | None = None
+    weight_bytes: int | None = None
+    kv_block_bytes: int | None = None
     clock: str
     recorded_at: str | None = None
     reasons: tuple[str, ...] = ()
@@ -119,7 +123,8 @@ def write_capture(capture: Capture, out: Path) -> None:
         write_trace(capture.trace, folder / "trace.jsonl.gz")
         write("outcomes.parquet", pa.Table.from_pylist([_plain(o) for o in capture.outcomes], schema=_outcome_schema()))
         if capture.steps is not None:
-            write("steps.parquet", pa.table({name: getattr(capture.steps, name) for name in STEP_COLUMNS}))
+            columns = {name: getattr(capture.steps, name) for name in (*STEP_COLUMNS, "kv_cached")}
+            write("steps.parquet", pa.table({name: column for name, column in columns.items() if column is not None}))
             if (batches := capture.steps.batches) is not None:
                 step = np.repeat(np.arange(len(batches.offsets) - 1), np.diff(batches.offsets))
                 entries = {name: getattr(batches, name) for name in ("request", "new_tokens", "computed_tokens")}

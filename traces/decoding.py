@@ -235,6 +235,9 @@ def _input_error(
         field = _dotted([*keys, missing["name"]])
         return InputError("is missing", file=file, line=_line(tree, keys, line), field=field)
     wanted = re.sub(r", got .*$", "", what.removeprefix("Expected ")).replace("`", "")
+    if isinstance(kind := _type_at(type_, keys), msgspec.inspect.LiteralType | msgspec.inspect.EnumType):
+        values = kind.values if isinstance(kind, msgspec.inspect.LiteralType) else [one.value for one in kind.cls]
+        wanted = ", ".join(str(one) for one in values)
     return InputError(
         file=file, line=_line(tree, keys, line), field=_dotted(keys), found=_value_at(value, keys), accepted=wanted
     )
@@ -256,6 +259,12 @@ def _value_at(value: Any, keys: list[str | int]) -> Any:
 
 def _fields_at(type_: Any, keys: list[str | int]) -> list[str]:
     """Names of the fields of the struct that `keys` lead to, as they are written in a file."""
+    info = _type_at(type_, keys)
+    return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
+
+
+def _type_at(type_: Any, keys: list[str | int]) -> Any:
+    """What msgspec knows of the type that `keys` lead to."""
     info = msgspec.inspect.type_info(type_)
     for key in keys:
         info = _inner(info)
@@ -265,8 +274,7 @@ def _fields_at(type_: Any, keys: list[str | int]) -> list[str]:
             info = info.value_type
         elif isinstance(info, msgspec.inspect.CollectionType):
             info = info.item_type
-    info = _inner(info)
-    return [field.encode_name for field in info.fields] if isinstance(info, msgspec.inspect.StructType) else []
+    return _inner(info)
 
 
 def _inner(info: Any) -> Any:

@@ -5,51 +5,124 @@ A format is told by what the file holds, never by its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from traces import llmservingsim, series_file
 from traces.capture import Capture, read_capture
-from traces.decoding import lines, read_bytes
+from traces.decoding import read_bytes
 from traces.errors import InputError, nearest
-from traces.trace import Trace, is_trace, read_trace
+from traces.readers import azure, lengths, mooncake, otel, tracev2
+from traces.readers.jsonl import keys
+from traces.readers.source import Reader, Source, whole
+from traces.results import aiperf, guidellm, inference_perf, vllm_bench
+from traces.trace import Trace, TraceRow, is_trace, read_trace
 
-TRACE_FORMATS: dict[str, tuple[Callable[[bytes], bool], Callable[[Path], Trace]]] = {
-    "servetwin": (is_trace, read_trace),
-    "llmservingsim": (llmservingsim.is_workload, llmservingsim.read_workload),
+
+@dataclass(frozen=True, slots=True)
+class TraceFormat:
+    """A format of traces.
+
+    Attributes:
+        fits: whether a file that starts with this line (the first that is not blank) is of the format.
+        read: reads a file whole.
+        rows: reads it row by row, where the format allows it.
+    """
+
+    fits: Callable[[bytes], bool]
+    read: Callable[[Path], Trace]
+    rows: Reader | None = None
+
+
+def _by_rows(fits: Callable[[bytes], bool], rows: Reader) -> TraceFormat:
+    return TraceFormat(fits, lambda path: whole(path, rows), rows)
+
+
+TRACE_FORMATS: dict[str, TraceFormat] = {
+    "servetwin": TraceFormat(is_trace, read_trace),
+    "llmservingsim": TraceFormat(llmservingsim.is_workload, llmservingsim.read_workload),
+    "azure": _by_rows(azure.is_azure, azure.rows),
+    "mooncake": _by_rows(mooncake.is_mooncake, mooncake.rows),
+    "bailian": _by_rows(mooncake.is_bailian, mooncake.bailian_rows),
+    "burstgpt": _by_rows(lengths.is_burstgpt, lengths.burstgpt_rows),
+    "vidur": _by_rows(lengths.is_vidur, lengths.vidur_rows),
+    "splitwise": _by_rows(lengths.is_splitwise, lengths.splitwise_rows),
+    "tracev2": _by_rows(tracev2.is_tracev2, tracev2.rows),
+    "otlp": _by_rows(otel.is_otlp, otel.rows),
+    "spans": _by_rows(otel.is_journal, otel.journal_rows),
 }
-"""By name: whether a file's first line is of the format, and its reader."""
+"""By name. No file fits two of them."""
 
-CAPTURE_FORMATS = ("servetwin", "llmservingsim", "series")
+CAPTURE_FOLDERS = ("servetwin", "llmservingsim")
+"""Formats of a run that are folders."""
+CAPTURE_FILES = {
+    "aiperf": "profile_export.jsonl",
+    "guidellm": "benchmarks.json",
+    "inference-perf": "per_request_lifecycle_metrics.json",
+}
+"""Of the folders that load generators write, the file with a row per request."""
+CAPTURE_FORMATS = (*CAPTURE_FOLDERS, "vllm-bench", *CAPTURE_FILES, "series")
 
 
 def read_any_trace(path: Path, format: str | None = None) -> Trace:
     """Read a trace of any known format, told by its first line unless `format` names it. Raises InputError."""
-    if format is None:
-        _, first_line = next(lines(read_bytes(path)), (0, b""))
+    return _trace_format(path, format).read(path)
+
+
+def stream_trace(path: Path, format: str | None = None) -> Iterator[TraceRow]:
+    """The rows of a trace one by one, as they are read: memory does not grow with the file.
+
+    What can only be known of a whole file is not checked: that ids are unique. A format that cannot be read row by row
+    (servetwin's own, LLMServingSim's) is read whole first. Raises InputError, also where arrivals do not ascend.
+    """
+    known = _trace_format(path, format)
+    if known.rows is None:
+        yield from known.read(path).rows
+        return
+    previous_s = 0.0
+    for line, row in known.rows(Source(path)):
+        if row.arrival_s < previous_s:
+            accepted = f"arrivals in ascending order, here at least second {previous_s}; read whole, a trace is sorted"
+            raise InputError(file=path, line=line, found=row.arrival_s, accepted=accepted)
+        previous_s = row.arrival_s
+        yield row
+
+
+def _trace_format(path: Path, name: str | None) -> TraceFormat:
+    if name is None:
+        line, first_line = next(Source(path).lines(), (0, b""))
         if not first_line:
             raise InputError("is empty", file=path, accepted="a trace with at least one request")
-        format = next((name for name, (fits, _) in TRACE_FORMATS.items() if fits(first_line)), None)
-        if format is None:
-            accepted = f"a trace in one of the formats {', '.join(TRACE_FORMATS)}"
-            raise InputError("is of no known format", file=path, line=1, accepted=accepted)
-    if format not in TRACE_FORMATS:
-        raise InputError("unknown trace format", found=format, accepted=nearest(format, TRACE_FORMATS))
-    return TRACE_FORMATS[format][1](path)
+        name = next((name for name, known in TRACE_FORMATS.items() if known.fits(first_line)), None)
+        if name is None:
+            accepted = f"a trace in one of the formats {', '.join(TRACE_FORMATS)}; or any table with --map"
+            raise InputError("is of no known format", file=path, line=line, accepted=accepted)
+    if name not in TRACE_FORMATS:
+        raise InputError("unknown trace format", found=name, accepted=nearest(name, TRACE_FORMATS))
+    return TRACE_FORMATS[name]
 
 
-def import_capture(path: Path, format: str | None = None, trace: Trace | None = None) -> Capture:
+def import_capture(
+    path: Path, format: str | None = None, trace: Trace | None = None, part: int | None = None
+) -> Capture:
     """Read a measured run of any known format, told by the files in its folder unless `format` names it.
 
-    A file is a plain time series, and needs the trace.
-    `trace` is the workload that the run served, for formats that do not hold it; servetwin's own captures do.
-    Raises InputError.
+    Of a folder that a load generator wrote, the file with a row per request is read; a table is a plain time series,
+    and needs the trace. `trace` is the workload that the run served, for formats that do not hold it; servetwin's own
+    captures do. `part` is one of several runs in a file, by number. Raises InputError.
     """
     if not path.exists():
         raise InputError("no such file or folder", file=path)
     format = format or _capture_format(path)
-    if path.is_file() and format in CAPTURE_FORMATS and format != "series":
-        raise InputError("is not a folder", file=path, accepted=f"a folder, as {format} has, or --format series")
+    if format not in CAPTURE_FORMATS:
+        raise InputError("unknown capture format", found=format, accepted=nearest(format, CAPTURE_FORMATS))
+    if path.is_file() and format in CAPTURE_FOLDERS:
+        accepted = f"a folder, as {format} has, or --format series"
+        raise InputError("is not a folder", file=path, accepted=accepted)
+    if part is not None and format not in ("guidellm", "inference-perf"):
+        raise InputError(field="--part", found=part, accepted=f"nothing for {format}, which holds one run")
+    file = path / CAPTURE_FILES[format] if path.is_dir() and format in CAPTURE_FILES else path
     match format:
         case "servetwin":
             if trace is not None:
@@ -57,18 +130,48 @@ def import_capture(path: Path, format: str | None = None, trace: Trace | None = 
             return read_capture(path)
         case "llmservingsim":
             return llmservingsim.read_run(path, trace)
-        case "series":
+        case "vllm-bench":
+            return vllm_bench.read_vllm_bench(file, trace)
+        case "guidellm":
+            return guidellm.read_guidellm(file, part, trace)
+        case "aiperf":
+            return aiperf.read_aiperf(file, trace)
+        case "inference-perf":
+            return inference_perf.read_inference_perf(file, part, trace)
+        case _:
             return series_file.read_series_capture(path, trace)
-        case unknown:
-            raise InputError("unknown capture format", found=unknown, accepted=nearest(unknown, CAPTURE_FORMATS))
 
 
 def _capture_format(path: Path) -> str:
     if path.is_file():
-        return "series"
+        return _file_format(path)
     if (path / "outcomes.parquet").is_file():
         return "servetwin"
     if llmservingsim.is_run(path):
         return "llmservingsim"
-    accepted = "meta.json with outcomes.parquet (servetwin) or with requests.jsonl (llmservingsim); a file (series)"
+    if known := next((name for name, file in CAPTURE_FILES.items() if (path / file).is_file()), None):
+        return known
+    accepted = (
+        "meta.json with outcomes.parquet (servetwin) or with requests.jsonl (llmservingsim); "
+        f"{', '.join(f'{file} ({name})' for name, file in CAPTURE_FILES.items())}; a file"
+    )
     raise InputError("is a run of no known format", file=path, accepted=accepted)
+
+
+def _file_format(path: Path) -> str:
+    """The format of a file: JSON is told by its outermost names, whatever else is a table of series."""
+    data = read_bytes(path).lstrip()
+    if data.startswith(b"["):
+        return "inference-perf"
+    if not data.startswith(b"{"):
+        return "series"
+    first_line = data.split(b"\n", 1)[0]
+    names = keys(first_line) or keys(data)
+    if "metadata" in names and "metrics" in names:
+        return "aiperf"
+    if "benchmarks" in names:
+        return "guidellm"
+    if names.keys() & {"input_lens", "ttfts", "mean_ttft_ms", "request_throughput"}:
+        return "vllm-bench"
+    accepted = f"what one of {', '.join(CAPTURE_FORMATS)} writes"
+    raise InputError("is a run of no known format", file=path, line=1, accepted=accepted)

@@ -142,9 +142,12 @@ def goodput_per_s(outcomes: Sequence[Outcome], slo: Slo) -> float | None:
     A request of one output token has no TPOT and cannot miss its limit (vllm bench serve counts it as 0, to the same
     end). None when the run's duration, or a duration that the SLO limits, was not measured.
     """
-    run = throughput(outcomes)
-    if run is None:
-        return None
+    run, met = throughput(outcomes), n_meeting(outcomes, slo)
+    return None if run is None or met is None else met / run.duration_s
+
+
+def n_meeting(outcomes: Sequence[Outcome], slo: Slo) -> int | None:
+    """Finished requests that meet every limit; None when a duration that the SLO limits was not measured."""
     columns = requests(outcomes)
     good = columns.finished.copy()
     for name in ("ttft_s", "tpot_s", "e2el_s"):
@@ -155,7 +158,7 @@ def goodput_per_s(outcomes: Sequence[Outcome], slo: Slo) -> float | None:
         if np.any(columns.finished & np.isnan(values) & ~single):
             return None
         good &= (values <= limit_s) | single
-    return float(np.count_nonzero(good)) / run.duration_s
+    return int(np.count_nonzero(good))
 
 
 def prefix_hit_rate(outcomes: Sequence[Outcome]) -> float | None:

@@ -63,6 +63,8 @@ def derive(capture: Capture, grid: Grid) -> dict[str, Series]:
         "n_running": n_running,
         "n_waiting": n_waiting,
         "kv_usage": kv_usage,
+        "gpu_memory_bytes": gpu_memory_bytes,
+        "prefix_hit_rate": prefix_hit_rate,
     }
     found = {name: function(capture, grid) for name, function in derived.items()}
     return {name: series for name, series in found.items() if series is not None}
@@ -161,6 +163,44 @@ def kv_usage(capture: Capture, grid: Grid) -> Series | None:
     return Series(grid.ends_s(), _state(steps, steps.kv_blocks, grid) / (instances * (blocks - 1)))
 
 
+def gpu_memory_bytes(capture: Capture, grid: Grid) -> Series | None:
+    """Bytes of a device that hold something, at each window's end: weights, and KV blocks with content.
+
+    vLLM takes the memory of all KV blocks when it starts, so that a driver's own figure never moves; this counts the
+    blocks in use and the free ones whose content can still be found, mean over the instances. None without steps, or
+    when the weights, the bytes of a block or the free blocks' content are not known.
+    """
+    steps, meta = capture.steps, capture.meta
+    if steps is None or steps.kv_cached is None or meta.weight_bytes is None or meta.kv_block_bytes is None:
+        return None
+    if not len(steps):
+        return None
+    instances = int(steps.instance.max()) + 1
+    filled = _last(steps, steps.kv_blocks + steps.kv_cached, grid) / instances
+    return Series(grid.ends_s(), meta.weight_bytes + meta.kv_block_bytes * filled)
+
+
+def prefix_hit_rate(capture: Capture, grid: Grid) -> Series | None:
+    """Prompt tokens found in the prefix cache over those asked for, of the run so far, at each window's end.
+
+    vLLM's counters `prefix_cache_hits` and `prefix_cache_queries` (0.32 v1/metrics/stats.py `PrefixCacheStats`), which
+    count a request when it is first admitted; its log prints the rate of the last 1000 requests instead. Only windows
+    by which something was asked for. None when a scheduled request lacks its time or its cached tokens, or none was.
+    """
+    asked = [o for o in capture.outcomes if o.scheduled_s is not None]
+    if not asked or any(o.cached_tokens is None for o in asked):
+        return None
+    if any(o.scheduled_s is None and o.status is Status.FINISHED for o in capture.outcomes):
+        return None
+    time_s = np.array([o.scheduled_s for o in asked], dtype=np.float64)
+    order = np.argsort(time_s, kind="stable")
+    hits = np.concatenate([[0], np.cumsum(np.array([o.cached_tokens for o in asked], dtype=np.float64)[order])])
+    queries = np.concatenate([[0], np.cumsum(np.array([o.prompt_tokens for o in asked], dtype=np.float64)[order])])
+    n = np.searchsorted(time_s[order], grid.ends_s(), side="right")
+    some = queries[n] > 0
+    return Series(grid.ends_s()[some], hits[n][some] / queries[n][some])
+
+
 def _output_tokens(capture: Capture) -> tuple[Floats, Floats] | None:
     """When output tokens came out and how many came then."""
     outcomes = capture.outcomes
@@ -212,6 +252,17 @@ def _state(steps: Steps, column: Ints, grid: Grid) -> Floats:
         over_s = np.maximum.accumulate(steps.end_s[own])[last]
         idle = (last < 0) | ((over_s <= ends_s) & (following_s - over_s > grid.window_s))
         summed += np.where(idle, 0, column[own][last])
+    return summed
+
+
+def _last(steps: Steps, column: Ints, grid: Grid) -> Floats:
+    """A step column at each window's end, summed over the instances: that of the last step planned by then, or 0."""
+    summed = np.zeros(grid.n)
+    for instance in np.unique(steps.instance):
+        own = np.flatnonzero(steps.instance == instance)
+        own = own[np.argsort(steps.scheduled_s[own], kind="stable")]
+        last = np.searchsorted(steps.scheduled_s[own], grid.ends_s(), side="right") - 1
+        summed += np.where(last < 0, 0, column[own][last])
     return summed
 
 

@@ -67,6 +67,7 @@ class Steps:
         n_running: requests in the running queue once it was planned.
         n_waiting: requests in the waiting queue once it was planned.
         kv_blocks: KV blocks in use once it was planned.
+        kv_cached: KV blocks that nobody uses and whose content can still be found; None when not recorded.
         batches: the requests of each step, where recorded.
     """
 
@@ -80,6 +81,7 @@ class Steps:
     n_running: Ints
     n_waiting: Ints
     kv_blocks: Ints
+    kv_cached: Ints | None = None
     batches: Batches | None = None
 
     def __len__(self) -> int:
@@ -99,7 +101,7 @@ class Steps:
         return self.end_s - start_s
 
 
-STEP_COLUMNS = tuple(field.name for field in fields(Steps) if field.name != "batches")
+STEP_COLUMNS = tuple(field.name for field in fields(Steps) if field.name not in ("kv_cached", "batches"))
 _FLOAT_COLUMNS = {"scheduled_s", "end_s"}
 
 
@@ -112,7 +114,9 @@ def merged_steps(each: Sequence[Steps]) -> Steps:
     order = np.lexsort((columns["instance"], columns["end_s"]))
     batches = [steps.batches for steps in each if steps.batches is not None]
     merged = _merged_batches(batches, order) if len(batches) == len(each) else None
-    return Steps(**{name: column[order] for name, column in columns.items()}, batches=merged)
+    cached = [steps.kv_cached for steps in each if steps.kv_cached is not None]
+    kv_cached = np.concatenate(cached)[order] if len(cached) == len(each) else None
+    return Steps(**{name: column[order] for name, column in columns.items()}, kv_cached=kv_cached, batches=merged)
 
 
 def _merged_batches(each: Sequence[Batches], order: Ints) -> Batches:
@@ -136,6 +140,8 @@ def steps_from_columns(columns: dict[str, Any], batches: Batches | None = None) 
         name: np.asarray(columns[name], dtype=np.float64 if name in _FLOAT_COLUMNS else np.int64)
         for name in STEP_COLUMNS
     }
+    if columns.get("kv_cached") is not None:
+        arrays["kv_cached"] = np.asarray(columns["kv_cached"], dtype=np.int64)
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise InputError("step columns differ in length", found=lengths)

@@ -164,6 +164,11 @@ def _check_hashes(row: TraceRow, hash_block_size: int | None, path: Path, line: 
 
 def write_trace(trace: Trace, path: Path) -> None:
     """Write servetwin's own trace format; a `.gz` path is packed, to the same bytes every time."""
-    header = _Header(schema=TRACE_SCHEMA, hash_block_size=trace.hash_block_size, notes=trace.notes)
-    data = b"\n".join([msgspec.json.encode(header), *(msgspec.json.encode(row) for row in trace.rows)]) + b"\n"
+    data = trace_bytes(trace)
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def trace_bytes(trace: Trace) -> bytes:
+    """The trace in servetwin's own format."""
+    header = _Header(schema=TRACE_SCHEMA, hash_block_size=trace.hash_block_size, notes=trace.notes)
+    return b"\n".join([msgspec.json.encode(header), *(msgspec.json.encode(row) for row in trace.rows)]) + b"\n"

@@ -66,6 +66,7 @@ def test_a_low_load_calibrates_a_high_one_with_preemptions(fitted: Path, tmp_pat
         low, high = result["metrics"]["e2el_s"]["mean"]["pi90"]
         assert low < result["metrics"]["e2el_s"]["mean"]["simulated"] < high
         assert any("outside the range that the calibration was fitted on" in note for note in result["notes"])
+        assert "90 % prediction" in (tmp_path / str(number) / "check" / "report.html").read_text()
         lines = (tmp_path / str(number) / "check" / "intervals.csv").read_text().splitlines()
         assert lines[0].startswith("request_id,ttft_s,ttft_low_s,ttft_high_s")
         assert len(lines) == 133
@@ -201,6 +202,15 @@ def test_a_noise_floor_needs_another_recording(tmp_path: Path) -> None:
     ran = servetwin("validate", LIGHT, "--capture", light, "--noise-floor", light, "--out", tmp_path / "check")
     assert ran.returncode == 2
     assert "is the capture itself" in ran.stderr
+
+
+@pytest.mark.parametrize("option", ["--score-fitted", "--explain", "--steps"])
+def test_options_that_mean_nothing_together_are_refused(tmp_path: Path, option: str) -> None:
+    arguments = [LIGHT, "--capture", CAPTURES / "light-1", "--out", tmp_path / "check"]
+    extra = {"--score-fitted": [], "--explain": ["--steps"], "--steps": ["--score-fitted"]}[option]
+    ran = servetwin("validate", *arguments, option, *extra)
+    assert ran.returncode == 2
+    assert not (tmp_path / "check").exists()
 
 
 @pytest.mark.parametrize("command", ["calibrate", "drift"])

@@ -34,29 +34,44 @@ def on_the_rest(case: Path, work: Path, model: str, workload_name: str, maker: s
     return result
 
 
-@pytest.mark.ground_truth
-def test_a_dense_model(ground_truth: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def dense(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """RTX PRO 6000, Llama-3.1-8B, vLLM 0.19; with nothing fitted: 8.1, 1.25 and 1.7 %."""
     names = ("Llama-3.1-8B", "sharegpt-llama-3.1-8b-300-sps10", "meta-llama")
-    result = on_the_rest(ground_truth / "vllm-0.19", tmp_path, *names)
-    assert result["paired"]["ttft_s"]["mape"] <= 0.035
-    assert result["paired"]["tpot_s"]["mape"] <= 0.006
-    assert result["paired"]["e2el_s"]["mape"] <= 0.004
-    for metric in ("ttft_s", "tpot_s", "e2el_s"):
-        for figure in result["metrics"][metric].values():
-            assert abs(figure["error"]) <= 0.02
-    assert 0.8 <= result["prediction"]["coverage"]["e2el_s"]["share"] <= 0.98
+    return on_the_rest(ground_truth / "vllm-0.19", tmp_path_factory.mktemp("dense"), *names)
+
+
+@pytest.fixture(scope="module")
+def experts(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """RTX PRO 6000, Qwen3-30B-A3B, DP2 x EP2. Its TTFT is mostly where in a step of 50 ms a request arrives."""
+    names = ("Qwen3-30B-A3B-Instruct-2507", "sharegpt-qwen3-30b-a3b-300-sps10", "Qwen")
+    return on_the_rest(ground_truth / "vllm-0.19", tmp_path_factory.mktemp("experts"), *names)
 
 
 @pytest.mark.ground_truth
-def test_a_mixture_of_experts_on_two_ranks(ground_truth: Path, tmp_path: Path) -> None:
-    """RTX PRO 6000, Qwen3-30B-A3B, DP2 x EP2. Its TTFT is mostly where in a step of 50 ms a request arrives."""
-    names = ("Qwen3-30B-A3B-Instruct-2507", "sharegpt-qwen3-30b-a3b-300-sps10", "Qwen")
-    result = on_the_rest(ground_truth / "vllm-0.19", tmp_path, *names)
-    assert result["paired"]["ttft_s"]["median_ape"] <= 0.11
-    assert result["paired"]["tpot_s"]["mape"] <= 0.009
-    assert result["paired"]["e2el_s"]["mape"] <= 0.007
-    assert 0.8 <= result["prediction"]["coverage"]["e2el_s"]["share"] <= 0.98
+def test_a_dense_model(dense: dict[str, Any]) -> None:
+    assert dense["paired"]["ttft_s"]["mape"] <= 0.03
+    assert dense["paired"]["tpot_s"]["mape"] <= 0.006
+    assert dense["paired"]["e2el_s"]["mape"] <= 0.004
+    for metric in ("ttft_s", "tpot_s", "e2el_s"):
+        for figure in dense["metrics"][metric].values():
+            assert abs(figure["error"]) <= 0.01
+
+
+@pytest.mark.ground_truth
+def test_a_mixture_of_experts_on_two_ranks(experts: dict[str, Any]) -> None:
+    assert experts["paired"]["ttft_s"]["median_ape"] <= 0.11
+    assert experts["paired"]["tpot_s"]["mape"] <= 0.009
+    assert experts["paired"]["e2el_s"]["mape"] <= 0.007
+
+
+@pytest.mark.ground_truth
+def test_intervals_hold_held_back_requests(dense: dict[str, Any], experts: dict[str, Any]) -> None:
+    """Over both runs; one alone may be fitted better or worse than its own first third can tell."""
+    for metric in ("tpot_s", "e2el_s"):
+        shares = [result["prediction"]["coverage"][metric]["share"] for result in (dense, experts)]
+        assert 0.8 <= sum(shares) / 2 <= 0.98
+        assert min(shares) >= 0.75
 
 
 def test_what_cannot_be_carried_through_is_said_or_refused() -> None:

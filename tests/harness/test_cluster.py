@@ -84,7 +84,6 @@ def test_a_decode_instance_without_a_token_limit_computes_a_token_a_request(tmp_
     ("field", "changes"),
     [
         ("cxl_mem", {"top": {"cxl_mem": {"mem_size": 1}}}),
-        (r"nodes\[0\].power", {"node": {"power": {}}}),
         (r"nodes\[0\].cpu_mem.pim_config", {"node": {"cpu_mem": {"pim_config": "x"}}}),
         (r"nodes\[0\].instances\[0\].placement", {"placement": {"default": {"weights": "cpu"}}}),
         (r"nodes\[0\].instances\[0\].enable_attn_offloading", {"enable_attn_offloading": True}),
@@ -159,7 +158,7 @@ def test_engines_stand_side_by_side_node_by_node(tmp_path: Path) -> None:
         (["prefill", "both"], r"instances\[0\].role.*accepted: roles prefill and decode, or both for every engine"),
         (["prefill"], "'instances': has engines of role prefill and none of role decode"),
         (["decode"], "'instances': has engines of role decode and none of role prefill"),
-        (["eat"], "Invalid enum value 'eat'"),
+        (["eat"], r"role': found 'eat': accepted: both, decode, prefill"),
     ],
 )
 def test_roles_that_make_no_whole_are_refused(tmp_path: Path, roles: list[str], message: str) -> None:
@@ -168,13 +167,27 @@ def test_roles_that_make_no_whole_are_refused(tmp_path: Path, roles: list[str], 
         own(tmp_path, "\n".join(["instances:", *lines]) + "\n")
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["kv_transfer: {when: layer_by_layer}"], "'kv_transfer': has no effect where no engine has role"),
+        (["kv_transfer: {when: never}"], r"kv_transfer.when': found 'never': accepted: at_end, layer_by_layer"),
+        (["fabric: {kind: donut}"], r"fabric.kind': found 'donut': accepted: bus, full_mesh, ring, switch"),
+    ],
+)
+def test_settings_that_are_unknown_or_have_no_effect_are_refused(
+    tmp_path: Path, lines: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        own(tmp_path, "\n".join(["instances: [{model: m, device: d}]", *lines]) + "\n")
+
+
 # -- the reference's examples ------------------------------------------------------------------------------------------
 
 REFUSED = {
     "single_node_cxl_instance": "cxl_mem",
     "single_node_moe_dp_tp_instance": "nodes[0].instances[0].ep_size",
-    "single_node_pim_instance": "nodes[0].power",
-    "single_node_power_instance": "nodes[0].power",
+    "single_node_pim_instance": "nodes[0].cpu_mem.pim_config",
 }
 """Examples that are not modelled, or that vLLM could not run, and the field that says so."""
 

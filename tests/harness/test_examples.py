@@ -86,7 +86,7 @@ def test_a_call_waits_for_those_before_and_its_tool() -> None:
 def test_thinking_is_what_seats_do() -> None:
     drawn, same = run("closed_loop", "think=exponential"), run("closed_loop")
     assert [o.arrival_s for o in drawn.outcomes] != [o.arrival_s for o in same.outcomes]
-    with pytest.raises(InputError, match="think_s': found 1.0: accepted: 0 without concurrency"):
+    with pytest.raises(InputError, match=r"think_s': found 1.0: accepted: 0 without concurrency"):
         run("closed_loop", "concurrency=null")
 
 
@@ -94,7 +94,7 @@ def test_a_reference_cluster_is_two_nodes() -> None:
     capture = run("llmservingsim")
     assert {outcome.instance for outcome in capture.outcomes} == {0, 1}
     assert capture.meta.num_gpu_blocks is None
-    assert "KV blocks predicted from weights and the memory of the cluster description" in notes_of(capture)
+    assert "KV blocks predicted: " in notes_of(capture)
 
 
 def test_a_failure_sends_requests_again_and_makes_some_clients_give_up() -> None:
@@ -134,6 +134,31 @@ def test_rules_of_ones_own_order_requests_and_keep_blocks() -> None:
     assert [o.scheduled_s for o in own.outcomes] != [o.scheduled_s for o in plain.outcomes]
     cached = [sum(o.cached_tokens or 0 for o in capture.outcomes) for capture in (own, plain)]
     assert cached[0] != cached[1]
+
+
+def test_energy_and_cost_are_told_and_what_is_not_known_too() -> None:
+    simulation, figures = simulate_scenario(EXAMPLES / "power.yaml")
+    energy, cost = figures["energy"], figures["cost"]
+    assert list(energy["components"]) == ["devices", "dram", "base"]
+    assert "power of host" in energy["unknown"]
+    assert cost["total"] == pytest.approx(0.04 * cost["device_hours"] + 0.25 * energy["total_j"] / 3.6e6)
+    assert 0 < figures["slo"]["n_meeting"] < 90
+    power = simulation.capture.series["power_w"]
+    assert power.value.min() >= 2 * 8 + 3 + 21
+    assert power.value.max() <= 2 * 24 + 3 + 21
+
+
+def test_kv_that_is_sent_costs_its_bits_once() -> None:
+    """LLMServingSim adds hidden states to the KV that goes from prefill to decode, which nobody sends."""
+    power = "cluster.power={links: {idle_w: 1, j_per_bit: 4.0e-12}}"
+    simulation, figures = simulate_scenario(EXAMPLES / "prefill_decode.yaml", [power])
+    assert simulation.network is not None
+    (link, *others) = simulation.network.links
+    sent_bytes = float(simulation.network.carried_bytes(link, simulation.network.now_s))
+    assert f"{sent_bytes / 1e9:.3f} GB of KV of 90 prompts" in notes_of(simulation.capture)
+    # A switch has a link up and one down.
+    assert len(others) == 1
+    assert figures["energy"]["sent_j"] == pytest.approx(2 * sent_bytes * 8 * 4e-12)
 
 
 def test_a_router_of_ones_own_is_asked() -> None:

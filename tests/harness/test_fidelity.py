@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.console import verdict
 from harness.demo import LOADS, bundled_validation
 from harness.validate import validate
 from tests.measured import RUNS, SERIES, measured_run, series_error_of
+from traces.capture import write_capture
+from traces.formats import import_capture, read_any_trace
 
 CEILINGS = {
     "RTXPRO6000 Llama-3.1-8B": (0.085, 0.013, 0.0175),
@@ -35,6 +38,20 @@ def test_a_gpu_run_with_nothing_fitted(ground_truth: Path, tmp_path: Path, name:
 def test_throughput_by_the_second_with_nothing_fitted(ground_truth: Path, tmp_path: Path) -> None:
     for name in SERIES:
         assert series_error_of(name, tmp_path).mape <= SERIES_CEILINGS[name]
+
+
+@pytest.mark.ground_truth
+def test_a_capture_of_a_series_alone_is_validated(ground_truth: Path, tmp_path: Path) -> None:
+    """The same error as the series' own, and a sentence that says what it is of."""
+    error = series_error_of("MD", tmp_path)
+    case = ground_truth / "ispass26"
+    trace = read_any_trace(case / "dataset" / "sharegpt_req300_rate10_llama.jsonl")
+    file = case / "throughput" / "A6000" / "reference" / "MD_throughput.tsv"
+    write_capture(import_capture(file, trace=trace), tmp_path / "capture")
+    result = validate(tmp_path / "MD.yaml", tmp_path / "capture").result
+    assert result["valid"]
+    assert result["series"]["output_tokens_per_s"]["mape"] == pytest.approx(error.mape, abs=0.001)
+    assert verdict(result).startswith("VALID over series alone, mean |error| by the window: output_tokens_per_s 8.")
 
 
 @pytest.mark.parametrize("load", LOADS)

@@ -118,6 +118,7 @@ ELSEWHERE = {
     "enable_prefix_caching": "test_without_prefix_caching_nothing_is_cached",
     "scheduling_policy": "test_priorities_count_under_their_policy_alone",
     "gpu_memory_utilization": "test_less_memory_is_fewer_blocks",
+    "kv_cache_memory_bytes": "test_less_memory_is_fewer_blocks",
     "dtype": "test_types_without_a_profile_are_refused",
     "kv_cache_dtype": "test_types_without_a_profile_are_refused",
 }
@@ -165,15 +166,18 @@ def test_priorities_count_under_their_policy_alone(tmp_path: Path) -> None:
 def test_less_memory_is_fewer_blocks(tmp_path: Path) -> None:
     text = (BUNDLED.parents[1] / "docs" / "examples" / "llmservingsim.json").read_text()
     blocks = {}
-    for share in ("0.5", "0.25"):
-        (tmp_path / "cluster.json").write_text(text.replace('"mem_util": 0.5', f'"mem_util": {share}'))
+    for share in ("0.5", "0.25", "stated"):
+        stated = ", kv_cache_memory_bytes: 100000000" if share == "stated" else ""
+        mem_util = "0.5" if stated else share
+        (tmp_path / "cluster.json").write_text(text.replace('"mem_util": 0.5', f'"mem_util": {mem_util}'))
         trace = BUNDLED / "captures" / "light-1" / "trace.jsonl.gz"
-        engine = "{max_num_seqs: 32, max_num_batched_tokens: 512, max_model_len: 2048, block_size: 32}"
+        limits = "max_num_seqs: 32, max_num_batched_tokens: 512, max_model_len: 2048, block_size: 32"
+        engine = f"{{{limits}{stated}}}"
         (tmp_path / "scenario.yaml").write_text(f"trace: {trace}\ncluster: cluster.json\nengine: {engine}\n")
         simulation, _ = simulate_scenario(tmp_path / "scenario.yaml")
-        notes = [note for note in simulation.capture.meta.notes if "KV blocks predicted" in note]
+        notes = [note for note in simulation.capture.meta.notes if " KV blocks " in note]
         blocks[share] = int(notes[0].split()[0])
-    assert blocks["0.25"] < blocks["0.5"]
+    assert blocks["stated"] < blocks["0.25"] < blocks["0.5"]
 
 
 @pytest.mark.parametrize("change", [{"dtype": "float16"}, {"kv_cache_dtype": "fp8"}])

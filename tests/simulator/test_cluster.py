@@ -297,12 +297,24 @@ def test_a_closed_loop_sends_the_next_request_when_the_last_has_ended() -> None:
     ("changes", "message"),
     [
         ({"failures": (Failure(instance=2, at_s=0, for_s=1),)}, r"failures\[0\].instance': found 2: accepted: 0 to 1"),
+        (
+            {"failures": (Failure(instance=0, at_s=1, for_s=9), Failure(instance=0, at_s=2, for_s=1))},
+            r"failures\[1\].at_s': found 2.*accepted: a time at which the instance is up",
+        ),
         ({"autoscaling": Autoscaling(min_instances=3)}, "autoscaling.min_instances': found 3: accepted: at most 2"),
     ],
 )
 def test_what_a_cluster_does_not_have_cannot_fail_or_grow(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         simulate(trace((0.0, 10, 5)), Cluster((engine(),) * 2, **changes))
+
+
+def test_who_takes_the_seat_of_a_request_that_was_given_up_arrives_in_the_next_step() -> None:
+    """Its arrival is known only once the engine has given the other up, in the middle of what could be one sweep."""
+    rows = [(0.0, 1, 2), (0.0, 1, 2), (0.0, 1, 29), (0.0, 248, 27), (1.0, 177, 1), (2.0, 1, 1)]
+    own = engine(num_gpu_blocks=30, max_num_seqs=2, max_num_batched_tokens=64)
+    run = same_bytes(trace(*rows), Cluster((own,), deadline_s=0.3, concurrency=3))
+    assert run.capture.outcomes[5].queued_s == pytest.approx(0.31)
 
 
 # -- properties --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import pytest
 from profiles.attention import Chunk
 from profiles.llmservingsim import import_profiles
 from profiles.profile import Profile, StepRows
-from simulator.memory import predicted_num_gpu_blocks
 from simulator.operator_model import OperatorModel
 from simulator.options import EngineOptions
 from simulator.partition import Partition
@@ -19,8 +18,7 @@ from simulator.plan import StepPlan
 from simulator.profile_overhead import profile_overhead
 from simulator.step_time import Overhead
 from tests.profiles.bundles import write_bundle
-from tests.profiles.test_model import TINY
-from traces.errors import CapacityError, ProfileError
+from traces.errors import ProfileError
 
 US = 1e-6
 NUM_LAYERS = 3
@@ -143,16 +141,3 @@ def test_what_whole_steps_take_beside_their_operators_is_found(profile: Profile)
     assert found.device_step_s == pytest.approx(700 * US, rel=1e-6)
     assert found.host_request_s == pytest.approx(30 * US, rel=1e-6)
     assert profile_overhead(profile, NUM_LAYERS) == Overhead()
-
-
-def test_kv_capacity_is_what_the_weights_leave() -> None:
-    """TINY has 2 layers of 4 heads of 16: 512 bytes of KV a token in bfloat16, and 115,520 parameters."""
-    from profiles.model import model_of
-
-    tiny = model_of(TINY, "tiny")
-    weights = tiny.weight_bytes("bfloat16")
-    options = EngineOptions(block_size=16, gpu_memory_utilization=0.5)
-    blocks = predicted_num_gpu_blocks(tiny, "d", 2 * (weights + 100 * 16 * 512), options)
-    assert blocks == 100
-    with pytest.raises(CapacityError, match="tiny does not fit on d"):
-        predicted_num_gpu_blocks(tiny, "d", 1000, options)

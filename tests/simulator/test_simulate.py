@@ -96,7 +96,7 @@ def test_hashes_of_small_blocks_serve_engines_of_larger_ones() -> None:
     shared = trace((0.0, 40, 5), (1.0, 40, 5), hashes=[(1, 2), (1, 2)], size=16)
     assert simulate(shared, engine(block_size=32)).capture.outcomes[1].cached_tokens == 32
     with pytest.raises(InputError, match="hash_block_size"):
-        simulate(shared, engine(block_size=8))
+        simulate(shared, engine(block_size=12))
 
 
 def test_contradicting_options_are_refused_as_vllm_does() -> None:

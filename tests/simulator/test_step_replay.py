@@ -234,7 +234,7 @@ def two_instances(one: Capture) -> Capture:
             columns[name] = np.concatenate([column, column + 1])
         elif name in ("scheduled_s", "end_s"):
             columns[name] = np.concatenate([column, column + later])
-        elif name != "batches":
+        elif column is not None and name != "batches":
             columns[name] = np.concatenate([column, column])
     doubled = type(batches)(
         np.concatenate([batches.offsets, batches.offsets[1:] + batches.offsets[-1]]),

@@ -24,7 +24,23 @@ def test_a_seed_fixes_the_trace() -> None:
     assert made[0] != made[2]
 
 
-@pytest.mark.parametrize("text", ["", "0", "-5", "9:3", "1:2:3", "many", "1.5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "-5",
+        "9:3",
+        "1:2:3",
+        "many",
+        "1.5",
+        "٣",
+        "9" * 30,
+        "lognormal:5:1",
+        "lognormal:0:1:9",
+        "lognormal:5:nan:9",
+    ],
+)
 def test_wrong_lengths_are_named(text: str) -> None:
     with pytest.raises(InputError, match="--prompt-tokens"):
         Lengths.parse(text, "--prompt-tokens")
@@ -34,3 +50,18 @@ def test_wrong_lengths_are_named(text: str) -> None:
 def test_wrong_counts_and_rates_are_named(n: int, rate: float) -> None:
     with pytest.raises(InputError, match="--r"):
         poisson_trace(n, rate, Lengths(1, 1), Lengths(1, 1), 0)
+
+
+def test_lognormal_lengths_have_their_median_and_spread_within_their_bounds() -> None:
+    lengths = Lengths.parse("lognormal:400:0.5:100000", "--prompt-tokens")
+    counts = lengths.draw(20_000, np.random.default_rng(1))
+    assert np.median(counts) == pytest.approx(400, rel=0.03)
+    assert np.log(counts).std() == pytest.approx(0.5, rel=0.03)
+    short = Lengths.parse("lognormal:400:2:500", "--prompt-tokens").draw(5000, np.random.default_rng(1))
+    assert short.min() >= 1
+    assert short.max() <= 500
+
+
+def test_a_length_is_written_as_it_is_parsed() -> None:
+    for text in ("512", "64:1024", "lognormal:400:0.5:1000"):
+        assert str(Lengths.parse(text, "")) == text

@@ -1,0 +1,139 @@
+"""Levels of power fitted to a measured series: what a device draws on standby and at work, and what all else does.
+
+Power is linear in its levels once it is known when the devices were at work, so that levels are a linear regression on
+the seconds that each window has of each state:
+
+    measured = described + base + (standby - idle) * seconds on standby + (active - idle) * seconds at work
+
+where `described` is what the description says of everything else. A level of devices at rest cannot be told from the
+rest of the server, and is held. The regression is of relative errors and reweighted towards their median, as windows
+at the edge of a busy stretch are far off where the simulated stretch is longer than the measured one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+
+from profiles.device import DevicePower
+from simulator.power import Machine, NodePower, PowerRun, power_run
+from traces.capture import Series
+from traces.errors import InputError
+from traces.series import Grid, grid_like
+from traces.steps import Floats, Steps
+
+REWEIGHTINGS = 30
+SMALLEST_ERROR = 0.005
+"""Errors below this weigh as if they were it: half a percent is what meters of servers tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPower:
+    """Levels of power, and how well they describe what they were fitted to.
+
+    Attributes:
+        device: levels of each device.
+        base_w: of a node, what no other component explains.
+        delay_s: by how much the series' clock, or its meter, is behind the run's.
+        mape: mean relative error over the windows that were fitted.
+        n_windows: how many there were.
+    """
+
+    device: DevicePower
+    base_w: float
+    delay_s: float
+    mape: float
+    n_windows: int
+
+    def run(self, steps: Steps, machines: Sequence[Machine], nodes: Sequence[NodePower], end_s: float) -> PowerRun:
+        """What these steps draw by the fitted levels."""
+        fitted = [msgspec.structs.replace(node, base_w=self.base_w) for node in nodes]
+        return power_run(steps, [replace(one, power=self.device) for one in machines], fitted, end_s)
+
+    def series(self, run: PowerRun, grid: Grid) -> Series:
+        """The run's power on the series' clock."""
+        watts = run.series(Grid(grid.start_s - self.delay_s, grid.window_s, grid.n))["power_w"]
+        return Series(grid.ends_s(), watts.value)
+
+
+def fit_power(
+    steps: Steps,
+    machines: Sequence[Machine],
+    nodes: Sequence[NodePower],
+    measured: Series,
+    delays_s: Sequence[float] = (0.0,),
+) -> FittedPower:
+    """Fit standby and active level and base to the power of all nodes together.
+
+    Args:
+        steps: when devices were at work, simulated or measured.
+        machines: the ranks that they are of, all on one kind of device.
+        nodes: what is said of all else; whatever they say of base and of the device's levels but idle is fitted anew.
+        measured: mean watts of windows of equal width.
+        delays_s: delays of the series to choose from, by the smallest error.
+
+    Raises:
+        InputError: unlike devices or none described; windows that are not of equal width, or that do not hold each of
+            rest, standby and work.
+    """
+    kinds = {machine.power for machine in machines}
+    power = next(iter(kinds)) if len(kinds) == 1 else None
+    if power is None:
+        raise InputError(field="devices", found=len(kinds), accepted="levels of one kind of device to start from")
+    grid = grid_like(measured)
+    if grid is None:
+        raise InputError(field="power_w", accepted="windows of equal width")
+    found = [_fitted(steps, machines, nodes, measured, grid, power, delay_s) for delay_s in delays_s]
+    return min(found, key=lambda one: one.mape)
+
+
+def _fitted(
+    steps: Steps,
+    machines: Sequence[Machine],
+    nodes: Sequence[NodePower],
+    measured: Series,
+    grid: Grid,
+    power: DevicePower,
+    delay_s: float,
+) -> FittedPower:
+    """The levels at one delay."""
+    idle_w = power.idle_w
+    bare = DevicePower(idle_w=idle_w, standby_w=idle_w, standby_s=power.standby_s, active_w=idle_w)
+    shifted = Grid(grid.start_s - delay_s, grid.window_s, grid.n)
+
+    def watts(device: DevicePower) -> Floats:
+        plain = [msgspec.structs.replace(node, base_w=0.0) for node in nodes]
+        own = [replace(one, power=device) for one in machines]
+        return power_run(steps, own, plain, float(steps.end_s.max(initial=0.0))).series(shifted)["power_w"].value
+
+    described = watts(bare)
+    active = watts(msgspec.structs.replace(bare, active_w=idle_w + 1)) - described
+    columns = [np.full(grid.n, float(len(nodes))), active]
+    if power.standby_s is not None:
+        columns.append(watts(msgspec.structs.replace(bare, standby_w=idle_w + 1)) - described)
+    base_w, active_w, *standby = _regression(np.stack(columns, axis=1), measured.value - described, measured.value)
+    levels = DevicePower(
+        idle_w=idle_w,
+        standby_w=idle_w + standby[0] if standby else None,
+        standby_s=power.standby_s,
+        active_w=idle_w + active_w,
+    )
+    predicted = described + np.stack(columns, axis=1) @ np.array([base_w, active_w, *standby])
+    mape = float(np.mean(np.abs(predicted - measured.value) / measured.value))
+    return FittedPower(levels, base_w, delay_s, mape, grid.n)
+
+
+def _regression(columns: Floats, target: Floats, measured: Floats) -> list[float]:
+    """Coefficients that make the relative errors small, most of all the common ones."""
+    if np.linalg.matrix_rank(columns) < columns.shape[1]:
+        accepted = "a series that holds each of rest, standby and work"
+        raise InputError("levels cannot be told apart", field="power_w", accepted=accepted)
+    weights = 1 / measured
+    for _ in range(REWEIGHTINGS):
+        found = np.linalg.lstsq(columns * weights[:, None], target * weights, rcond=None)[0]
+        off = np.abs(columns @ found - target) / measured
+        weights = 1 / measured / np.sqrt(np.maximum(off, SMALLEST_ERROR))
+    return [float(one) for one in found]

@@ -1,0 +1,1 @@
+"""The gate: a suite of scenarios with tolerances, checked in CI."""

@@ -1,0 +1,1 @@
+"""What a reader opens: HTML pages, timelines, figures, tables."""

@@ -1,0 +1,196 @@
+"""The commands of `servetwin trace`: each parses, calls the function that does the work, prints, and exits."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.console import print_facts, print_json
+from traces.errors import InputError
+
+if TYPE_CHECKING:
+    from traces.arrivals import Rate
+    from traces.trace import Trace
+
+trace_app = typer.Typer(help="Traces: the requests to serve.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Out = Annotated[Path, typer.Option("--out", help="What to write; must not exist yet.")]
+Format = Annotated[str | None, typer.Option("--format", help="Name the format instead of telling it by content.")]
+To = Annotated[
+    str, typer.Option("--to", help="Format to write: servetwin, mooncake, azure, llmservingsim, tracev2, vllm-bench.")
+]
+Map = Annotated[
+    list[str] | None, typer.Option("--map", help="Any table: what a column is, as arrival_unix_ms=ts. Repeatable.")
+]
+Seed = Annotated[int, typer.Option(min=0)]
+
+
+@trace_app.command("import")
+def trace_import(
+    source: Path,
+    out: Out,
+    format: Format = None,
+    to: To = "servetwin",
+    mapping: Map = None,
+    hash_block_size: Annotated[int | None, typer.Option(help="Tokens per entry of a mapped block_hashes.")] = None,
+    start_s: Annotated[
+        float | None, typer.Option("--start", help="Requests from this second on; it becomes 0.")
+    ] = None,
+    end_s: Annotated[float | None, typer.Option("--end", help="Requests before this second.")] = None,
+    share: Annotated[float | None, typer.Option(help="A random share of them, whole sessions together.")] = None,
+    speed: Annotated[float | None, typer.Option(help="So many times the rate of arrivals.")] = None,
+    anonymise: Annotated[bool, typer.Option("--anonymise", help="Take names off; hashes get a salt.")] = False,
+    salt: Annotated[str | None, typer.Option(help="The salt; left out: a random one that is not kept.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Read a trace of any known format, or any table by a mapping, and write it; a part of it, or faster, if asked.
+
+    Example: servetwin trace import AzureLLMInferenceTrace_conv.csv --end 600 --speed 2 --out requests.jsonl
+    """
+    from traces import reshape
+
+    trace = _read(source, format, mapping, hash_block_size)
+    if start_s is not None or end_s is not None:
+        trace = reshape.between(trace, start_s or 0.0, float("inf") if end_s is None else end_s)
+    if share is not None:
+        trace = reshape.share(trace, share, seed)
+    if speed is not None:
+        trace = reshape.faster(trace, speed)
+    if salt is not None and not anonymise:
+        raise InputError(field="--salt", found=salt, accepted="only with --anonymise")
+    if anonymise:
+        trace = reshape.anonymised(trace, secrets.token_bytes(32) if salt is None else salt.encode())
+    _write(trace, out, to)
+
+
+@trace_app.command("synth")
+def trace_synth(
+    out: Out,
+    requests: Annotated[int | None, typer.Option(help="How many; left out: 300, or as many as --like has.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Mean per second; left out: 10, or that of --like.")] = None,
+    arrivals: Annotated[str | None, typer.Option(help="poisson (if left out), gamma, weibull or constant.")] = None,
+    cv: Annotated[float | None, typer.Option(help="Spread of the gaps of gamma and weibull; 1 is Poisson's.")] = None,
+    bursts: Annotated[str | None, typer.Option(help="FACTOR:BURST_S:PERIOD_S, a burst in every period.")] = None,
+    diurnal: Annotated[str | None, typer.Option(help="AMPLITUDE:PERIOD_S, a wave about the mean rate.")] = None,
+    prompt_tokens: Annotated[
+        str | None, typer.Option(help="512, least:most, or lognormal:MEDIAN:SIGMA:MOST; left out: 64:1024.")
+    ] = None,
+    output_tokens: Annotated[str | None, typer.Option(help="As --prompt-tokens; left out: 16:256.")] = None,
+    like: Annotated[Path | None, typer.Option(help="A trace to resemble: arrivals, lengths, prefixes.")] = None,
+    seed: Seed = 0,
+    to: To = "servetwin",
+) -> None:
+    """Write a synthetic trace: of a process and lengths that are stated, or like another trace.
+
+    Example: servetwin trace synth --requests 1000 --rate 5 --arrivals gamma --cv 2 --prompt-tokens 512 --out s.jsonl
+    """
+    if like is not None:
+        stated = {"--arrivals": arrivals, "--cv": cv, "--bursts": bursts, "--diurnal": diurnal}
+        stated |= {"--prompt-tokens": prompt_tokens, "--output-tokens": output_tokens}
+        if told := [name for name, value in stated.items() if value is not None]:
+            raise InputError(field="--like", found=f"{', '.join(told)} too", accepted="--requests, --rate and --seed")
+        _write(_twin(like, requests, rate, seed), out, to)
+        return
+    from traces.synthesis import Lengths, synthetic_trace
+
+    prompt = Lengths.parse(prompt_tokens or "64:1024", "--prompt-tokens")
+    output = Lengths.parse(output_tokens or "16:256", "--output-tokens")
+    course = _rate(10.0 if rate is None else rate, bursts, diurnal)
+    n_requests = 300 if requests is None else requests
+    _write(synthetic_trace(n_requests, course, prompt, output, seed, arrivals or "poisson", cv), out, to)
+
+
+@trace_app.command("mix")
+def trace_mix(sources: list[Path], out: Out, format: Format = None, to: To = "servetwin") -> None:
+    """Put several traces side by side, each from its own second 0 on; they share nothing.
+
+    Example: servetwin trace mix chat.jsonl code.jsonl --out both.jsonl
+    """
+    from traces.formats import read_any_trace
+    from traces.reshape import mixed_traces
+
+    _write(mixed_traces([read_any_trace(source, format) for source in sources]), out, to)
+
+
+@trace_app.command("show")
+def trace_show(source: Path, format: Format = None, as_json: Json = False) -> None:
+    """Summarise a trace.
+
+    Example: servetwin trace show requests.jsonl
+    """
+    from harness.show import trace_facts
+    from traces.formats import read_any_trace
+
+    facts = trace_facts(read_any_trace(source, format))
+    print_json(facts) if as_json else print_facts(facts)
+
+
+def _read(source: Path, format: str | None, mapping: list[str] | None, hash_block_size: int | None) -> Trace:
+    from traces.formats import read_any_trace
+    from traces.readers.mapped import parse_mapping, read_mapped
+
+    if mapping:
+        if format is not None:
+            raise InputError(field="--map", found=f"--format {format} too", accepted="one of them")
+        return read_mapped(source, parse_mapping(mapping), hash_block_size)
+    if hash_block_size is not None:
+        raise InputError(field="--hash-block-size", found=hash_block_size, accepted="only with --map block_hashes=...")
+    return read_any_trace(source, format)
+
+
+def _twin(like: Path, requests: int | None, rate: float | None, seed: int) -> Trace:
+    from traces.formats import read_any_trace
+    from traces.twin import fit, twin
+
+    trace = read_any_trace(like)
+    return twin(fit(trace), len(trace) if requests is None else requests, seed, trace.source, rate)
+
+
+def _rate(mean_per_s: float, bursts: str | None, diurnal: str | None) -> Rate:
+    from traces.arrivals import Rate
+
+    if bursts is not None and diurnal is not None:
+        raise InputError(field="--bursts", found="--diurnal too", accepted="one of them")
+    if bursts is not None:
+        factor, burst_s, period_s = _numbers(bursts, "--bursts", "FACTOR:BURST_S:PERIOD_S")
+        return Rate.bursts(mean_per_s, factor, burst_s, period_s)
+    if diurnal is not None:
+        amplitude, period_s = _numbers(diurnal, "--diurnal", "AMPLITUDE:PERIOD_S")
+        return Rate.diurnal(mean_per_s, amplitude, period_s)
+    return Rate.steady(mean_per_s)
+
+
+def _numbers(text: str, field: str, names: str) -> list[float]:
+    parts = text.split(":")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) != names.count(":") + 1:
+        raise InputError(field=field, found=text, accepted=f"{names}, numbers")
+    return numbers
+
+
+def _write(trace: Trace, out: Path, to: str) -> None:
+    """Write the trace's files, whole or not at all, and say what they hold and what was lost."""
+    from contextlib import ExitStack
+
+    from harness.files import new_file
+    from harness.show import trace_facts
+    from traces.writers import trace_as
+
+    written = trace_as(trace, to)
+    with ExitStack() as stack:
+        for ending, data in written.files.items():
+            path = out if not ending else out.with_suffix(ending)
+            file = stack.enter_context(new_file(path))
+            if path.suffix == ".gz":
+                import gzip
+
+                data = gzip.compress(data, mtime=0)
+            file.write_bytes(data)
+    print_facts({**trace_facts(trace), **({"written": [to, *written.notes]} if to != "servetwin" else {})})

@@ -1,0 +1,218 @@
+"""KV tiers behind the GPU's prefix cache: host memory, or a store that engines share.
+
+Blocks whose hash is known are written through: when a block becomes findable on the GPU, each tier takes a copy, chunk
+by chunk, and evicts the least recently used. A request that finds more of its prompt there than on the GPU gets blocks
+for its whole prompt, and its KV is loaded meanwhile (vLLM: `WAITING_FOR_REMOTE_KVS`): loads of a tier follow each other
+on its link. With vLLM's words: `OffloadingConnector` (v1/kv_offload/, 0.32) has one host tier of chunks of a block or
+more, LMCache chunks of 256 tokens in host memory and in a shared store behind it.
+
+Not modelled: that a copy takes time before it can be read, what writing takes of the link, and copies of answers'
+blocks, whose hashes a trace does not know.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from simulator.kv_cache import BlockHash
+from traces.capture import Series
+from traces.errors import InputError
+from traces.steps import Floats
+
+Above0 = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class KVTierFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tier of a cluster description.
+
+    Attributes:
+        name: for the record.
+        capacity_bytes: of KV that it holds.
+        bandwidth_bytes_per_s: from it to the engine, or to all engines together when it is shared.
+        latency_s: from the start of a load until its first byte.
+        chunk_tokens: tokens that are stored and evicted together; None: the engine's block.
+        shared: one store for all engines, and one link; else each rank has its own.
+    """
+
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    capacity_bytes: Above0
+    bandwidth_bytes_per_s: Above0
+    latency_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    chunk_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    shared: bool = False
+
+
+@dataclass(slots=True)
+class Tier:
+    """One store of chunks, and the link that loads come over.
+
+    Attributes:
+        file: what it is.
+        chunk_blocks: blocks of a chunk.
+        chunk_bytes: bytes of one.
+        capacity_chunks: how many fit.
+        chunks: those it holds, the least recently used first, by the hash of their last block, which says all before.
+        hit_tokens: tokens loaded from it.
+        loaded_bytes: over its link.
+        stored_bytes: written to it.
+        num_evicted: chunks.
+        times_s, held_bytes, hits: the record: at which time, bytes held and tokens loaded so far.
+    """
+
+    file: KVTierFile
+    chunk_blocks: int
+    chunk_bytes: float
+    capacity_chunks: int
+    chunks: OrderedDict[BlockHash, None] = field(default_factory=OrderedDict)
+    hit_tokens: int = 0
+    loaded_bytes: float = 0.0
+    stored_bytes: float = 0.0
+    num_evicted: int = 0
+    times_s: list[float] = field(default_factory=list)
+    held_bytes: list[float] = field(default_factory=list)
+    hits: list[int] = field(default_factory=list)
+    _link_free_s: float = 0.0
+
+    def reach(self, hashes: Sequence[BlockHash], first: int, most: int) -> int:
+        """Blocks of a prompt that can be had with this tier's chunks, when `first` are there and `most` are of use."""
+        end = first // self.chunk_blocks
+        while (end + 1) * self.chunk_blocks <= most and hashes[(end + 1) * self.chunk_blocks - 1] in self.chunks:
+            end += 1
+        return max(first, end * self.chunk_blocks)
+
+    def load(self, hashes: Sequence[BlockHash], first: int, end: int, block_size: int, now_s: float) -> float:
+        """Load blocks `first` to `end` of a prompt. Returns when they are there."""
+        self.touch(hashes[:end])
+        n_bytes = (end - first) * self.chunk_bytes / self.chunk_blocks
+        start_s = max(now_s, self._link_free_s)
+        self._link_free_s = start_s + n_bytes / self.file.bandwidth_bytes_per_s
+        self.hit_tokens += (end - first) * block_size
+        self.loaded_bytes += n_bytes
+        self._note(now_s)
+        return self._link_free_s + self.file.latency_s
+
+    def touch(self, hashes: Sequence[BlockHash]) -> None:
+        """A prompt is used: its chunks are the last to be evicted, and of them the first the very last."""
+        for last in range(len(hashes) // self.chunk_blocks * self.chunk_blocks, 0, -self.chunk_blocks):
+            if hashes[last - 1] in self.chunks:
+                self.chunks.move_to_end(hashes[last - 1])
+
+    def store(self, hashes: Sequence[BlockHash], block: int, now_s: float) -> None:
+        """Take a copy of the chunk that block number `block` ends, if it ends one and is not here yet."""
+        if (block + 1) % self.chunk_blocks or not self.capacity_chunks:
+            return
+        key = hashes[block]
+        if key in self.chunks:
+            return
+        self.chunks[key] = None
+        self.stored_bytes += self.chunk_bytes
+        if len(self.chunks) > self.capacity_chunks:
+            self.chunks.popitem(last=False)
+            self.num_evicted += 1
+        self._note(now_s)
+
+    def forget(self) -> None:
+        """Lose all content."""
+        self.chunks.clear()
+
+    def _note(self, now_s: float) -> None:
+        self.times_s.append(now_s)
+        self.held_bytes.append(len(self.chunks) * self.chunk_bytes)
+        self.hits.append(self.hit_tokens)
+
+
+class KVTiers:
+    """The tiers that one rank can reach, the nearest first.
+
+    Attributes:
+        tiers: them.
+    """
+
+    def __init__(self, tiers: Sequence[Tier], block_size: int) -> None:
+        """Tiers of an engine with blocks of `block_size` tokens."""
+        self.tiers = tuple(tiers)
+        self._block_size = block_size
+
+    def reach(self, hashes: Sequence[BlockHash], first: int, most: int) -> int:
+        """Blocks of a prompt that can be had, the first of which are on the GPU."""
+        for tier in self.tiers:
+            first = tier.reach(hashes, first, most)
+        return first
+
+    def load(self, hashes: Sequence[BlockHash], first: int, most: int, now_s: float) -> float:
+        """Load what `reach` says. Returns when all of it is there."""
+        done_s = now_s
+        for tier in self.tiers:
+            end = tier.reach(hashes, first, most)
+            if end > first:
+                done_s = max(done_s, tier.load(hashes, first, end, self._block_size, now_s))
+                first = end
+        return done_s
+
+    def touch(self, hashes: Sequence[BlockHash]) -> None:
+        """A prompt is used (vLLM 0.32 v1/kv_offload/: a manager's `touch`, last block first)."""
+        for tier in self.tiers:
+            tier.touch(hashes)
+
+    def store(self, hashes: Sequence[BlockHash], block: int, now_s: float) -> None:
+        """Write a block through to every tier."""
+        for tier in self.tiers:
+            tier.store(hashes, block, now_s)
+
+    def forget(self) -> None:
+        """The engine fails: what is its own is lost, and what it shares is not."""
+        for tier in self.tiers:
+            if not tier.file.shared:
+                tier.forget()
+
+
+def new_tier(file: KVTierFile, block_size: int, kv_bytes_per_token: float) -> Tier:
+    """An empty tier. Raises InputError when its chunks are no whole number of blocks, or not one fits."""
+    tokens = file.chunk_tokens or block_size
+    if tokens % block_size:
+        accepted = f"a multiple of block_size {block_size}"
+        raise InputError(field="kv_tiers.chunk_tokens", found=tokens, accepted=accepted)
+    chunk_bytes = tokens * kv_bytes_per_token
+    if file.capacity_bytes < chunk_bytes:
+        accepted = f"at least one chunk, {chunk_bytes:.0f} bytes"
+        raise InputError(field="kv_tiers.capacity_bytes", found=file.capacity_bytes, accepted=accepted)
+    return Tier(file, tokens // block_size, chunk_bytes, int(file.capacity_bytes // chunk_bytes))
+
+
+def tier_notes(tiers: Sequence[Tier]) -> list[str]:
+    """What each tier did, all of one name together."""
+    notes = []
+    for name, own in _by_name(tiers).items():
+        loaded, stored = sum(tier.loaded_bytes for tier in own), sum(tier.stored_bytes for tier in own)
+        notes.append(
+            f"KV tier {name}: {sum(tier.hit_tokens for tier in own)} tokens loaded ({loaded / 1e9:.3f} GB), "
+            f"{stored / 1e9:.3f} GB written, {sum(tier.num_evicted for tier in own)} chunks evicted"
+        )
+    return notes
+
+
+def tier_series(tiers: Sequence[Tier], ends_s: Floats) -> dict[str, Series]:
+    """Bytes held and tokens loaded so far at the given moments, all tiers of one name together."""
+    series: dict[str, Series] = {}
+    for name, own in _by_name(tiers).items():
+        held, hits = np.zeros(len(ends_s)), np.zeros(len(ends_s))
+        for tier in own:
+            last = np.searchsorted(np.array(tier.times_s), ends_s, side="right")
+            held += np.array([0.0, *tier.held_bytes])[last]
+            hits += np.array([0.0, *tier.hits])[last]
+        series[f"kv_tier_{name}_bytes"] = Series(ends_s, held)
+        series[f"kv_tier_{name}_hit_tokens"] = Series(ends_s, hits)
+    return series
+
+
+def _by_name(tiers: Sequence[Tier]) -> dict[str, list[Tier]]:
+    named: dict[str, list[Tier]] = {}
+    for tier in tiers:
+        named.setdefault(tier.file.name, []).append(tier)
+    return named
