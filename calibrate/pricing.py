@@ -129,6 +129,11 @@ class _Listening:
         self._model = model
         self._last: tuple[StepCost, Terms, Terms] | None = None
 
+    @property
+    def reads_batches(self) -> bool:
+        """Whether the model does."""
+        return self._model.reads_batches
+
     def price(self, plan: StepPlan) -> StepCost:
         """The corrected price."""
         cost, *self._last = self._model.parts(plan)  # type: ignore[assignment]

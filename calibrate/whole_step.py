@@ -49,6 +49,8 @@ FEWEST_BESIDE = 10
 class Unpriced:
     """A step-time model that knows nothing: a whole-step model corrects it to all there is."""
 
+    reads_batches = False
+
     def price(self, plan: StepPlan) -> StepCost:
         """No time at all, [repeat]."""
         return StepCost(np.zeros(plan.repeat), np.zeros(plan.repeat))

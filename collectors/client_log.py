@@ -44,6 +44,7 @@ class ClientLog:
         self.n_sent = 0
         self.n_ended = 0
         self.n_failed = 0
+        self.output_tokens = 0
 
     def begin(self, origin_s: float) -> None:
         """Say when second 0 of the trace is, on this host's monotonic clock."""
@@ -60,6 +61,7 @@ class ClientLog:
         """A request is over, well or not."""
         self.n_ended += 1
         self.n_failed += record.error is not None
+        self.output_tokens += record.output_tokens or len(record.token_times_s)
         self._under_way.pop(record.request_id, None)
         self._journal.append({"kind": "end", **_fields(record)})
 

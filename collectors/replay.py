@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +27,15 @@ from traces.trace import Trace
 REACH_TIMEOUT_S = 10.0
 PROGRESS_EVERY_S = 1.0
 
+Show = Callable[[ClientLog], None]
+"""Is shown the client's log while it grows. It runs between the client's requests and must be quick."""
 
-def replay(trace: Trace, target: Target, pacing: Pacing, about: About, out: Path) -> Capture:
+
+def unseen(_: ClientLog) -> None:
+    """Nobody looks."""
+
+
+def replay(trace: Trace, target: Target, pacing: Pacing, about: About, out: Path, *, show: Show = unseen) -> Capture:
     """Send the trace, join what all sides recorded, and write the capture `out`.
 
     An interrupt ends the sending; what was recorded becomes a capture all the same, with its reasons not to be scored.
@@ -39,6 +46,7 @@ def replay(trace: Trace, target: Target, pacing: Pacing, about: About, out: Path
         pacing: when each request is sent.
         about: what the capture is of, and where the server's recorder writes.
         out: the folder to write, new or empty.
+        show: for a display of progress; asked once a second, and at the end.
 
     Raises:
         InputError: `out` cannot be written, or the server serves several models and none is named.
@@ -53,7 +61,7 @@ def replay(trace: Trace, target: Target, pacing: Pacing, about: About, out: Path
         raise CollectorError(f"{about.steps}: no such file; {where}")
     about = msgspec.structs.replace(about, model=about.model or target.model, skipped_bytes=written)
     recording = new_recording(out, about, trace)
-    asyncio.run(record_replay(trace, target, pacing, recording))
+    asyncio.run(record_replay(trace, target, pacing, recording, show))
     capture = finish_recording(recording)
     if not any(outcome.status is Status.FINISHED for outcome in capture.outcomes):
         why = "; ".join(capture.meta.reasons)
@@ -63,7 +71,7 @@ def replay(trace: Trace, target: Target, pacing: Pacing, about: About, out: Path
     return capture
 
 
-async def record_replay(trace: Trace, target: Target, pacing: Pacing, recording: Path) -> None:
+async def record_replay(trace: Trace, target: Target, pacing: Pacing, recording: Path, show: Show = unseen) -> None:
     """Send the trace and keep the client's journal in the recording, until all have ended or an interrupt.
 
     The server's metrics are read right before second 0 and at the end, and not between: that would delay the client.
@@ -74,7 +82,7 @@ async def record_replay(trace: Trace, target: Target, pacing: Pacing, recording:
         ClientLog(recording / "client.jsonl") as log,
         Journal(recording / "metrics.jsonl", scrape.SCHEMA, every_s=0.0) as journal,
     ):
-        showing = asyncio.ensure_future(_show(log, len(trace)))
+        showing = asyncio.ensure_future(_keep_showing(log, show))
         async with aiohttp.ClientSession(headers=target.headers()) as session:
             scraper = Scraper(session, target.url, journal, report=lambda _: None)
             try:
@@ -85,6 +93,7 @@ async def record_replay(trace: Trace, target: Target, pacing: Pacing, recording:
                 await scraper.told()
             finally:
                 showing.cancel()
+                show(log)
                 await scraper.close()
 
 
@@ -117,11 +126,8 @@ async def model_served(target: Target) -> str:
     )
 
 
-async def _show(log: ClientLog, n_rows: int) -> None:
-    """A line of progress on a terminal, until cancelled."""
-    while sys.stderr.isatty():
-        under_way = log.n_sent - log.n_ended
-        line = f"{log.n_sent} of {n_rows} sent, {under_way} under way, {log.n_failed} failed"
-        sys.stderr.write(f"\r{line}\033[K")
-        sys.stderr.flush()
+async def _keep_showing(log: ClientLog, show: Show) -> None:
+    """Show the log, until cancelled."""
+    while True:
+        show(log)
         await asyncio.sleep(PROGRESS_EVERY_S)

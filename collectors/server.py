@@ -22,7 +22,13 @@ LOG_TAIL_LINES = 15
 
 @contextmanager
 def local_server(
-    python: Path, model: Path, log: Path, *, flags: Sequence[str] = (), environment: dict[str, str] | None = None
+    python: Path,
+    model: Path,
+    log: Path,
+    *,
+    flags: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
+    start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[str]:
     """Serve a model folder under the name `model` and yield the server's URL; ends it, and only it, afterwards.
 
@@ -32,6 +38,7 @@ def local_server(
         log: file for what the server prints.
         flags: further flags of vLLM's server.
         environment: further environment variables.
+        start_timeout_s: most time until it answers.
 
     Raises:
         EngineError: the server ended or did not answer in time, with the end of its log.
@@ -52,15 +59,15 @@ def local_server(
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_healthy(process, url, log)
+        _wait_until_healthy(process, url, log, start_timeout_s)
         yield url
     finally:
         _end(process)
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float) -> None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy knows no loopback of ours
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise EngineError(f"the server ended with exit status {process.returncode}:\n{_tail(log)}")
@@ -70,7 +77,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -
                     return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
-    raise EngineError(f"the server did not answer within {START_TIMEOUT_S:.0f} s:\n{_tail(log)}")
+    raise EngineError(f"the server did not answer within {timeout_s:.0f} s:\n{_tail(log)}")
 
 
 def _tail(log: Path) -> str:

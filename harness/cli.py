@@ -12,6 +12,17 @@ import typer
 from harness.calibrate_cli import calibrate, drift
 from harness.collect_cli import collect_app
 from harness.console import print_facts, print_json
+from harness.gate.cli import check
+from harness.profile_cli import profile_app
+from harness.reports.cli import (
+    capture_openmetrics,
+    capture_serve,
+    capture_table,
+    capture_timeline,
+    figures,
+    report,
+)
+from harness.sweeps.cli import sweep
 from harness.trace_cli import trace_app
 from traces.errors import ServetwinError
 
@@ -21,7 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-profile_app = typer.Typer(help="Profiles: what a model's operators cost on a device.", no_args_is_help=True)
 capture_app = typer.Typer(help="Captures: what a run did, real or simulated.", no_args_is_help=True)
 app.add_typer(trace_app, name="trace")
 app.add_typer(profile_app, name="profile")
@@ -29,12 +39,19 @@ app.add_typer(capture_app, name="capture")
 app.add_typer(collect_app, name="collect")
 app.command()(calibrate)
 app.command()(drift)
+app.command()(check)
+app.command()(report)
+app.command()(figures)
+capture_app.command("timeline")(capture_timeline)
+capture_app.command("table")(capture_table)
+capture_app.command("serve")(capture_serve)
+capture_app.command("openmetrics")(capture_openmetrics)
+app.command()(sweep)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: engine.max_num_seqs=64. Repeatable.")]
 Out = Annotated[Path, typer.Option("--out", help="What to write; must not exist yet.")]
 Format = Annotated[str | None, typer.Option("--format", help="Name the format instead of telling it by content.")]
-Folders = Annotated[list[Path] | None, typer.Option("--profiles", help="A folder to look in first. Repeatable.")]
 
 
 def main() -> None:
@@ -72,16 +89,37 @@ def demo(
 
 
 @app.command()
-def simulate(scenario: Path, out: Out, overrides: Set = None, as_json: Json = False) -> None:
+def simulate(
+    scenario: Path,
+    out: Out,
+    overrides: Set = None,
+    as_json: Json = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read, simulate and write in pieces, for traces larger than memory.")
+    ] = False,
+    batches: Annotated[
+        bool, typer.Option("--batches", help="Keep which requests were in each step, for timelines.")
+    ] = False,
+) -> None:
     """Simulate a scenario and write the capture it gives, with summary.json.
 
     Example: servetwin simulate scenario.yaml --out out/run --set engine.max_num_seqs=64
     """
     from harness.console import print_summary
+    from harness.progress import simulation_progress
     from harness.simulate import simulate_scenario, write_simulation
 
-    simulation, figures = simulate_scenario(scenario, overrides or ())
-    write_simulation(simulation, figures, out)
+    if stream:
+        from harness.stream import stream_scenario
+
+        if batches:
+            raise typer.BadParameter("are not kept with --stream", param_hint="--batches")
+
+        figures = stream_scenario(scenario, out, overrides or ())
+    else:
+        with simulation_progress() as watch:
+            simulation, figures = simulate_scenario(scenario, overrides or (), batches=batches, watch=watch)
+        write_simulation(simulation, figures, out)
     print_json(figures) if as_json else print_summary(figures)
 
 
@@ -151,25 +189,6 @@ def _validate_steps(
 
 
 @app.command()
-def report(folders: list[Path]) -> None:
-    """Write report.html into each capture folder; `validate` writes the report of a validation itself.
-
-    Example: servetwin report captures/monday out/run
-    """
-    from harness.report import capture_report
-    from traces.capture import read_capture
-    from traces.metrics import summary
-
-    pages = []
-    for folder in folders:
-        capture = read_capture(folder)
-        pages.append((folder / "report.html", capture_report(capture, summary(capture))))
-    for file, page in pages:
-        file.write_text(page, encoding="utf-8")
-        typer.echo(f"Report: {file}")
-
-
-@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check the installation and the bundled data; exit 2 when something is missing or damaged.
 
@@ -190,86 +209,6 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(2 if any(check.ok is False for check in checks) else 0)
 
 
-@profile_app.command("import")
-def profile_import(source: Path, out: Out, format: Format = None) -> None:
-    """Import LLMServingSim profiles, of 2.0 or older: one folder, or a tree of them.
-
-    Example: servetwin profile import profiler/perf --out profiles
-    """
-    from harness.show import import_profiles_to
-
-    left_out: list[str] = []
-    for folder in import_profiles_to(source, out, format, left_out):
-        typer.echo(str(folder))
-    for what in left_out:
-        typer.echo(f"left out: {what}", err=True)
-
-
-@profile_app.command("list")
-def profile_list(folders: Folders = None, as_json: Json = False) -> None:
-    """List the profiles that can be simulated now.
-
-    Example: servetwin profile list --profiles my-profiles
-    """
-    from harness.console import console, table
-    from harness.show import profile_rows
-
-    rows = profile_rows(folders or [])
-    if as_json:
-        print_json(rows)
-        return
-    columns = ["device", "model", "dtype", "kv_cache_dtype", "engine", "recorded_at", "source"]
-    console().print(table("Profiles", columns, [tuple(str(row[column]) for column in columns) for row in rows]))
-
-
-@profile_app.command("show")
-def profile_show(folder: Path, as_json: Json = False) -> None:
-    """Show what a profile holds: operators, ranges, points, notes.
-
-    Example: servetwin profile show profiles/RTXPRO6000/meta-llama/Llama-3.1-8B
-    """
-    from harness.show import profile_facts
-    from profiles.profile import read_profile
-
-    facts = profile_facts(read_profile(folder))
-    print_json(facts) if as_json else print_facts(facts)
-
-
-@profile_app.command("memory")
-def profile_memory(scenario: Path, overrides: Set = None, as_json: Json = False) -> None:
-    """Show where a scenario's device memory goes, line by line, down to the KV blocks that fit.
-
-    Example: servetwin profile memory scenario.yaml --set engine.max_num_seqs=128
-    """
-    from harness.memory import memory_lines, scenario_memory
-
-    kinds = scenario_memory(scenario, overrides or ())
-    if as_json:
-        print_json(kinds)
-        return
-    for facts in kinds:
-        print_facts(memory_lines(facts))
-
-
-@profile_app.command("diff")
-def profile_diff(a: Path, b: Path, as_json: Json = False) -> None:
-    """Compare the times of two profiles, operator by operator, at the points they share.
-
-    Example: servetwin profile diff profiles/old profiles/new
-    """
-    from harness.console import console, table
-    from profiles.catalog import diff_profiles
-    from profiles.profile import read_profile
-
-    rows = diff_profiles(read_profile(a), read_profile(b))
-    if as_json:
-        print_json(rows)
-        return
-    columns = ["operator", "tp", "n_common", "ratio_min", "ratio_median", "ratio_max"]
-    cells = [tuple(f"{v:.3f}" if isinstance(v := row[name], float) else str(v) for name in columns) for row in rows]
-    console().print(table("Times of the second over the first", columns, cells))
-
-
 @capture_app.command("import")
 def capture_import(
     source: Path,
@@ -288,6 +227,18 @@ def capture_import(
     workload = None if trace is None else read_any_trace(trace)
     write_capture(import_capture(source, format, workload, part), out)
     capture_show(out)
+
+
+@capture_app.command("card")
+def capture_card(folder: Path) -> None:
+    """Print a capture's card in Markdown: device, engine, flags, date, spread, licence, hash.
+
+    Example: servetwin capture card captures/monday > CARD.md
+    """
+    from harness.cards import capture_card as card
+    from traces.capture import read_capture
+
+    typer.echo(card(read_capture(folder), folder), nl=False)
 
 
 @capture_app.command("show")

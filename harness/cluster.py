@@ -10,15 +10,18 @@ from typing import Annotated, Any
 
 import msgspec
 
+from harness.near_memory import Attention, NearMemoryFile
 from harness.scenario import Routing, Scenario, VLLMVersion
+from harness.source import Aiconfigurator, External, Source, SourceKind
+from harness.weight_offload import OffloadFile
 from simulator.engine import Role
 from simulator.experts import Mode
 from simulator.fleet import Autoscaling, Failure
 from simulator.handover import KVTransfer
 from simulator.options import EngineOptions
 from simulator.power import NodePower
-from simulator.tiers import KVTierFile
-from simulator.topology import FabricFile, InterNodeFile, NodeFile, Place, Topology, TopologyFile
+from simulator.tiers import LIKE, KVTierFile
+from simulator.topology import FabricFile, InterNodeFile, NodeFile, Place, PortFile, Topology, TopologyFile
 from traces.decoding import Document, read_document
 
 Degree = Annotated[int, msgspec.Meta(ge=1)]
@@ -46,6 +49,8 @@ class InstanceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         model: its name in the catalogue.
         device: its name in the catalogue.
+        source: where the times of operators are from (`harness.source`).
+        aiconfigurator, external: what a source of that name needs to know.
         count: engines of this kind.
         role: what they do of a request.
         tensor_parallel_size: devices that share each layer.
@@ -57,11 +62,18 @@ class InstanceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         scheduling_order: a user's own order of requests, as `module:Class` (`simulator.policies`).
         cache_eviction: a user's own rule of what the prefix cache evicts, as `module:Class`.
         engine_version: vLLM's version whose rules these engines follow, over the scenario's.
+        near_memory: a memory that computes, of each rank (`harness.near_memory`); None: none.
+        attention: where decodes attend; None: near memory where there is one.
+        offload: weights that stay in the hosts' memory (`harness.weight_offload`); None: as the engine's options say.
+        host_link: each device's way to its host's memory; needed where weights stay there.
         engine: options of these engines, over those of the scenario.
     """
 
     model: str
     device: str
+    source: SourceKind = "measured"
+    aiconfigurator: Aiconfigurator | None = None
+    external: External | None = None
     count: Degree = 1
     role: Role = "both"
     tensor_parallel_size: Degree = 1
@@ -73,6 +85,10 @@ class InstanceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     scheduling_order: str | None = None
     cache_eviction: str | None = None
     engine_version: VLLMVersion | None = None
+    near_memory: NearMemoryFile | None = None
+    attention: Attention | None = None
+    offload: OffloadFile | None = None
+    host_link: PortFile | None = None
     engine: EngineOptions = EngineOptions()
 
 
@@ -121,6 +137,11 @@ class InstanceSpec:
         experts: how a mixture of experts is used.
         scheduling_order, cache_eviction: a user's own, as `module:Class`; None: vLLM's.
         engine_version: vLLM's version whose rules they follow; None: the scenario's.
+        source: where the times of operators are from.
+        near_memory: a memory that computes, of each rank; None: none.
+        attention: where decodes attend; None: near memory where there is one.
+        offload: weights that stay in the hosts' memory; None: as the engine's options say.
+        host_link: each device's way to its host's memory; None: not said.
     """
 
     model: str
@@ -141,6 +162,11 @@ class InstanceSpec:
     scheduling_order: str | None = None
     cache_eviction: str | None = None
     engine_version: str | None = None
+    source: Source = field(default_factory=Source)
+    near_memory: NearMemoryFile | None = None
+    attention: Attention | None = None
+    offload: OffloadFile | None = None
+    host_link: PortFile | None = None
 
     def place_of(self, name: str | None) -> tuple[Path, int | None]:
         """File and line where its model or device stands; where it begins for anything else."""
@@ -245,6 +271,9 @@ def read_own_cluster(document: Document) -> ClusterSpec:
     for number, instance in enumerate(file.instances):
         at: tuple[str | int, ...] = ("instances", number)
         said = document.value["instances"][number].get("engine") or {}
+        source = Source(instance.source, instance.aiconfigurator, instance.external)
+        if (wrong := source.fault()) is not None:
+            raise document.error([*at, wrong[0]], wrong[1])
         spec = InstanceSpec(
             instance.model,
             instance.device,
@@ -262,6 +291,11 @@ def read_own_cluster(document: Document) -> ClusterSpec:
             scheduling_order=instance.scheduling_order,
             cache_eviction=instance.cache_eviction,
             engine_version=instance.engine_version,
+            source=source,
+            near_memory=instance.near_memory,
+            attention=instance.attention,
+            offload=instance.offload,
+            host_link=instance.host_link,
         )
         kinds.append(spec)
     roles = {spec.role for spec in kinds}
@@ -283,5 +317,10 @@ def read_own_cluster(document: Document) -> ClusterSpec:
         file.failures,
         file.autoscaling,
         power=() if file.power is None else (file.power,),
-        kv_tiers=file.kv_tiers,
+        kv_tiers=tuple(_tier(tier, document.value["kv_tiers"][i]) for i, tier in enumerate(file.kv_tiers)),
     )
+
+
+def _tier(tier: KVTierFile, said: dict[str, Any]) -> KVTierFile:
+    """The tier with what it has in common with what it is like, where nothing else is said."""
+    return tier if tier.like is None else msgspec.convert({**LIKE[tier.like], **said}, KVTierFile)

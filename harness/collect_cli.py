@@ -84,6 +84,7 @@ def collect_replay(
     from collectors.load import Pacing
     from collectors.recording import About
     from collectors.replay import replay
+    from harness.progress import progress, replay_progress
     from traces.formats import read_any_trace
 
     target = Target(
@@ -108,7 +109,10 @@ def collect_replay(
         steps=None if steps is None else str(steps.absolute()),
         notes=(f"closed loop of {concurrency} seats",) if concurrency is not None else (),
     )
-    capture = replay(read_any_trace(trace), target, Pacing(time_scale, concurrency, warm_up), about, out)
+    rows = read_any_trace(trace)
+    with progress("requests", len(rows)) as tell:
+        show = replay_progress(tell)
+        capture = replay(rows, target, Pacing(time_scale, concurrency, warm_up), about, out, show=show)
     _show_capture(capture, as_json=as_json)
 
 

@@ -14,6 +14,8 @@ from traces.capture import read_capture
 
 BUNDLED = Path(__file__).parent / "bundled"
 LOADS = ("light", "prefix", "saturated")
+WRITTEN = {"validation.json", "report.html", "measured", "simulated"}
+"""What a demo's folder holds; an older one lacks `measured`."""
 
 
 def bundled_validation(load: str) -> tuple[Validation, Repeat]:
@@ -41,7 +43,7 @@ def demo(out: Path | None, load: str = "saturated") -> tuple[Validation, Repeat]
 
 def _is_earlier_demo(out: Path) -> bool:
     """Whether a folder holds what an earlier demo wrote and nothing else, so that it may be replaced."""
-    if not out.is_dir() or {path.name for path in out.iterdir()} != {"validation.json", "report.html", "simulated"}:
+    if not out.is_dir() or {path.name for path in out.iterdir()} | {"measured"} != WRITTEN:
         return False
     try:
         return "demo" in msgspec.json.decode((out / "validation.json").read_bytes(), type=dict[str, Any])

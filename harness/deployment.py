@@ -15,22 +15,38 @@ from harness.agreement import agree
 from harness.calibrated import Calibrated, calibrated
 from harness.cluster import ClusterSpec, InstanceSpec, cluster_document, place, read_own_cluster
 from harness.llmservingsim_cluster import read_llmservingsim_cluster
+from harness.llmservingsim_prefix import prefix_tiers
+from harness.near_memory import (
+    attention_of,
+    channel_power,
+    check_room,
+    near_blocks,
+    near_memory_notes,
+    near_memory_of,
+)
 from harness.partitioning import experts_of, partition_of, talk_of
 from harness.power import EngineMade, PowerPlan, plan_power
 from harness.scenario import Routing, Scenario
-from profiles.catalog import find_device, find_model, find_profile, with_bundled
+from harness.source import profile_from, source_notes
+from harness.weight_offload import offload_of
+from profiles.catalog import find_device, find_model, with_bundled
 from profiles.model import ModelSpec, model_of
 from profiles.profile import Profile
+from simulator.beside_power import Memories
 from simulator.cluster import Cluster
 from simulator.engine import Engine
 from simulator.front_end import DIRECT, FrontEnd
 from simulator.memory import MemoryAccount, block_bytes, device_weight_bytes, memory_account
+from simulator.near_memory import NearMemory
+from simulator.near_memory_steps import NearMemoryModel
 from simulator.operator_model import OperatorModel
 from simulator.options import EngineOptions
 from simulator.partition import Partition
 from simulator.profile_overhead import profile_overhead
 from simulator.rules import REFERENCE, Rules, rules_notes, rules_of, version_of
+from simulator.step_time import StepTimeModel
 from simulator.topology import Place, Topology
+from simulator.weight_offload import OffloadedModel, WeightOffload
 from traces.capture import CaptureMeta
 from traces.decoding import Document
 from traces.errors import InputError
@@ -117,11 +133,12 @@ class _Kind:
 
 @dataclass(frozen=True, slots=True)
 class _Engines:
-    """Engines of one kind as they are simulated."""
+    """Engines of one kind as they are simulated, and the memories beside their devices'."""
 
     engines: tuple[Engine, ...]
     notes: tuple[str, ...]
     fitted: Calibrated
+    memories: Memories | None
 
 
 def deploy(scenario: Scenario, measured: CaptureMeta | None = None, calibration: Path | None = None) -> Deployment:
@@ -145,7 +162,11 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None, calibration:
         *(note for kind, one in zip(kinds, made, strict=True) for note in kind.asked.notes + one.notes),
     ]
     of_kinds = zip(kinds, made, strict=True)
-    each = [EngineMade(engine, kind.asked.spec, kind.model) for kind, one in of_kinds for engine in one.engines]
+    each = [
+        EngineMade(engine, kind.asked.spec, kind.model, one.memories)
+        for kind, one in of_kinds
+        for engine in one.engines
+    ]
     engines, power = plan_power(spec, each, with_bundled(scenario.profile_folders))
     fitted = made[0].fitted
     return Deployment(
@@ -199,7 +220,15 @@ def _kind(asked: EngineAsked) -> _Kind:
     """The profile and the model that are asked for. Raises InputError."""
     spec, options = asked.spec, asked.options
     with located(spec):
-        profile = find_profile(spec.device, spec.model, options.dtype, options.kv_cache_dtype, asked.folders)
+        profile = profile_from(
+            spec.source,
+            spec.device,
+            spec.model,
+            options,
+            spec.tensor_parallel_size,
+            asked.folders,
+            spec.document.path.parent,
+        )
         return _Kind(asked, profile, _model(profile, spec, asked.folders))
 
 
@@ -212,10 +241,14 @@ def _engines(
 ) -> _Engines:
     """Engines of one kind: KV capacity settled, steps priced. Raises InputError."""
     spec, options, model, profile = kind.asked.spec, kind.asked.options, kind.model, kind.profile
-    notes: list[str] = []
+    notes: list[str] = list(source_notes(spec.source, profile))
     with located(spec):
         partition = partition_of(spec, model, profile, places[0], topology)
-        num_gpu_blocks = _num_gpu_blocks(kind.asked, model, partition, notes)
+        attention = attention_of(spec, scenario.file.attention)
+        near = near_memory_of(spec, attention, model, options, kind.asked.folders)
+        offload = offload_of(spec, model, options, partition)
+        num_gpu_blocks = _num_gpu_blocks(kind.asked, model, partition, near, offload, notes)
+        channels = channel_power(spec.near_memory, spec.document.path, kind.asked.folders)
     notes += partition.notes()
     max_model_len = options.max_model_len or model.max_position_embeddings
     if max_model_len is None:
@@ -239,8 +272,10 @@ def _engines(
         experts=experts,
         overhead=overhead,
     )
+    step_time: StepTimeModel = bare if near is None else NearMemoryModel(bare, near)
+    step_time = step_time if offload is None else OffloadedModel(step_time, offload)
     fitted = calibrated(
-        bare, calibration, model=spec.model, device=spec.device, profile=profile.sha256, options=options
+        step_time, calibration, model=spec.model, device=spec.device, profile=profile.sha256, options=options
     )
     kv_dtype = options.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
     engine = Engine(
@@ -256,19 +291,29 @@ def _engines(
         pipeline_parallel_size=spec.pipeline_parallel_size,
         role=spec.role,
         kv_bytes_per_token=model.kv_bytes_per_token(kv_dtype),
-        weight_bytes=device_weight_bytes(model, options, partition),
+        weight_bytes=device_weight_bytes(model, options, partition, offload),
         kv_block_bytes=block_bytes(model, options, partition) if spec.pipeline_parallel_size == 1 else None,
         num_layers=model.num_layers,
         scheduling_order=spec.scheduling_order,
         cache_eviction=spec.cache_eviction,
     )
-    return _Engines(tuple(replace(engine, places=own) for own in places), (*notes, *fitted.notes), fitted)
+    memories = None
+    if spec.near_memory is not None or offload is not None:
+        has_link = spec.near_memory is not None and spec.near_memory.link is not None
+        memories = Memories(fitted.step_time, near, channels, has_link, offload, len(places[0]) // kind.ranks)
+    return _Engines(tuple(replace(engine, places=own) for own in places), (*notes, *fitted.notes), fitted, memories)
 
 
 def read_cluster(scenario: Scenario) -> ClusterSpec:
     """The scenario's cluster. Raises InputError with file, line and field for what is wrong or not modelled."""
-    document = cluster_document(scenario)
-    return read_llmservingsim_cluster(document) if "nodes" in document.value else read_own_cluster(document)
+    document, prefix = cluster_document(scenario), scenario.file.prefix
+    if "nodes" not in document.value:
+        if prefix is not None:
+            accepted = "kv_tiers of the cluster description, which is not LLMServingSim's"
+            raise scenario.document.error(["prefix"], "has no effect", accepted=accepted)
+        return read_own_cluster(document)
+    read = read_llmservingsim_cluster(document)
+    return read if prefix is None else replace(read, kv_tiers=prefix_tiers(prefix, document))
 
 
 def engines_asked(scenario: Scenario, measured: CaptureMeta | None = None) -> list[EngineAsked]:
@@ -340,7 +385,9 @@ def _model(profile: Profile, spec: InstanceSpec, folders: Sequence[Path]) -> Mod
     return find_model(spec.model, folders)
 
 
-def engine_memory(asked: EngineAsked, model: ModelSpec, partition: Partition) -> MemoryAccount:
+def engine_memory(
+    asked: EngineAsked, model: ModelSpec, partition: Partition, offload: WeightOffload | None = None
+) -> MemoryAccount:
     """Where the memory of one device goes. Raises InputError for a device that nobody describes, or CapacityError."""
     spec, memory_bytes, multiprocessors = asked.spec, asked.spec.memory_bytes, None
     if memory_bytes is None and asked.options.kv_cache_memory_bytes is None:
@@ -354,13 +401,38 @@ def engine_memory(asked: EngineAsked, model: ModelSpec, partition: Partition) ->
         partition,
         version=asked.version,
         multiprocessors=multiprocessors,
+        offload=offload,
     )
 
 
-def _num_gpu_blocks(asked: EngineAsked, model: ModelSpec, partition: Partition, notes: list[str]) -> int:
+def _num_gpu_blocks(
+    asked: EngineAsked,
+    model: ModelSpec,
+    partition: Partition,
+    near: NearMemory | None,
+    offload: WeightOffload | None,
+    notes: list[str],
+) -> int:
+    """As stated, as the device's memory has room for, or as near memory has where KV is only there."""
+    file, options = asked.spec.near_memory, asked.options
+    if near is None or file is None:
+        return _device_blocks(asked, model, partition, offload, notes)
+    notes += near_memory_notes(asked.spec, model, near)
+    if file.kv_on_device or options.num_gpu_blocks is not None:
+        blocks = _device_blocks(asked, model, partition, offload, notes)
+        check_room(file, model, options, blocks)
+        return blocks
+    blocks = near_blocks(file, model, options)
+    notes.append(f"{blocks} KV blocks in {file.capacity_bytes / 2**30:.2f} GiB of near memory, none on the device")
+    return blocks
+
+
+def _device_blocks(
+    asked: EngineAsked, model: ModelSpec, partition: Partition, offload: WeightOffload | None, notes: list[str]
+) -> int:
     if asked.options.num_gpu_blocks is not None:
         return asked.options.num_gpu_blocks
-    account = engine_memory(asked, model, partition)
+    account = engine_memory(asked, model, partition, offload)
     notes += account.notes()
     return account.num_gpu_blocks
 

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from harness.cluster import ClusterSpec, Degree, InstanceSpec
+from harness.llmservingsim_placement import CxlMemory, offloaded, reads_cpu
 from harness.llmservingsim_power import NodeSaid, Power, powers_of
+from harness.near_memory import Attention, NearMemoryFile
 from simulator.engine import Role
 from simulator.topology import LINK_GB, NS, FabricFile, InterNodeFile
 from traces.decoding import Document
@@ -83,7 +85,7 @@ class _Cluster(msgspec.Struct, forbid_unknown_fields=True):
     num_nodes: Degree = 1
     link_bw: Above0 | list[Above0] | None = None
     link_latency: AtLeast0 | list[AtLeast0] | None = None
-    cxl_mem: dict[str, Any] | None = None
+    cxl_mem: CxlMemory | None = None
 
 
 def read_llmservingsim_cluster(document: Document) -> ClusterSpec:
@@ -95,6 +97,10 @@ def read_llmservingsim_cluster(document: Document) -> ClusterSpec:
     kinds: list[list[InstanceSpec]] = []
     for node, at, instance in _instances(cluster):
         spec = _instance(instance, node, at, document)
+        spec = _with_near_memory(spec, instance, cluster.nodes[node], document)
+        cpu_mem, placement_at = cluster.nodes[node].cpu_mem, [*at, "placement"]
+        if found := offloaded(instance.placement, cpu_mem, cluster.cxl_mem, placement_at, document):
+            spec = replace(spec, offload=found[0], host_link=found[1])
         if instance.dp_group is None:
             kinds.append([spec])
         elif instance.dp_group in groups:
@@ -105,7 +111,13 @@ def read_llmservingsim_cluster(document: Document) -> ClusterSpec:
             kinds.append(groups[instance.dp_group])
     specs = tuple(_engine(ranks, cluster, document) for ranks in kinds)
     fabric, inter_node = _links(cluster, document)
-    unused = [f"nodes[{i}].cpu_mem" for i, node in enumerate(cluster.nodes) if node.cpu_mem is not None]
+    unused = ["cxl_mem"] if cluster.cxl_mem is not None and not any(spec.offload for spec in specs) else []
+    for i, memory in enumerate([node.cpu_mem for node in cluster.nodes]):
+        read = any(reads_cpu(instance.placement) for instance in cluster.nodes[i].instances)
+        if memory is not None and not read:
+            # A memory that computes has the speed of its timing file, there as here.
+            computes = "pim_config" in memory
+            unused += [f"nodes[{i}].cpu_mem" + part for part in ((".mem_bw", ".mem_latency") if computes else ("",))]
     unused += ["npu_mem.mem_bw", "npu_mem.mem_latency"]
     note = f"{document.path.name}: stated, and used by no prediction of engines on their devices: {', '.join(unused)}"
     power, notes = powers_of([_said(node) for node in cluster.nodes], document)
@@ -165,6 +177,31 @@ def _instance(instance: _Instance, node: int, at: tuple[str | int, ...], documen
     )
 
 
+def _with_near_memory(spec: InstanceSpec, instance: _Instance, node: _Node, document: Document) -> InstanceSpec:
+    """The engine with its part of its node's memory, where that computes (`pim_config`), and with where it attends.
+
+    Every instance of a node has all of its channels there, as if it were alone; here they have as many each.
+    """
+    at, memory = list(spec.at), node.cpu_mem or {}
+    name, size_gb = memory.get("pim_config"), memory.get("mem_size")
+    if instance.enable_sub_batch_interleaving and not instance.enable_attn_offloading:
+        raise document.error([*at, "enable_sub_batch_interleaving"], accepted="true with enable_attn_offloading alone")
+    if name is None:
+        if instance.enable_attn_offloading:
+            raise document.error([*at, "enable_attn_offloading"], accepted="true where cpu_mem has a pim_config")
+        return spec
+    memory_at: list[str | int] = ["nodes", spec.nodes[0], "cpu_mem"]
+    if not isinstance(name, str):
+        raise document.error([*memory_at, "pim_config"], accepted="the name of a timing file, without .ini")
+    if not isinstance(size_gb, int | float) or size_gb <= 0:
+        raise document.error([*memory_at, "mem_size"], accepted="a number above 0: it says how many channels there are")
+    attention: Attention = "device"
+    if instance.enable_attn_offloading:
+        attention = "interleaved" if instance.enable_sub_batch_interleaving else "near_memory"
+    file = NearMemoryFile(timing=name, capacity_bytes=size_gb * GIB / len(node.instances))
+    return replace(spec, near_memory=file, attention=attention)
+
+
 def _degrees(instance: _Instance, at: tuple[str | int, ...], document: Document) -> tuple[int, int]:
     """Tensor and pipeline parallel sizes; version 1 states devices and groups of them instead."""
     if instance.npu_num is not None:
@@ -183,7 +220,7 @@ def _degrees(instance: _Instance, at: tuple[str | int, ...], document: Document)
 
 def _check_alike(first: InstanceSpec, other: InstanceSpec, document: Document) -> None:
     names = ("model", "device", "said_options", "memory_bytes", "role", "tensor_parallel_size")
-    for name in (*names, "pipeline_parallel_size"):
+    for name in (*names, "pipeline_parallel_size", "near_memory", "attention", "offload", "host_link"):
         if getattr(first, name) != getattr(other, name):
             raise document.error([*other.at, "dp_group"], f"has instances that differ in {name}")
 
@@ -221,21 +258,6 @@ def _links(cluster: _Cluster, document: Document) -> tuple[FabricFile | None, In
 
 def _refuse_what_is_not_modelled(cluster: _Cluster, document: Document) -> None:
     """Raise InputError at the first field that asks for what is not modelled."""
-    refused: list[tuple[bool, list[str | int]]] = [(cluster.cxl_mem is not None, ["cxl_mem"])]
-    for i, node in enumerate(cluster.nodes):
-        refused.append(("pim_config" in (node.cpu_mem or {}), ["nodes", i, "cpu_mem", "pim_config"]))
     for _, at, instance in _instances(cluster):
-        offloaded = instance.placement is not None and _leaves_the_device(instance.placement)
-        refused.append((offloaded, [*at, "placement"]))
-        switches = ("enable_local_offloading", "enable_attn_offloading", "enable_sub_batch_interleaving")
-        refused += [(getattr(instance, name), [*at, name]) for name in switches]
-    for asked, keys in refused:
-        if asked:
-            raise document.error(keys, "asks for what this version does not model")
-
-
-def _leaves_the_device(placement: dict[str, Any]) -> bool:
-    """Whether any weights or KV in use are placed elsewhere than on the device itself."""
-    places = [placement.get("default") or {}, *(placement.get("blocks") or [])]
-    places += (placement.get("layers") or {}).values()
-    return any(place.get(what, "npu") != "npu" for place in places for what in ("weights", "kv_loc"))
+        if instance.enable_local_offloading:
+            raise document.error([*at, "enable_local_offloading"], "asks for what this version does not model")

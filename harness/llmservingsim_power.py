@@ -106,14 +106,21 @@ def powers_of(nodes: Sequence[NodeSaid], document: Document) -> tuple[tuple[Node
     found = []
     for i, node in enumerate(nodes):
         assert node.power is not None
-        size = (node.cpu_mem or {}).get("mem_size")
-        found.append(_node_power(node.power, node.hardware, size, ["nodes", i], document))
+        memory = node.cpu_mem or {}
+        size, computes = memory.get("mem_size"), "pim_config" in memory
+        found.append(_node_power(node.power, node.hardware, size, ["nodes", i], document, computes=computes))
     busy = f"at least {BUSY_UTILISATION:.0%} of the CPU is used while a model runs: LLMServingSim's own figure"
     return tuple(found), (f"power: {busy}, which its files do not state",)
 
 
 def _node_power(
-    power: Power, hardware: Sequence[str], memory_gb: Any, at: Sequence[str | int], document: Document
+    power: Power,
+    hardware: Sequence[str],
+    memory_gb: Any,
+    at: Sequence[str | int],
+    document: Document,
+    *,
+    computes: bool = False,
 ) -> NodePower:
     """A node's section as ours.
 
@@ -123,6 +130,7 @@ def _node_power(
         memory_gb: the node's `cpu_mem.mem_size`; None: not stated.
         at: where the node stands in the file.
         document: the file.
+        computes: the memory has a `pim_config`: its channels stand in for DIMMs, and what they draw is near memory's.
 
     Raises:
         InputError: no levels for a device that is used, or DIMMs of a memory whose size is not stated.
@@ -144,7 +152,7 @@ def _node_power(
             idle_w=cpu.idle_power + span_w * cpu.util,
             active_w=cpu.idle_power + span_w * max(cpu.util, BUSY_UTILISATION),
         ),
-        dram=PartPower(idle_w=dimms * dram.idle_power, j_per_bit=dram.energy_per_bit * PJ),
+        dram=PartPower(idle_w=0.0 if computes else dimms * dram.idle_power, j_per_bit=dram.energy_per_bit * PJ),
         links=PartPower(idle_w=link.num_links * link.idle_power, j_per_bit=link.energy_per_bit * PJ),
         # It has one energy for whatever is sent, inside a node or between nodes.
         nic=PartPower(idle_w=power.nic.num_nics * power.nic.idle_power, j_per_bit=link.energy_per_bit * PJ),

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.deployment import EngineAsked, engine_memory, engines_asked, located
+from harness.near_memory import near_blocks
 from harness.partitioning import check_degrees
 from harness.scenario import read_scenario
+from harness.weight_offload import offload_of
 from profiles.catalog import find_model
 from simulator.memory import MemoryAccount
 from simulator.partition import Partition
@@ -31,7 +33,13 @@ def _facts(asked: EngineAsked) -> dict[str, Any]:
             spec.data_parallel_size if model.num_experts else 1,
             spec.enable_expert_parallel,
         )
-        return memory_facts(asked, engine_memory(asked, model, partition))
+        offload = offload_of(spec, model, asked.options, partition)
+        facts = memory_facts(asked, engine_memory(asked, model, partition, offload))
+        near = spec.near_memory
+        if near is not None and not near.kv_on_device and spec.attention != "device":
+            room = near_blocks(near, model, asked.options)
+            facts["notes"].append(f"KV is near memory, which has room for {room} blocks")
+        return facts
 
 
 def memory_facts(asked: EngineAsked, account: MemoryAccount) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from profiles.catalog import find_device
 from profiles.device import DevicePower, DeviceSpec, power_fault
 from profiles.model import ModelSpec, dtype_bytes
 from profiles.power_cap import read_cap_table
+from simulator.beside_power import Memories, beside
 from simulator.engine import Engine
 from simulator.power import Machine, NodePower, PowerRun, power_run
 from simulator.power_cap import CappedModel
@@ -32,11 +33,12 @@ from traces.steps import Floats
 
 @dataclass(frozen=True, slots=True)
 class EngineMade:
-    """An engine, and what it was made of; `model` is None where no profile says it."""
+    """An engine, what it was made of, and its memories; `model` is None where no profile says it."""
 
     engine: Engine
     spec: InstanceSpec
     model: ModelSpec | None
+    memories: Memories | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,12 @@ class PowerPlan:
     Attributes:
         machines: its ranks.
         nodes: what each of its nodes draws.
+        memories: of ranks, by their numbers, beside those of their devices.
     """
 
     machines: tuple[Machine, ...]
     nodes: tuple[NodePower, ...]
+    memories: dict[int, Memories] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ def plan_power(
     n_nodes = 1 + max(place.node for places in placed for place in places)
     nodes = cluster.power if len(cluster.power) >= n_nodes else cluster.power * n_nodes
     machines: list[Machine] = []
+    memories: dict[int, Memories] = {}
     capped = []
     for one, engine, places in zip(made, engines, placed, strict=True):
         device = _device(engine.device, folders)
@@ -87,15 +92,19 @@ def plan_power(
         capped.append(_capped(engine, power, device, cluster.document))
         each, stages, sent = len(places) // engine.ranks, engine.pipeline_parallel_size, _link_bytes(one)
         for i in range(engine.ranks):
+            if one.memories is not None:
+                memories[len(machines)] = replace(one.memories, step_time=capped[-1].step_time)
             machines.append(Machine(len(machines), places[i * each : (i + 1) * each], power, stages, *sent))
-    return tuple(capped), PowerPlan(tuple(machines), nodes)
+    return tuple(capped), PowerPlan(tuple(machines), nodes, memories)
 
 
 def energy_of(simulation: Simulation, plan: PowerPlan) -> Energy:
     """Power and energy of a finished simulation, from second 0 until its last step and request are over."""
     steps = simulation.capture.steps
     assert steps is not None
-    run = power_run(steps, plan.machines, plan.nodes, end_of(simulation.capture), simulation.network)
+    trace, end_s = simulation.capture.trace, end_of(simulation.capture)
+    besides = [beside(rank, memories, steps, trace) for rank, memories in plan.memories.items()]
+    run = power_run(steps, plan.machines, plan.nodes, end_s, simulation.network, besides)
     if steps.batches is None:
         return Energy(run, None)
     return Energy(run, run.request_j(steps.batches, len(simulation.capture.outcomes)))

@@ -11,6 +11,8 @@ import msgspec
 import yaml
 
 from harness.cost import CostFile, SloFile
+from harness.llmservingsim_prefix import PrefixFile
+from harness.near_memory import Attention
 from simulator.options import EngineOptions
 from simulator.scheduling import SchedulerKind
 from simulator.sessions import Think
@@ -56,6 +58,8 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         engine_version: vLLM's version whose rules the scheduler follows; None: the capture's, where there is one.
         scheduler: servetwin's own, or that of the vLLM installed beside it.
         routing: by which rule a request finds its engine, over the cluster description's.
+        attention: where decodes attend, over the cluster description's: `device`, `near_memory` or `interleaved`.
+        prefix: LLMServingSim's second tier of the prefix cache, which its cluster files leave to its command line.
         deadline_s: from a request's arrival until its client gives it up; None: never.
         concurrency: seats of a closed loop, each of which sends its next request when its last has ended; arrivals of
             the trace mean nothing then. None: open loop.
@@ -75,6 +79,8 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine_version: VLLMVersion | None = None
     scheduler: SchedulerKind = "native"
     routing: Routing | None = None
+    attention: Attention | None = None
+    prefix: PrefixFile | None = None
     deadline_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
     concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
     think_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0

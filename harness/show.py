@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from profiles.catalog import BUNDLED, list_profiles, model_configs, with_bundled
+from profiles.catalog import BUNDLED, find_device, find_model, model_configs, with_bundled
 from profiles.formats import import_any_profiles
 from profiles.profile import AttentionRows, Curve, Profile, write_profile
 from profiles.spread import worst_spreads
@@ -59,11 +59,25 @@ def import_profiles_to(
     return places
 
 
-def profile_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The profiles that are there, the user's folders first."""
-    names = ("device", "model", "dtype", "kv_cache_dtype", "engine", "recorded_at", "source")
-    there = list_profiles(with_bundled(folders))
-    return [{**{name: getattr(info.meta, name) for name in names}, "path": str(info.path)} for info in there]
+def import_tables_to(
+    system: str, model: str, dtype: str, kv_cache_dtype: str, degrees: Sequence[int], folders: Sequence[Path], out: Path
+) -> Path:
+    """Write aiconfigurator's tables of one system as a profile of a model. Raises InputError, EngineError.
+
+    Args:
+        system: aiconfigurator's name of a device, which a device of the catalogue has among its aliases.
+        model: its name in the catalogue.
+        dtype, kv_cache_dtype: the engine's types.
+        degrees: tensor-parallel degrees.
+        folders: where models and devices are looked up before the bundled ones.
+        out: the folder to write.
+    """
+    from profiles.aiconfigurator import aiconfigurator_profile
+
+    everywhere = with_bundled(folders)
+    device, spec = find_device(system, everywhere), find_model(model, everywhere)
+    write_profile(aiconfigurator_profile(system, spec, dtype, kv_cache_dtype, degrees, device=device.name), out)
+    return out
 
 
 def profile_facts(profile: Profile) -> dict[str, Any]:

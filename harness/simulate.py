@@ -15,33 +15,59 @@ from harness.power import energy_of, request_energy_csv, with_power
 from harness.predicted import interval_notes, predicted
 from harness.predicted import run as simulate_deployed
 from harness.priced import priced
+from harness.progress import Watch
 from harness.scenario import Scenario, read_scenario
 from harness.unprofiled import deploy_calibrated
 from simulator.simulate import Simulation
 from traces.capture import Capture, new_folder, write_capture
+from traces.errors import InputError
 from traces.formats import read_any_trace
 from traces.metrics import summary
 from traces.trace import Trace
 
 
-def simulate_scenario(scenario_path: Path, overrides: Sequence[str] = ()) -> tuple[Simulation, dict[str, Any]]:
-    """Simulate a scenario. Returns the simulation and its summary, in the shape of summary.json."""
+def simulate_scenario(
+    scenario_path: Path, overrides: Sequence[str] = (), *, batches: bool = False, watch: Watch | None = None
+) -> tuple[Simulation, dict[str, Any]]:
+    """Simulate a scenario. Returns the simulation and its summary, in the shape of summary.json.
+
+    Args:
+        scenario_path: what to simulate.
+        overrides: of the scenario's keys.
+        batches: keep which requests were in each step.
+        watch: told of the service before it runs, for a display of progress.
+
+    Raises:
+        InputError: whatever cannot be read or simulated; batches are asked for with a calibration, which keeps none.
+    """
     started = time.perf_counter()
     scenario = read_scenario(scenario_path, overrides)
-    return simulate_trace(scenario, read_any_trace(scenario.trace_path), started)
+    return simulate_trace(scenario, read_any_trace(scenario.trace_path), started, batches=batches, watch=watch)
 
 
-def simulate_trace(scenario: Scenario, trace: Trace, started: float | None = None) -> tuple[Simulation, dict[str, Any]]:
+def simulate_trace(
+    scenario: Scenario,
+    trace: Trace,
+    started: float | None = None,
+    *,
+    batches: bool = False,
+    watch: Watch | None = None,
+) -> tuple[Simulation, dict[str, Any]]:
     """As `simulate_scenario`, of a trace that has been read; `started` is when that began, by `time.perf_counter`."""
     started = time.perf_counter() if started is None else started
     deployment = deploy_calibrated(scenario, None, scenario.calibration_path)
+    deployment = replace(deployment, cluster=replace(deployment.cluster, watch=watch))
     loaded = time.perf_counter()
     with located(scenario):
-        run, served = simulate_deployed(deployment, trace, record_batches=deployment.power is not None)
+        run, served = simulate_deployed(deployment, trace, record_batches=batches or deployment.power is not None)
     simulated = time.perf_counter()
     meta = with_run_notes(run.capture.meta, deployment)
     meta = msgspec.structs.replace(meta, notes=(*meta.notes, *interval_notes(deployment)))
-    steps = None if run.capture.steps is None else replace(run.capture.steps, batches=None)
+    steps = run.capture.steps
+    if batches and (steps is None or steps.batches is None):
+        raise InputError("are not kept with a calibration", field="--batches")
+    if steps is not None and not batches:
+        steps = replace(steps, batches=None)
     capture = Capture(meta, trace, run.capture.outcomes, steps, dict(run.capture.series))
     energy = None if deployment.power is None else energy_of(run, deployment.power)
     if energy is not None:

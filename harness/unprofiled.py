@@ -36,6 +36,10 @@ def deploy_unprofiled(
         name = "num_gpu_blocks" if options.num_gpu_blocks is None else "max_model_len"
         message = "is needed without a profile, and neither scenario nor capture says it"
         raise InputError(message, file=scenario.path, field=f"engine.{name}")
+    for field in ("near_memory", "offload", "host_link"):
+        if getattr(spec, field) is not None:
+            message = "needs a profile: a whole-step model does not tell the parts of a step apart"
+            raise InputError(message, file=scenario.path, field=field)
     fitted = calibrated(Unpriced(), calibration, model=spec.model, device=spec.device, profile=None, options=options)
     engine = Engine(
         spec.model,

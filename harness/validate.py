@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -14,7 +15,7 @@ from harness.compare import Validation, compare, noise_floor, over_floor, scored
 from harness.deployment import located, with_run_notes
 from harness.power import energy_of, with_power
 from harness.predicted import add_intervals, attributed, interval_notes, intervals_csv, predicted, run
-from harness.report import validation_report
+from harness.reports.validation_page import Compared, validation_page
 from harness.scenario import read_scenario
 from harness.unprofiled import deploy_calibrated
 from traces.capture import Capture, new_folder, read_capture, write_capture
@@ -63,8 +64,9 @@ def validate(
         message = "every request of this capture was fitted by the calibration"
         raise InputError(message, file=capture_path, accepted="another capture, or --score-fitted")
     loaded = time.perf_counter()
+    keeps = deployment.power is not None and bool(deployment.power.memories)
     with located(scenario):
-        simulation, served = run(deployment, trace, explain=explain)
+        simulation, served = run(deployment, trace, explain=explain, record_batches=keeps)
     simulated = time.perf_counter()
     twin = Capture(
         with_run_notes(simulation.capture.meta, deployment),
@@ -99,6 +101,7 @@ def validate(
         **deployment.provenance,
         "version": version("servetwin"),
     }
+    result["scenario"] = scenario.requested
     result["steps"], result["events"] = simulation.n_steps, simulation.n_sweeps
     result["wall_s"] = {
         "load": loaded - started,
@@ -110,20 +113,25 @@ def validate(
 
 
 def write_validation(validation: Validation, out: Path) -> None:
-    """Write validation.json, the twin's capture under simulated/, and report.html; all of it or nothing.
+    """Write validation.json, both captures under measured/ and simulated/, and report.html; all of it or nothing.
 
     Beside them, where there are any: intervals.csv, each request's, and attribution.json.
     """
+    attribution = None if validation.attribution is None else msgspec.to_builtins(validation.attribution)
+    compared = Compared(validation.result, validation.measured, validation.simulated, attribution)
     with new_folder(out) as folder:
-        text = msgspec.json.format(msgspec.json.encode(validation.result), indent=1)
-        (folder / "validation.json").write_bytes(text + b"\n")
+        (folder / "validation.json").write_bytes(_pretty(validation.result))
+        write_capture(validation.measured, folder / "measured")
         write_capture(validation.simulated, folder / "simulated")
-        (folder / "report.html").write_text(validation_report(validation), encoding="utf-8")
+        (folder / "report.html").write_text(validation_page(compared).html(), encoding="utf-8")
         if validation.intervals is not None:
             (folder / "intervals.csv").write_text(intervals_csv(validation.intervals, validation.simulated))
-        if validation.attribution is not None:
-            text = msgspec.json.format(msgspec.json.encode(validation.attribution), indent=1)
-            (folder / "attribution.json").write_bytes(text + b"\n")
+        if attribution is not None:
+            (folder / "attribution.json").write_bytes(_pretty(attribution))
+
+
+def _pretty(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 
 def _recording(path: Path, of: Path) -> Capture:

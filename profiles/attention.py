@@ -77,6 +77,7 @@ class AttentionTable:
         )
         self._r_axes, self._r, self.filled_corners = self._mixed_ratio(rows, mixed)
         self._skew = _skew_shares(skew) if skew is not None else {}
+        self._skew_share_of: dict[tuple[int, bool], float] = {}
         self._serial = self._serial_shares(rows, ~one_chunk)
 
     def prefill_s(self, chunks: list[Chunk]) -> float:
@@ -119,11 +120,12 @@ class AttentionTable:
     def decode_s(self, n: int, mean_kv: Floats, max_kv: Floats, prefill_tokens: int = 0) -> Floats:
         """Seconds for n decodes of the given mean and longest history, [k] -> [k]."""
         row = self._decode_row(n)
-        mean_s = interpolate(self._d_axes[1], row, mean_kv)
         share = self._skew_share(n, prefill_tokens)
         if share == 0.0:
-            return mean_s
-        return mean_s + share * (interpolate(self._d_axes[1], row, max_kv) - mean_s)
+            return interpolate(self._d_axes[1], row, mean_kv)
+        both_s = interpolate(self._d_axes[1], row, np.concatenate([mean_kv, max_kv]))
+        mean_s = both_s[: len(mean_kv)]
+        return mean_s + share * (both_s[len(mean_kv) :] - mean_s)
 
     def mixed_s(self, chunks: list[Chunk], n: int, mean_kv: float, max_kv: float) -> float:
         """Seconds for prefill chunks and n decodes in one step."""
@@ -173,16 +175,28 @@ class AttentionTable:
         """R at one point: linear in each axis inside the measured range, the edge's value outside."""
         assert self._r is not None
         brackets = [bracket(axis, min(value, axis[-1])) for axis, value in zip(self._r_axes, at, strict=True)]
-        cell = self._r[np.ix_(*((low, high) for low, high, _ in brackets))]
+        (tokens, tokens_high, _), (history, history_high, _), (n, n_high, _), (kv, kv_high, _) = brackets
+        # One by one: a cell of 16 numbers is no work for numpy.
+        r = self._r
+        cell = [
+            float(r[i, j, k, m])
+            for i in (tokens, tokens_high)
+            for j in (history, history_high)
+            for k in (n, n_high)
+            for m in (kv, kv_high)
+        ]
         for _, _, share in reversed(brackets):
-            cell = cell[..., 0] + share * (cell[..., 1] - cell[..., 0])
-        return float(cell)
+            cell = [low + share * (high - low) for low, high in zip(cell[::2], cell[1::2], strict=True)]
+        return cell[0]
 
     def _skew_share(self, n: int, prefill_tokens: int) -> float:
         if n < 2 or not self._skew:
             return 0.0
-        sizes = self._skew[prefill_tokens > 0]
-        return float(np.interp(n, sizes[0], sizes[1]))
+        key = (n, prefill_tokens > 0)
+        share = self._skew_share_of.get(key)
+        if share is None:
+            self._skew_share_of[key] = share = float(np.interp(n, *self._skew[key[1]]))
+        return share
 
 
 def _grid(columns: tuple[Floats, ...], values: Floats, chosen: Mask) -> tuple[tuple[Floats, ...], Floats]:

@@ -106,7 +106,7 @@ def model_configs(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 def find_device(name: str, folders: Sequence[Path]) -> DeviceSpec:
     """A device by name or alias. Raises InputError, naming the nearest."""
-    devices = _devices(folders)
+    devices = list_devices(folders)
     for device in devices:
         if name in (device.name, *device.aliases):
             return device
@@ -114,13 +114,14 @@ def find_device(name: str, folders: Sequence[Path]) -> DeviceSpec:
     raise InputError(field="device", found=name, accepted=nearest(name, known))
 
 
-def _devices(folders: Sequence[Path]) -> list[DeviceSpec]:
+def list_devices(folders: Sequence[Path]) -> list[DeviceSpec]:
+    """Every device that is described, in the order of the folders."""
     return [read_device(file) for folder in folders for file in sorted(folder.glob("devices/*.yaml"))]
 
 
 def _names_of_device(name: str, folders: Sequence[Path]) -> set[str]:
     """The name, and every other that the first description that knows it gives the device."""
-    names = ({device.name, *device.aliases} for device in _devices(folders))
+    names = ({device.name, *device.aliases} for device in list_devices(folders))
     return next((own for own in names if name in own), {name})
 
 

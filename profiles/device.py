@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
 
-from traces.decoding import decode_yaml
+from traces.decoding import decode_yaml, read_bytes
 from traces.errors import InputError
 
 Above0 = Annotated[float, msgspec.Meta(gt=0)]
@@ -52,6 +53,7 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         memory_bandwidth_bytes_per_s: peak.
         peak_flops_per_s: dense matrix peak by dtype, without sparsity.
         tdp_w: rated board power.
+        link_bandwidth_bytes_per_s: to other devices, each way, all links together: for a reader who writes a `fabric`.
         multiprocessors: streaming multiprocessors (compute units), which some kernels have a buffer for each of.
         power: what it was measured to draw.
         sources: where each number is from, by field.
@@ -63,6 +65,7 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     memory_bandwidth_bytes_per_s: Above0 | None = None
     peak_flops_per_s: dict[str, Above0] = {}
     tdp_w: Above0 | None = None
+    link_bandwidth_bytes_per_s: Above0 | None = None
     multiprocessors: Annotated[int, msgspec.Meta(ge=1)] | None = None
     power: DevicePower | None = None
     sources: dict[str, str]
@@ -82,6 +85,12 @@ Spec = TypeVar("Spec", DeviceSpec, LinkSpec)
 
 def read_device(path: Path) -> DeviceSpec:
     """A device from its YAML file. Raises InputError with file, line and field, and for a number without a source."""
+    return _device(path, read_bytes(path))
+
+
+@functools.lru_cache(maxsize=256)
+def _device(path: Path, content: bytes) -> DeviceSpec:
+    """Parsed again only when the content is another: a cluster asks for its devices three times, a study per point."""
     spec = _with_sources(decode_yaml(path, DeviceSpec), path)
     if spec.power is not None and (wrong := power_fault(spec.power)) is not None:
         raise InputError(file=path, field=f"power.{wrong[0]}", accepted=wrong[1])

@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from profiles import llmservingsim, llmservingsim_artifact
+from profiles import llmservingsim, llmservingsim_artifact, vidur
 from profiles.llmservingsim_artifact import Imported
 from traces.errors import InputError, nearest
 
 PROFILE_FORMATS = {
     "llmservingsim": "folders with a meta.yaml",
     "llmservingsim-older": "folders <hardware>/<org>/<model>/tp<N> with a layers.csv",
+    "vidur": "folders <device>/<org>/<model> with an mlp.csv and an attention.csv",
 }
 """What a folder of each format holds, by name."""
 
@@ -36,6 +37,8 @@ def import_any_profiles(source: Path, configs: dict[str, dict[str, Any]], format
     for name in there:
         if name == "llmservingsim":
             imported.profiles.extend(llmservingsim.import_profiles(source, configs))
+        elif name == "vidur":
+            imported.profiles.extend(vidur.import_profiles(source, configs))
         else:
             found = llmservingsim_artifact.import_profiles(source, configs)
             imported.profiles.extend(found.profiles)
@@ -46,4 +49,6 @@ def import_any_profiles(source: Path, configs: dict[str, dict[str, Any]], format
 def _holds(source: Path, format: str) -> bool:
     if format == "llmservingsim":
         return any(source.rglob("meta.yaml"))
+    if format == "vidur":
+        return any(vidur.has_profile(file.parent) for file in source.rglob("mlp.csv"))
     return any(llmservingsim_artifact.has_profile(file.parent) for file in source.resolve().rglob("layers.csv"))

@@ -33,9 +33,11 @@ def interpolate(x: Floats, y: Floats, at: Floats) -> Floats:
     if len(x) == 1:
         return np.full(np.shape(at), y[0])
     at = np.maximum(at, x[0])
-    low = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(x) - 2)
-    share = (at - x[low]) / (x[low + 1] - x[low])
-    return y[low] + share * (y[low + 1] - y[low])
+    low = np.minimum(x.searchsorted(at, side="right") - 1, len(x) - 2)
+    at_low, y_low = x[low], y[low]
+    share = (at - at_low) / (x[low + 1] - at_low)
+    between: Floats = y_low + share * (y[low + 1] - y_low)
+    return between
 
 
 def bracket(x: Floats, at: float) -> tuple[int, int, float]:
@@ -45,7 +47,7 @@ def bracket(x: Floats, at: float) -> tuple[int, int, float]:
     """
     if len(x) == 1 or at <= x[0]:
         return 0, 0, 0.0
-    low = min(int(np.searchsorted(x, at, side="right")) - 1, len(x) - 2)
+    low = min(int(x.searchsorted(at, side="right")) - 1, len(x) - 2)
     return low, low + 1, float((at - x[low]) / (x[low + 1] - x[low]))
 
 

@@ -9,7 +9,7 @@ none runs past the next moment at which another could concern it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,15 +22,16 @@ from simulator.fleet import Autoscaling, Failure
 from simulator.handover import Handover, KVTransfer
 from simulator.instance import Instance, Tell
 from simulator.plan import StepPlan
+from simulator.prefixes import Prefixes
 from simulator.rank import Arrival, Part, Rank
 from simulator.request import Request, RequestStatus
 from simulator.routing import Router, new_router
 from simulator.scheduler import Scheduler
 from simulator.sessions import Sessions, Think
+from simulator.step_time import reads_batches
 from simulator.tiers import KVTierFile, KVTiers, Tier, new_tier, tier_notes
 from simulator.topology import Place, Topology
 from traces.errors import InputError
-from traces.hashes import resized
 from traces.steps import Floats
 from traces.trace import Trace, TraceRow
 
@@ -53,6 +54,7 @@ class Cluster:
         failures: of engines.
         autoscaling: of the engines; None: all are in use all the time.
         kv_tiers: behind the engines' prefix caches, the nearest first.
+        watch: told of the service before it runs, for a display of progress; it changes nothing.
     """
 
     engines: tuple[Engine, ...]
@@ -68,6 +70,7 @@ class Cluster:
     failures: tuple[Failure, ...] = ()
     autoscaling: Autoscaling | None = None
     kv_tiers: tuple[KVTierFile, ...] = ()
+    watch: Callable[[Service], None] | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_disaggregated(self) -> bool:
@@ -85,8 +88,15 @@ class Service:
         tiers: KV tiers of the ranks; a shared one once.
     """
 
-    def __init__(self, trace: Trace, cluster: Cluster, *, fast_forward: bool) -> None:
-        """Nothing has happened yet. Raises InputError for what cannot be simulated together."""
+    def __init__(self, trace: Trace, cluster: Cluster, *, fast_forward: bool, names_batches: bool = True) -> None:
+        """Nothing has happened yet. Raises InputError for what cannot be simulated together.
+
+        Args:
+            trace: the requests; without rows, they are sent from outside (`simulator.stream`).
+            cluster: what serves them.
+            fast_forward: run alike steps in one sweep.
+            names_batches: keep which requests are in each step; without, engines still do who need it.
+        """
         self.arrivals_s = [row.arrival_s for row in trace.rows]
         self.instances: list[Instance] = []
         self.ranks: list[Rank] = []
@@ -102,9 +112,12 @@ class Service:
         self._roles = [engine.role for engine in cluster.engines]
         self._instance_of: dict[int, int] = {}
         self._places: dict[int, tuple[Place, ...]] = {}
+        self._prefixes = Prefixes(trace, is_whole=bool(trace.rows))
+        # Ranks whose schedulers are told of shared prefixes only, and by the trace's own hashes.
+        self._told_little: set[int] = set()
         pools: dict[str, list[Rank]] = {}
         for engine in cluster.engines:
-            ranks = [engine.new_rank(len(self.ranks) + i) for i in range(engine.ranks)]
+            ranks = self._new_ranks(engine, cluster, names_batches=names_batches)
             instance = Instance(
                 ranks,
                 engine.step_time,
@@ -136,6 +149,21 @@ class Service:
         self._homeless: list[int] = []
         self._check(cluster)
 
+    def _new_ranks(self, engine: Engine, cluster: Cluster, *, names_batches: bool) -> list[Rank]:
+        """The ranks of an engine, empty."""
+        # A user's own rules, tiers and vLLM's scheduler see every block.
+        sees_all = engine.has_own_rules or engine.scheduler != "native" or cluster.kv_tiers or ":" in cluster.routing
+        per_hash = 1 if sees_all else self._prefixes.blocks_per_hash(engine.options.block_size)
+        sends_layers = engine.role == "prefill" and cluster.kv_transfer.when == "layer_by_layer"
+        names_batches = names_batches or sends_layers or reads_batches(engine.step_time)
+        ranks: list[Rank] = []
+        for _ in range(engine.ranks):
+            number = len(self.ranks) + len(ranks)
+            ranks.append(engine.new_rank(number, blocks_per_hash=per_hash, names_batches=names_batches))
+            if not sees_all:
+                self._told_little.add(number)
+        return ranks
+
     def _add_tiers(self, cluster: Cluster, engine: Engine, ranks: list[Rank]) -> None:
         """Put the KV tiers behind an engine's ranks. Raises InputError where that is not possible."""
         if not cluster.kv_tiers:
@@ -151,10 +179,12 @@ class Service:
             if not isinstance(rank.scheduler, Scheduler):
                 raise InputError("is not known to vLLM's scheduler behind this seam", field="kv_tiers")
             own = []
+            places = self._places[rank.number]
+            node = places[0].node if places else 0
             for file in cluster.kv_tiers:
-                tier = next((tier for tier in self.tiers if file.shared and tier.file is file), None)
+                tier = next((tier for tier in self.tiers if tier.serves(file, node)), None)
                 if tier is None:
-                    tier = new_tier(file, rank.block_size, engine.kv_bytes_per_token)
+                    tier = new_tier(file, rank.block_size, engine.kv_bytes_per_token, node)
                     self.tiers.append(tier)
                 own.append(tier)
             rank.scheduler.tiers = KVTiers(own, rank.block_size)
@@ -205,15 +235,27 @@ class Service:
 
     def run(self) -> None:
         """Serve the whole trace. Raises EngineError when a request can never go on, and says which."""
-        reads_state = self._first.router.reads_state and len(self._first.ranks) > 1
-        if self._is_coupled or reads_state or self._failures or self._autoscaling is not None:
+        if self._is_coupled or self.reads_state or self._failures or self._autoscaling is not None:
             self._take_turns()
         else:
             for index, row in enumerate(self._trace.rows):
-                self._send(index, row.arrival_s)
-            for instance in self.instances:
-                while instance.step():
-                    pass
+                self.send(index, row, row.arrival_s)
+            self.advance(np.inf)
+        self.check_done()
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether a request's rank depends on what engines are doing when it arrives."""
+        return self._first.router.reads_state and len(self._first.ranks) > 1
+
+    def advance(self, until_s: float) -> None:
+        """Let each engine go on until it would have to know what arrives from this moment on."""
+        for instance in self.instances:
+            while instance.now_s < until_s and instance.step(until_s):
+                pass
+
+    def check_done(self) -> None:
+        """Raise EngineError when a request can never go on."""
         for instance in self.instances:
             instance.check_done()
 
@@ -243,30 +285,39 @@ class Service:
         """Whether what one instance does can concern another."""
         return self._sessions is not None or self.handover is not None or self._shares_a_tier
 
-    def _send(self, index: int, time_s: float) -> Rank:
-        """Send an arriving request to the rank that the router chooses."""
-        row = self._trace.rows[index]
-        rank = self._first.choose(row, self._hashes(row, self._first.ranks[0]), time_s)
+    def send(self, index: int, row: TraceRow, time_s: float) -> Rank:
+        """Send an arriving request to the rank that the router chooses. Returns it."""
+        until_s = self._until_s(index, row)
+        rank = self._first.choose(row, self._blocks(row, self._first.ranks[0]), time_s)
         part = Part.WHOLE
         if self.handover is not None:
             # What leaves as it is computed must know where to go.
             target = self._second_rank(index, time_s) if self.handover.is_layer_by_layer else None
             self.handover.begin(index, rank, target)
             row, part = msgspec.structs.replace(row, output_tokens=1), Part.PROMPT
-        rank.submit(Arrival(time_s, row, index, self._hashes(row, rank), part, self._until_s(index)))
+        rank.submit(Arrival(time_s, row, index, self._hashes(row, rank), part, until_s))
         return rank
 
     def _second_rank(self, index: int, time_s: float) -> Rank:
         """The decode rank that the router chooses for a request."""
         row = self._trace.rows[index]
-        return self._second.choose(row, self._hashes(row, self._second.ranks[0]), time_s)
+        return self._second.choose(row, self._blocks(row, self._second.ranks[0]), time_s)
 
-    def _until_s(self, index: int) -> float:
+    def _until_s(self, index: int, row: TraceRow) -> float:
         """When the client of a request gives it up."""
-        return np.inf if self._deadline_s is None else self.arrivals_s[index] + self._deadline_s
+        if self._deadline_s is None:
+            return np.inf
+        return (self.arrivals_s[index] if self.arrivals_s else row.arrival_s) + self._deadline_s
+
+    def _blocks(self, row: TraceRow, rank: Rank) -> Sequence[int]:
+        """Hashes of a row's blocks, for a router."""
+        return self._prefixes.blocks(row, rank.block_size)
 
     def _hashes(self, row: TraceRow, rank: Rank) -> tuple[int, ...]:
-        return engine_hashes(row, self._trace, rank.block_size)
+        """What a rank's scheduler is told of a row's blocks."""
+        if rank.number in self._told_little:
+            return self._prefixes.shared(row, rank.block_size)
+        return tuple(self._prefixes.blocks(row, rank.block_size))
 
     # -- in turns ----------------------------------------------------------------------------------------------
 
@@ -338,7 +389,7 @@ class Service:
 
     def _find_home(self, index: int, time_s: float) -> None:
         if any(rank.alive for rank in self._first.ranks):
-            self._wake(self._send(index, time_s), time_s)
+            self._wake(self.send(index, self._trace.rows[index], time_s), time_s)
         else:
             self._homeless.append(index)
 
@@ -433,7 +484,7 @@ class Service:
         target = self.handover.target(request.index) or self._second_rank(request.index, time_s)
         is_kept = self.handover.computed(rank, request, target)
         part = Part.ANSWER if is_kept else Part.WHOLE
-        hashes, until_s = self._hashes(row, target), self._until_s(request.index)
+        hashes, until_s = self._hashes(row, target), self._until_s(request.index, row)
         target.submit(Arrival(time_s, row, request.index, hashes, part, until_s))
         self._wake(target, time_s)
         if is_kept:
@@ -468,7 +519,7 @@ class Pool:
     ranks: list[Rank]
     router: Router
 
-    def choose(self, row: TraceRow, hashes: tuple[int, ...], now_s: float) -> Rank:
+    def choose(self, row: TraceRow, hashes: Sequence[int], now_s: float) -> Rank:
         """The rank that a request goes to, of those in use."""
         alive = [rank for rank in self.ranks if rank.alive]
         return alive[self.router.choose(row, hashes, alive, now_s)] if len(alive) > 1 else alive[0]
@@ -495,24 +546,3 @@ def _sessions_of(trace: Trace, cluster: Cluster) -> Sessions | None:
 def _set_alive(instance: Instance, *, alive: bool) -> None:
     for rank in instance.ranks:
         rank.alive = alive
-
-
-def engine_hashes(row: TraceRow, trace: Trace, block_size: int) -> tuple[int, ...]:
-    """A row's hashes for blocks of the engine's size; () when it has none.
-
-    A hash covers all before its block, so that every k-th hash of small blocks is the hash of a block k times as
-    large, and one of a large block stands for k small ones (`traces.hashes`). Raises InputError when neither size is a
-    multiple of the other.
-    """
-    if row.block_hashes is None or trace.hash_block_size is None:
-        return ()
-    hashes = resized(row.block_hashes, trace.hash_block_size, block_size)
-    if hashes is None:
-        raise InputError(
-            "prefix hashes cannot be brought to this block size",
-            file=trace.source,
-            field="hash_block_size",
-            found=trace.hash_block_size,
-            accepted=f"a divisor or a multiple of block_size {block_size}",
-        )
-    return hashes

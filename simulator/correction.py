@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from simulator.plan import StepPlan
-from simulator.step_time import StepCost, StepTimeModel
+from simulator.step_time import StepCost, StepTimeModel, reads_batches
 from traces.errors import InputError
 from traces.steps import Floats
 
@@ -84,6 +84,11 @@ class CorrectedModel:
         self._ranges = dict(ranges or {})
         self._outside: Counter[str] = Counter()
         self._steps = 0
+
+    @property
+    def reads_batches(self) -> bool:
+        """Whether the model does."""
+        return reads_batches(self.model)
 
     def price(self, plan: StepPlan) -> StepCost:
         """Seconds of each repeat, [repeat]. Raises InputError when the correction does not fit the model."""

@@ -69,8 +69,22 @@ class Engine:
         """
         return self.pipeline_parallel_size if self.pipeline_parallel_size > 1 else 1 + self.options.async_scheduling
 
-    def new_rank(self, number: int) -> Rank:
-        """One of its ranks, empty. Raises EngineError when vLLM's scheduler is asked for and cannot be had."""
+    @property
+    def has_own_rules(self) -> bool:
+        """Whether a user's own order or eviction rule is in it."""
+        return self.scheduling_order is not None or self.cache_eviction is not None
+
+    def new_rank(self, number: int, *, blocks_per_hash: int = 1, names_batches: bool = True) -> Rank:
+        """One of its ranks, empty.
+
+        Args:
+            number: its place among all ranks of the cluster.
+            blocks_per_hash: KV blocks that each hash of a request stands for.
+            names_batches: whether plans say which requests are in them; vLLM's scheduler always does.
+
+        Raises:
+            EngineError: vLLM's scheduler is asked for and cannot be had.
+        """
         scheduler = new_scheduler(
             self.scheduler,
             self.options,
@@ -80,6 +94,8 @@ class Engine:
             pipelined=self.pipeline_parallel_size > 1,
             order=None if self.scheduling_order is None else new_order(self.scheduling_order),
             eviction=None if self.cache_eviction is None else new_eviction(self.cache_eviction),
+            blocks_per_hash=blocks_per_hash,
+            names_batches=names_batches,
         )
         return Rank(
             scheduler,
@@ -87,6 +103,7 @@ class Engine:
             max_num_seqs=self.options.max_num_seqs,
             num_blocks=self.num_gpu_blocks - 1,
             block_size=self.options.block_size,
+            keeps_batches=names_batches,
         )
 
 

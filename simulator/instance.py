@@ -96,12 +96,10 @@ class Instance:
             return sent_for or self._wait()
         plan = planned[0][1] if len(self.ranks) == 1 else self._together(planned)
         cost = self._step_time.price(plan)
-        scheduled_s, end_s = self._timed(cost)
-        next_change_s = min(until_s, min(rank.next_change_s for rank in self.ranks))
         # Whoever was told may send something at this very moment: nobody knows yet what comes next.
-        times = len(end_s) if self._fast_forward and not (told or sent_for) else 1
-        times = min(times, max(1, int(np.searchsorted(scheduled_s, next_change_s))))
-        self._run(planned, plan, cost, scheduled_s[:times], end_s[:times])
+        may_sweep = plan.repeat > 1 and self._fast_forward and not (told or sent_for)
+        if not (may_sweep and self._sweep(planned, plan, cost, until_s)):
+            self._run_once(planned, plan, cost)
         return True
 
     def _tell_reserved(self) -> bool:
@@ -155,24 +153,32 @@ class Instance:
         self.now_s = max(self.now_s, next_change_s)
         return True
 
-    def _timed(self, cost: StepCost) -> tuple[Floats, Floats]:
-        """When each repeat of the plan would be planned and would end, [repeat] each, nothing else happening.
+    def _run_once(self, planned: list[tuple[Rank, StepPlan]], plan: StepPlan, cost: StepCost) -> None:
+        """Run a plan once."""
+        scheduled_s, host_s = self.now_s, float(cost.host_s[0])
+        end_s = self._end_of_one_s(cost)
+        self._n_steps += 1
+        self._step_time.count(plan, 1)
+        for rank, own in planned:
+            rank.record.add(own, scheduled_s, end_s, rank.scheduler.num_cached_free)
+            if self._on_plan is not None:
+                self._on_plan(own, np.array([scheduled_s]), np.array([end_s]))
+        self._put_under_way(planned, 1, scheduled_s + host_s, end_s)
 
-        A step is planned when all but `depth - 1` of those before it have ended and the host is free; it starts when
-        the host has prepared it and the device is free. When the device is the slower of the two, repeats follow each
-        other on it without a gap; when the host is, only the first is timed.
+    def _end_of_one_s(self, cost: StepCost) -> float:
+        """When a step that is planned now will end.
+
+        It starts when the host has prepared it and the device is free.
         """
         if len(cost.stages) > 1:
-            return np.array([self.now_s]), np.array([self._through_stages(cost)])
+            return self._through_stages(cost)
+        host_s, device_s = float(cost.host_s[0]), float(cost.device_s[0])
         if self._depth == 1:
-            ends = np.cumsum(np.concatenate([[self.now_s], cost.host_s + cost.device_s]))
-            return ends[:-1], ends[1:]
-        device_free_s = max(self._stage_free_s[0], self.now_s + cost.host_s[0])
-        one_by_one = not self._in_flight or device_free_s > self._stage_free_s[0]
-        if one_by_one or (cost.host_s[1:] > cost.device_s[:-1]).any():
-            return np.array([self.now_s]), np.array([device_free_s + cost.device_s[0]])
-        ends = np.cumsum(np.concatenate([[device_free_s], cost.device_s]))[1:]
-        return np.concatenate([[self.now_s, device_free_s], ends])[: len(ends)], ends
+            end_s = self.now_s + (host_s + device_s)
+        else:
+            end_s = max(self._stage_free_s[0], self.now_s + host_s) + device_s
+        self._stage_free_s = [end_s]
+        return end_s
 
     def _through_stages(self, cost: StepCost) -> float:
         """When a batch leaves the last pipeline stage; it enters each once the batch before has left it."""
@@ -184,30 +190,59 @@ class Instance:
             self._stage_free_s.append(at_s)
         return float(at_s)
 
-    def _run(
-        self, planned: list[tuple[Rank, StepPlan]], plan: StepPlan, cost: StepCost, scheduled_s: Floats, end_s: Floats
-    ) -> None:
-        """Run the plan as many times as there are ends."""
-        times = len(end_s)
+    def _sweep(self, planned: list[tuple[Rank, StepPlan]], plan: StepPlan, cost: StepCost, until_s: float) -> bool:
+        """Run a plan as often as nothing changes. Returns False, and runs nothing, when that is once."""
+        times_s = self._times_s(cost)
+        if times_s is None:
+            return False
+        scheduled_s, end_s = times_s
+        next_change_s = min(until_s, min(rank.next_change_s for rank in self.ranks))
+        times = int(np.searchsorted(scheduled_s, next_change_s))
+        if times < 2:
+            return False
+        scheduled_s, end_s = scheduled_s[:times], end_s[:times]
         self._n_steps += times
         self._step_time.count(plan, times)
         for rank, own in planned:
-            kv_blocks = rank.scheduler.repeat(own, times)
-            rank.record.add(own, scheduled_s, end_s, kv_blocks, rank.scheduler.kv_cached)
+            kv_blocks, kv_cached = rank.scheduler.repeat(own, times)
+            rank.record.add_sweep(own, scheduled_s, end_s, kv_blocks, kv_cached)
             if self._on_plan is not None:
                 self._on_plan(own, scheduled_s, end_s)
-        self.now_s = float(scheduled_s[-1] + cost.host_s[times - 1])
-        if len(cost.stages) == 1:
-            self._stage_free_s = [float(end_s[-1])]
-        last_steps = tuple((rank, own.first_step + times - 1) for rank, own in planned)
-        self._in_flight.append(_InFlight(last_steps, float(end_s[-1])))
-        while len(self._in_flight) >= self._depth:
-            self._finish_first()
-        if self._in_flight and times > 1:
+        self._stage_free_s = [float(end_s[-1])]
+        self._put_under_way(planned, times, float(scheduled_s[-1] + cost.host_s[times - 1]), float(end_s[-1]))
+        if self._in_flight:
             # Of a sweep only the last step is still under way; nobody ends in one before it.
             self.now_s = max(self.now_s, float(end_s[-2]))
-            for rank, last_step in last_steps:
-                rank.scheduler.finish(last_step - 1, self.now_s)
+            for rank, own in planned:
+                rank.scheduler.finish(own.first_step + times - 2, self.now_s)
+        return True
+
+    def _times_s(self, cost: StepCost) -> tuple[Floats, Floats] | None:
+        """When each repeat of the plan would be planned and would end, [repeat] each, nothing else happening.
+
+        A step is planned when all but `depth - 1` of those before it have ended and the host is free. When the device
+        is the slower of the two, repeats follow each other on it without a gap; None when they do not.
+        """
+        if len(cost.stages) > 1:
+            return None
+        if self._depth == 1:
+            ends = np.cumsum(np.concatenate([[self.now_s], cost.host_s + cost.device_s]))
+            return ends[:-1], ends[1:]
+        free_s = self._stage_free_s[0]
+        if not self._in_flight or self.now_s + cost.host_s[0] > free_s or (cost.host_s[1:] > cost.device_s[:-1]).any():
+            return None
+        ends = np.cumsum(np.concatenate([[free_s], cost.device_s]))
+        return np.concatenate([[self.now_s], ends[:-2]]), ends[1:]
+
+    def _put_under_way(
+        self, planned: list[tuple[Rank, StepPlan]], times: int, host_free_s: float, end_s: float
+    ) -> None:
+        """Steps have begun: go on to when the next one can be planned."""
+        self.now_s = host_free_s
+        last_steps = tuple((rank, own.first_step + times - 1) for rank, own in planned)
+        self._in_flight.append(_InFlight(last_steps, end_s))
+        while len(self._in_flight) >= self._depth:
+            self._finish_first()
 
     def _finish_first(self) -> None:
         first = self._in_flight.popleft()

@@ -16,6 +16,7 @@ from simulator.options import EngineOptions
 from simulator.partition import ALONE, Partition, stage_layers
 from simulator.profiling_run import Peak, activation_dtype, profiling_peak
 from simulator.rules import REFERENCE
+from simulator.weight_offload import WeightOffload
 from traces.errors import CapacityError
 
 MIB = 1 << 20
@@ -119,15 +120,17 @@ def memory_account(
     *,
     version: tuple[int, int] = REFERENCE,
     multiprocessors: int | None = None,
+    offload: WeightOffload | None = None,
 ) -> MemoryAccount:
     """Where the memory goes on the device that limits the engine's KV blocks.
 
     Every stage of a pipeline gets as many blocks as fit on the fullest. `memory_bytes` may be None when
-    `kv_cache_memory_bytes` is set, which vLLM takes as it is. Raises CapacityError when nothing is left for KV, and
+    `kv_cache_memory_bytes` is set, which vLLM takes as it is. Of weights in the host's memory (`offload`) the device
+    holds what they are fetched into. Raises CapacityError when nothing is left for KV, and
     InputError for a degree that the model cannot be split by.
     """
     stages = [
-        _stage(model, memory_bytes, options, partition, stage, version, multiprocessors)
+        _stage(model, memory_bytes, options, partition, stage, version, multiprocessors, offload)
         for stage in range(partition.pipeline_parallel_size)
     ]
     fullest = min(stages, key=lambda account: account.num_gpu_blocks)
@@ -174,11 +177,14 @@ def weights_by_part(model: ModelSpec, dtype: str, partition: Partition = ALONE, 
     return {name: count * dtype_bytes(dtype) for name, count in held.items() if count}
 
 
-def device_weight_bytes(model: ModelSpec, options: EngineOptions, partition: Partition = ALONE) -> int | None:
+def device_weight_bytes(
+    model: ModelSpec, options: EngineOptions, partition: Partition = ALONE, offload: WeightOffload | None = None
+) -> int | None:
     """Bytes of weights on each device, with the table of rotary embeddings; None when pipeline stages differ."""
     if partition.pipeline_parallel_size > 1:
         return None
-    return int(weight_bytes(model, options.dtype, partition)) + model.rotary_bytes(activation_dtype(options))
+    moved = 0.0 if offload is None else offload.offloaded_bytes - offload.buffer_bytes
+    return int(weight_bytes(model, options.dtype, partition) - moved) + model.rotary_bytes(activation_dtype(options))
 
 
 def block_bytes(model: ModelSpec, options: EngineOptions, partition: Partition = ALONE, stage: int = 0) -> int:
@@ -196,8 +202,13 @@ def _stage(
     stage: int,
     version: tuple[int, int],
     multiprocessors: int | None,
+    offload: WeightOffload | None,
 ) -> MemoryAccount:
     weights = weights_by_part(model, options.dtype, partition, stage)
+    if offload is not None:
+        weights["in the host's memory"] = -offload.offloaded_bytes
+        if offload.buffer_bytes:
+            weights["fetched into"] = offload.buffer_bytes
     if rotary := model.rotary_bytes(activation_dtype(options)):
         weights["rotary table"] = rotary
     last = stage == partition.pipeline_parallel_size - 1

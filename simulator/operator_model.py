@@ -28,6 +28,8 @@ class OperatorModel:
     `v1/worker/gpu_model_runner.py`: `logits_indices` has one entry per request, unfinished chunks included).
     """
 
+    reads_batches = False
+
     def __init__(
         self,
         profile: Profile,
@@ -86,10 +88,20 @@ class OperatorModel:
         self._outside: Counter[str] = Counter()
         self._steps = 0
 
-    def price(self, plan: StepPlan) -> StepCost:
-        """Seconds of each repeat of the plan, [repeat]."""
+    @property
+    def device_step_s(self) -> float:
+        """What each step takes on the device beside its operators."""
+        return self._overhead.device_step_s
+
+    def price(self, plan: StepPlan, attending: StepPlan | None = None) -> StepCost:
+        """Seconds of each repeat of the plan, [repeat].
+
+        Args:
+            plan: the batch.
+            attending: what of it has its attention computed on the device; None: all of it.
+        """
         repeats = np.arange(plan.repeat)
-        attention_s = self._attention_s(plan, repeats)
+        attention_s = self._attention_s(attending or plan, repeats)
         n_tokens, n_requests = plan.n_tokens, plan.n_requests
         for other in plan.alongside:
             # Ranks that step together wait for each other in every layer.
@@ -147,6 +159,8 @@ class OperatorModel:
 
     def _attention_s(self, plan: StepPlan, repeats: Ints) -> Floats:
         """One layer's attention, [repeat]."""
+        if not plan.n_requests:
+            return np.zeros(plan.repeat)
         if not plan.n_decode:
             return np.array([self._attention.prefill_s(plan.chunks)])
         mean_kv = (plan.decode_kv_sum + repeats * plan.n_decode) / plan.n_decode
@@ -155,19 +169,20 @@ class OperatorModel:
             return self._attention.decode_s(plan.n_decode, mean_kv, max_kv)
         return np.array([self._attention.mixed_s(plan.chunks, plan.n_decode, mean_kv[0], max_kv[0])])
 
-    def count(self, plan: StepPlan, times: int) -> None:
-        """Count `times` steps of this plan, and what of them lies outside the measured range."""
+    def count(self, plan: StepPlan, times: int, attending: StepPlan | None = None) -> None:
+        """Count `times` steps of this plan, and what of them is beyond the measured range; `attending` as `price`."""
         self._steps += times
         together = (plan, *plan.alongside)
+        attend = (attending or plan, *plan.alongside)
         tokens, history, decodes, decode_history = self._attention.largest
         n_tokens = max(plan.n_tokens for plan in together)
         beyond = {
             "tokens per step": n_tokens > self._largest_tokens,
             "requests per step": any(plan.n_requests > self._largest_requests for plan in together),
-            "attention: prefill tokens": any(plan.n_prefill_tokens > tokens for plan in together),
-            "attention: prefill history": any(c.computed_tokens > history for plan in together for c in plan.chunks),
-            "attention: decodes": any(plan.n_decode > decodes for plan in together),
-            "attention: decode history": any(plan.decode_kv_max > decode_history for plan in together),
+            "attention: prefill tokens": any(plan.n_prefill_tokens > tokens for plan in attend),
+            "attention: prefill history": any(c.computed_tokens > history for plan in attend for c in plan.chunks),
+            "attention: decodes": any(plan.n_decode > decodes for plan in attend),
+            "attention: decode history": any(plan.decode_kv_max > decode_history for plan in attend),
         }
         for what, is_beyond in beyond.items():
             if is_beyond:

@@ -41,6 +41,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         cudagraph_capture_sizes: batch sizes (tokens) with a CUDA graph; None: vLLM's default list.
         dtype: type of weights and activations.
         kv_cache_dtype: type of the KV cache; auto: as dtype.
+        cpu_offload_gb: GiB of weights of each device that stay in its host's memory, read in place.
+        offload_group_size: layers of a group; its last stay in the host's memory and are fetched ahead; 0: none.
+        offload_num_in_group: how many of each group.
+        offload_prefetch_step: how many of them are fetched ahead.
     """
 
     max_num_seqs: Positive = 256
@@ -63,6 +67,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cudagraph_capture_sizes: tuple[Positive, ...] | None = None
     dtype: Literal["bfloat16", "float16", "float32", "fp8"] = "bfloat16"
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "float32", "fp8"] = "auto"
+    cpu_offload_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    offload_group_size: Count = 0
+    offload_num_in_group: Positive = 1
+    offload_prefetch_step: Positive = 1
 
     def capture_sizes(self) -> tuple[int, ...]:
         """Batch sizes with a CUDA graph, ascending; none when eager.

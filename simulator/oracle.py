@@ -93,8 +93,9 @@ class Oracle:
         """KV blocks that no request holds."""
         return int(self._block_pool.get_num_free_blocks())
 
-    def cached_blocks(self, hashes: Sequence[BlockHash]) -> int:
-        """How many of these blocks, from the first on, are in the prefix cache."""
+    def cached_blocks(self, hashes: Sequence[BlockHash], most: int | None = None) -> int:
+        """How many of these blocks, from the first on, are in the prefix cache; of the first `most` only."""
+        hashes = hashes[:most]
         missing = (i for i, hash_ in enumerate(hashes) if not self._block_pool.get_cached_block(_digest(hash_), [0]))
         return next(missing, len(hashes))
 
@@ -125,12 +126,12 @@ class Oracle:
             if len(self._preempted) == n_before or self._under_way:
                 return None
 
-    kv_cached: Ints | None = None
+    num_cached_free: int | None = None
     """What vLLM keeps of free blocks is not asked."""
 
-    def repeat(self, plan: StepPlan, times: int) -> Ints:
-        """Run a plan once, as often as it can be. Returns the KV blocks in use, [1]."""
-        return np.full(times, plan.kv_blocks, dtype=np.int64)
+    def repeat(self, plan: StepPlan, times: int) -> tuple[Ints, Ints]:
+        """Never asked for: its plans are run once."""
+        raise NotImplementedError
 
     def finish(self, last_step: int, end_s: float, stopped: Collection[Request] = ()) -> list[Request]:
         """Hand the oldest plan its output. Returns the requests that are finished."""

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from simulator.kv_cache import Block, KVCache
+from simulator.kv_cache import KVCache, Run
 from simulator.request import Request
 from simulator.routing import load_class
 from traces.errors import InputError
@@ -26,7 +26,7 @@ class Order(Protocol):
 class Eviction(Protocol):
     """What is evicted first."""
 
-    def freed(self, block: Block) -> float:
+    def freed(self, block: Run) -> float:
         """What blocks that nobody holds are compared by: the lowest is evicted first; asked when one becomes free."""
         ...
 
@@ -40,28 +40,33 @@ class RankedKVCache(KVCache):
         super().__init__(num_gpu_blocks, prefix_caching=prefix_caching, unfinished_first=unfinished_first)
         self._eviction = eviction
         # Free blocks by their rank. Each time one becomes free it has a number; an entry of an older one is outdated.
-        self._ranked: list[tuple[float, int, Block]] = []
+        self._ranked: list[tuple[float, int, Run]] = []
+        self._numbers: dict[Run, int] = {}
         self._n_freed = 0
 
-    def _release(self, block: Block) -> None:
-        super()._release(block)
+    def _release(self, run: Run) -> None:
+        super()._release(run)
         self._n_freed += 1
-        self._free[block] = self._n_freed
-        heapq.heappush(self._ranked, (self._eviction.freed(block), self._n_freed, block))
+        self._numbers[run] = self._n_freed
+        heapq.heappush(self._ranked, (self._eviction.freed(run), self._n_freed, run))
 
-    def _next_free(self) -> Block | int:
-        run = next((entry for entry in self._free if isinstance(entry, int)), None)
-        if run is not None:
-            return run
+    def _next_free(self) -> Run:
+        run = self._queue.behind
+        while run is not self._queue:
+            if run.hash is None:
+                return run
+            run = run.behind
         while True:
-            _, number, block = heapq.heappop(self._ranked)
-            if self._free.get(block) == number:
-                return block
+            _, number, run = heapq.heappop(self._ranked)
+            if run.ref_count == 0 and self._numbers[run] == number:
+                del self._numbers[run]
+                return run
 
     def forget(self) -> None:
         """Lose all content; every block must be free."""
         super().forget()
         self._ranked.clear()
+        self._numbers.clear()
 
 
 def new_order(name: str) -> Order:

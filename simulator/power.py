@@ -10,7 +10,7 @@ Every component of every node is known or None; what is None is in no sum and is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
@@ -95,6 +95,27 @@ class Machine:
     stages: int = 1
     link_bytes_per_token: float | None = 0.0
     link_bytes_per_request: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a rank's steps draw beside its devices, and how long these wait in them, [n_own] each.
+
+    Attributes:
+        rank: its number.
+        waiting_s: the devices wait, on standby.
+        drawn_j: energy of each step by component, drawn at an even rate.
+        idle_w: by component, all the time.
+        sent_bytes: by component that carries them in each step.
+        unknown: what is in no sum, in words.
+    """
+
+    rank: int
+    waiting_s: Floats
+    drawn_j: Mapping[str, Floats] = field(default_factory=dict)
+    idle_w: Mapping[str, float] = field(default_factory=dict)
+    sent_bytes: Mapping[str, Floats] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
 
 
 # -- power that is constant between events ---------------------------------------------------------------------------
@@ -210,11 +231,16 @@ class _DevicesDraw:
     step_j: Floats
 
 
-def _devices(work: _Work, power: DevicePower, steps: Steps) -> _DevicesDraw:
+def _devices(work: _Work, power: DevicePower, steps: Steps, beside: Beside | None) -> _DevicesDraw:
     """A batch keeps the devices of one stage busy; those of the others wait on standby meanwhile."""
     spans, stages = work.spans, work.machine.stages
     devices = len(work.machine.places)
     each_w = active_w(power, steps.n_prefill_tokens[work.own], steps.n_decode_tokens[work.own]) * devices / stages
+    if beside is not None:
+        lengths_s = spans.end_s - spans.begin_s
+        waits = np.divide(beside.waiting_s, lengths_s, out=np.zeros(len(lengths_s)), where=lengths_s > 0)
+        waits = np.minimum(waits, 1.0)
+        each_w = each_w * (1 - waits) + (power.standby_w or power.idle_w) * devices / stages * waits
     busy = spans.union()
     resting = [constant(power.idle_w * devices), busy.sum(np.full(len(busy.begin_s), -power.idle_w * devices))]
     if power.standby_w is not None and power.standby_s is not None:
@@ -337,6 +363,7 @@ def power_run(
     nodes: Sequence[NodePower],
     end_s: float,
     network: Network | None = None,
+    besides: Sequence[Beside] = (),
 ) -> PowerRun:
     """What a finished simulation drew.
 
@@ -346,25 +373,30 @@ def power_run(
         nodes: what each node draws.
         end_s: the run's end, not before the last step's.
         network: links over which KV was sent; None: none were used.
+        besides: of ranks that draw more than their devices do.
     """
+    by_rank = {one.rank: one for one in besides}
     work = [_work(machine, steps) for machine in machines]
     unknown, notes = _unknown(machines, nodes), _outside(work, steps)
     serving: dict[str, list[Curve]] = {name: [] for name in COMPONENTS if name not in unknown}
     idle: dict[str, list[Curve]] = {name: [] for name in serving}
     step_j = {name: np.zeros(len(steps)) for name in serving}
+    unpriced: list[str] = []
     for one in work:
         if "devices" in serving and one.machine.power is not None:
-            drawn = _devices(one, one.machine.power, steps)
+            drawn = _devices(one, one.machine.power, steps, by_rank.get(one.machine.rank))
             serving["devices"].append(drawn.active)
             idle["devices"].append(drawn.rest)
             step_j["devices"][one.own] += drawn.step_j
         if "links" in serving:
             _add_collectives(one, nodes, steps, serving["links"], step_j["links"])
+        if (extra := by_rank.get(one.machine.rank)) is not None:
+            unpriced += _add_beside(one, extra, nodes, serving, idle, step_j)
     for number, node in enumerate(nodes):
         _add_node(number, node, work, serving, idle, step_j)
     sent = None if network is None else _sent(network, nodes, serving)
     missing = list(unknown.values()) + ([] if network is None or sent is None else _unpriced(network, sent))
-    missing += _unpriced_collectives(machines, nodes)
+    missing += _unpriced_collectives(machines, nodes) + unpriced
     return PowerRun(
         end_s,
         {name: summed(curves) for name, curves in serving.items()},
@@ -428,12 +460,42 @@ def _add_collectives(
         return
     tokens = steps.n_prefill_tokens[work.own] + steps.n_decode_tokens[work.own]
     n_bytes = tokens * machine.link_bytes_per_token + steps.n_requests[work.own] * machine.link_bytes_per_request
-    joules = n_bytes * BITS * links.j_per_bit
+    _add_evenly(work, n_bytes * BITS * links.j_per_bit, serving, step_j)
+
+
+def _add_evenly(work: _Work, joules: Floats, serving: list[Curve], step_j: Floats) -> None:
+    """Energy of a rank's steps, [n_own], at an even rate in each; steps that take no time draw none."""
     lengths_s = work.spans.end_s - work.spans.begin_s
     lasts = lengths_s > 0
     joules = np.where(lasts, joules, 0.0)
     serving.append(work.spans.sum(np.divide(joules, lengths_s, out=np.zeros(len(joules)), where=lasts)))
     step_j[work.own] += joules
+
+
+def _add_beside(
+    work: _Work,
+    beside: Beside,
+    nodes: Sequence[NodePower],
+    serving: dict[str, list[Curve]],
+    idle: dict[str, list[Curve]],
+    step_j: dict[str, Floats],
+) -> list[str]:
+    """What a rank draws beside its devices, of components that are known. Returns what is not."""
+    node = nodes[work.machine.places[0].node]
+    unknown = list(beside.unknown)
+    for name, joules in beside.drawn_j.items():
+        if name in serving:
+            _add_evenly(work, joules, serving[name], step_j[name])
+    for name, watts in beside.idle_w.items():
+        if name in serving:
+            idle[name].append(constant(watts))
+    for name, n_bytes in beside.sent_bytes.items():
+        part: PartPower | None = getattr(node, name)
+        if name in serving and part is not None and part.j_per_bit is not None:
+            _add_evenly(work, n_bytes * BITS * part.j_per_bit, serving[name], step_j[name])
+        elif name in serving and n_bytes.any():
+            unknown.append(f"energy of {n_bytes.sum() / 1e9:.3f} GB over {name} to memories beside the devices")
+    return unknown
 
 
 # -- what is not known -----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from profiles.power_cap import Slowdown
 from simulator.plan import StepPlan
-from simulator.step_time import OperatorTimes, StepCost, StepTimeModel
+from simulator.step_time import OperatorTimes, StepCost, StepTimeModel, reads_batches
 
 
 class CappedModel:
@@ -25,6 +25,11 @@ class CappedModel:
         self.model = model
         self.slowdown = slowdown
         self._note = note
+
+    @property
+    def reads_batches(self) -> bool:
+        """Whether the model does."""
+        return reads_batches(self.model)
 
     def price(self, plan: StepPlan) -> StepCost:
         """Seconds of each repeat of the plan, [repeat]."""
@@ -51,4 +56,5 @@ def _slowed(times: OperatorTimes, factor: float) -> OperatorTimes:
         times.per_request_s * factor,
         times.moe_s * factor,
         times.communication_s * factor,
+        times.waiting_s * factor,
     )

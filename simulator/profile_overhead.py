@@ -24,12 +24,12 @@ def profile_overhead(
     below zero where timing each operator slowed it down. Whole steps of a tensor-parallel rank are those of its share
     of the model on one device: nothing of them is communication.
     """
-    from scipy.stats import theilslopes
-
     tables = profile.tables.get(tensor_parallel_size)
     steps = None if tables is None else tables.steps
     if steps is None:
         return Overhead()
+    from scipy.stats import theilslopes  # half a second: only where there is something to fit
+
     plans = [_plan(steps, i) for i in range(len(steps.step_s))]
     options = EngineOptions(
         max_num_seqs=max(plan.n_requests for plan in plans),

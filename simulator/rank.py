@@ -9,93 +9,17 @@ import enum
 import heapq
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.plan import StepPlan
+from simulator.prefixes import BlockHashes
+from simulator.record import Record
 from simulator.request import PromptKV, Request, RequestStatus
 from simulator.scheduler import Scheduler
 from simulator.scheduling import RequestScheduler
-from traces.steps import Batches, Floats, Ints
+from traces.steps import Floats
 from traces.trace import TraceRow
-
-
-@dataclass(slots=True)
-class Record:
-    """What a rank keeps of its steps: one entry per plan, `times` steps each, and each step's own times.
-
-    Attributes:
-        plans: the plans that were run.
-        times: how often each was run.
-        scheduled_s: [times] of each plan, when each of its steps was planned.
-        end_s: [times] of each plan, when each of its steps ended.
-        kv_blocks: [times] of each plan, KV blocks in use.
-        kv_cached: [times] of each plan, free KV blocks that hold content still; empty when not known.
-    """
-
-    plans: list[StepPlan] = field(default_factory=list)
-    times: list[int] = field(default_factory=list)
-    scheduled_s: list[Floats] = field(default_factory=list)
-    end_s: list[Floats] = field(default_factory=list)
-    kv_blocks: list[Ints] = field(default_factory=list)
-    kv_cached: list[Ints] = field(default_factory=list)
-
-    def add(
-        self, plan: StepPlan, scheduled_s: Floats, end_s: Floats, kv_blocks: Ints, kv_cached: Ints | None = None
-    ) -> None:
-        """Keep a plan that was run `len(end_s)` times."""
-        self.plans.append(plan)
-        self.times.append(len(end_s))
-        self.scheduled_s.append(scheduled_s)
-        self.end_s.append(end_s)
-        self.kv_blocks.append(kv_blocks)
-        if kv_cached is not None:
-            self.kv_cached.append(kv_cached)
-
-    def end_column_s(self) -> Floats:
-        """When each step ended, [n_steps]."""
-        return _joined(self.end_s)
-
-    def columns(self, rank: int) -> dict[str, Ints | Floats]:
-        """One array per column of `traces.steps.Steps`, one entry per step."""
-        times = np.asarray(self.times, dtype=np.int64)
-
-        def per_step(name: str) -> Ints:
-            return np.repeat(np.array([getattr(plan, name) for plan in self.plans], dtype=np.int64), times)
-
-        columns: dict[str, Ints | Floats] = {
-            "instance": np.full(int(times.sum()), rank, dtype=np.int64),
-            "scheduled_s": _joined(self.scheduled_s),
-            "end_s": self.end_column_s(),
-            "n_decode_tokens": per_step("n_decode"),
-            "kv_blocks": np.concatenate(self.kv_blocks) if self.kv_blocks else np.zeros(0, dtype=np.int64),
-        }
-        if len(self.kv_cached) == len(self.plans):
-            columns["kv_cached"] = np.concatenate(self.kv_cached) if self.kv_cached else np.zeros(0, dtype=np.int64)
-        for name in ("n_requests", "n_prefill_tokens", "n_running", "n_waiting", "n_preempted"):
-            columns[name] = per_step(name)
-        return columns
-
-    def batches(self) -> Batches:
-        """The requests of each step."""
-        counts: list[int] = []
-        request: list[Ints] = [np.zeros(0, dtype=np.int64)]
-        new_tokens: list[Ints] = [np.zeros(0, dtype=np.int64)]
-        computed_tokens: list[Ints] = [np.zeros(0, dtype=np.int64)]
-        for plan, times in zip(self.plans, self.times, strict=True):
-            indices = np.array([request_.index for request_ in plan.requests])
-            for repeat in range(times):
-                counts.append(plan.n_requests)
-                request.append(indices)
-                new_tokens.append(plan.new_tokens)
-                computed_tokens.append(plan.computed_tokens + repeat)
-        return Batches(
-            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            np.concatenate(request),
-            np.concatenate(new_tokens),
-            np.concatenate(computed_tokens),
-        )
 
 
 class Part(enum.Enum):
@@ -145,14 +69,21 @@ class Rank:
     """
 
     def __init__(
-        self, scheduler: RequestScheduler, number: int, *, max_num_seqs: int, num_blocks: int, block_size: int
+        self,
+        scheduler: RequestScheduler,
+        number: int,
+        *,
+        max_num_seqs: int,
+        num_blocks: int,
+        block_size: int,
+        keeps_batches: bool = True,
     ) -> None:
         self.number = number
         self.scheduler = scheduler
         self.max_num_seqs = max_num_seqs
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.record = Record()
+        self.record = Record(keeps_batches=keeps_batches)
         self.requests: list[Request] = []
         self.arrivals: deque[Arrival] = deque()
         self.alive = True
@@ -176,6 +107,8 @@ class Rank:
 
     def cached_blocks(self, hashes: Sequence[int]) -> int:
         """How many of these blocks, from the first on, are in its prefix cache."""
+        if isinstance(hashes, BlockHashes):
+            return self.scheduler.cached_blocks(hashes.whole, len(hashes))
         return self.scheduler.cached_blocks(hashes)
 
     def submit(self, arrival: Arrival) -> None:
@@ -243,12 +176,8 @@ class Rank:
         return self._deadlines[0][0] if self._deadlines else np.inf
 
 
-def token_times_s(request: Request, end_s: Floats) -> Floats:
-    """When each token of a request came, from the ends of its rank's steps, [n_tokens]."""
+def token_times_s(request: Request, end_s: Floats, first_step: int = 0) -> Floats:
+    """When each token of a request came, [n_tokens], from the ends of its rank's steps from `first_step` on."""
     if not request.token_spans:
         return np.zeros(0)
-    return np.concatenate([end_s[first : last + 1] for first, last in request.token_spans])
-
-
-def _joined(parts: list[Floats]) -> Floats:
-    return np.concatenate(parts) if parts else np.zeros(0)
+    return np.concatenate([end_s[first - first_step : last + 1 - first_step] for first, last in request.token_spans])

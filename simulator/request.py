@@ -6,7 +6,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from simulator.kv_cache import Block, BlockHash
+from simulator.kv_cache import BlockHash, Held
 from traces.trace import TraceRow
 
 
@@ -40,10 +40,13 @@ class Request:
         row: the request as the trace has it.
         index: its place in the trace, which breaks ties.
         target_tokens: tokens it will have when it is finished, prompt and answer.
-        block_hashes: identity of its full blocks, as far as it is known (grows with private ones on preemption).
+        block_hashes: identity of its full blocks, as far as it is known (grows with private ones on preemption); each
+            stands for as many blocks as the engine's KV cache says.
         num_tokens: tokens that exist: prompt and the answer so far.
         status: where it stands.
         blocks: its blocks that other requests may share, from the first on.
+        num_shared_blocks: how many these are.
+        num_hashed_blocks: its blocks whose hash is known.
         num_in_flight: steps under way that will bring it a token.
         token_spans: steps that brought its tokens, as [first, last] pairs of the instance's step numbers.
         scheduled_s: when it was first scheduled.
@@ -54,6 +57,17 @@ class Request:
         reason: why it ended.
         kept: its KV blocks outlive it, until another engine has read them.
         kv: how it comes by the KV of its prompt.
+        admission: its place in the order of all admissions to the running queue.
+
+    While it runs, these too; of a request in lockstep they are what they were when it joined (`simulator.lockstep`).
+
+        num_tokens: and those that steps under way will bring (vLLM: plus `num_output_placeholders`).
+        num_computed_tokens: tokens whose KV exists or is being computed.
+        num_blocks: KV blocks it holds.
+        num_cached_tokens: tokens up to which its full blocks are in the prefix cache, whether or not others can know
+            their hashes.
+        span: first step of its present run of steps that each bring a token; -1 when there is none.
+        last_step: last step that was planned to bring it a token; -1 when there is none.
     """
 
     row: TraceRow
@@ -62,7 +76,9 @@ class Request:
     block_hashes: list[BlockHash]
     num_tokens: int
     status: RequestStatus = RequestStatus.WAITING
-    blocks: list[Block] = field(default_factory=list)
+    blocks: Held = field(default_factory=list)
+    num_shared_blocks: int = 0
+    num_hashed_blocks: int = 0
     num_in_flight: int = 0
     token_spans: list[tuple[int, int]] = field(default_factory=list)
     queued_s: float | None = None
@@ -73,6 +89,12 @@ class Request:
     reason: str | None = None
     kept: bool = False
     kv: PromptKV = PromptKV.COMPUTED_HERE
+    admission: int = 0
+    num_computed_tokens: int = 0
+    num_blocks: int = 0
+    num_cached_tokens: int = 0
+    span: int = -1
+    last_step: int = -1
 
     @property
     def is_open(self) -> bool:

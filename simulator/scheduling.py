@@ -40,12 +40,12 @@ class RequestScheduler(Protocol):
         ...
 
     @property
-    def kv_cached(self) -> Ints | None:
-        """Free blocks that hold content still, at each run of the last plan, [times]; None when not known."""
+    def num_cached_free(self) -> int | None:
+        """Free blocks that hold content still; None when not known."""
         ...
 
-    def cached_blocks(self, hashes: Sequence[BlockHash]) -> int:
-        """How many of these blocks, from the first on, are in the prefix cache."""
+    def cached_blocks(self, hashes: Sequence[BlockHash], most: int | None = None) -> int:
+        """How many blocks of these hashes, from the first on, are in the prefix cache; of the first `most` only."""
         ...
 
     def add_request(self, row: TraceRow, index: int, hashes: tuple[BlockHash, ...], now_s: float) -> Request:
@@ -56,8 +56,11 @@ class RequestScheduler(Protocol):
         """Plan the next step and take the blocks it needs; None when no request can compute anything now."""
         ...
 
-    def repeat(self, plan: StepPlan, times: int) -> Ints:
-        """Run a plan so often, at most `plan.repeat` times. Returns the KV blocks in use at each, [times]."""
+    def repeat(self, plan: StepPlan, times: int) -> tuple[Ints, Ints]:
+        """Run a plan so often, twice or more and at most `plan.repeat` times.
+
+        Returns the KV blocks in use, and the free ones that hold content still, at each, [times].
+        """
         ...
 
     def finish(self, last_step: int, end_s: float, stopped: Collection[Request] = ()) -> list[Request]:
@@ -89,6 +92,8 @@ def new_scheduler(
     pipelined: bool = False,
     order: Order | None = None,
     eviction: Eviction | None = None,
+    blocks_per_hash: int = 1,
+    names_batches: bool = True,
 ) -> RequestScheduler:
     """A scheduler with empty queues and an empty KV cache.
 
@@ -110,4 +115,6 @@ def new_scheduler(
                 pipelined=pipelined,
                 order=order,
                 eviction=eviction,
+                blocks_per_hash=blocks_per_hash,
+                names_batches=names_batches,
             )

@@ -59,36 +59,41 @@ def simulate(
         cluster = Cluster((cluster,))
     for engine in cluster.engines:
         check_options(engine.options, engine.max_model_len, engine.rules)
-    service = Service(trace, cluster, fast_forward=fast_forward)
+    service = Service(trace, cluster, fast_forward=fast_forward, names_batches=record_batches)
+    if cluster.watch is not None:
+        cluster.watch(service)
     service.run()
     steps = _steps(service, record_batches=record_batches)
     outcomes = tuple(
-        _outcome(row, arrival_s, legs)
+        outcome_of(row, arrival_s, legs)
         for row, arrival_s, legs in zip(trace.rows, service.arrivals_s, _legs(service, len(trace)), strict=True)
     )
-    capture = Capture(_meta(trace, cluster, outcomes, service), trace, outcomes, steps)
+    rejected = sum(outcome.status is Status.REJECTED for outcome in outcomes)
+    capped = sum(is_capped(outcome, row) for outcome, row in zip(outcomes, trace.rows, strict=True))
+    meta = meta_of(trace, cluster, service, n_rejected=rejected, n_capped=capped)
+    capture = Capture(meta, trace, outcomes, steps)
     if service.tiers:
         capture.series.update(tier_series(service.tiers, grid_over(capture).ends_s()))
-    n_sweeps = sum(len(rank.record.plans) for rank in service.ranks)
+    n_sweeps = sum(rank.record.n_sweeps for rank in service.ranks)
     return Simulation(capture, len(steps), n_sweeps, service.handover.network if service.handover else None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Leg:
-    """A request on one of the ranks that it was sent to, and when that rank's steps ended."""
+class Leg:
+    """A request on one of the ranks that it was sent to, and when that rank's steps ended, as far as it keeps them."""
 
     rank: Rank
     request: Request
     end_s: Floats
 
 
-def _legs(service: Service, n_requests: int) -> list[list[_Leg]]:
+def _legs(service: Service, n_requests: int) -> list[list[Leg]]:
     """The ranks that each request was sent to, in order, [n_requests]."""
-    legs: list[list[_Leg]] = [[] for _ in range(n_requests)]
+    legs: list[list[Leg]] = [[] for _ in range(n_requests)]
     for rank in service.ranks:
         end_s = rank.record.end_column_s()
         for request in rank.requests:
-            legs[request.index].append(_Leg(rank, request, end_s))
+            legs[request.index].append(Leg(rank, request, end_s))
     for own in legs:
         own.sort(key=lambda leg: leg.request.kept, reverse=True)
     return legs
@@ -103,7 +108,7 @@ def _steps(service: Service, *, record_batches: bool) -> Steps:
     return each[0] if len(each) == 1 else merged_steps(each)
 
 
-def _outcome(row: TraceRow, arrival_s: float, legs: list[_Leg]) -> Outcome:
+def outcome_of(row: TraceRow, arrival_s: float, legs: list[Leg]) -> Outcome:
     """What became of a request: it began on its first rank and ended on its last."""
     first, last = legs[0].request, legs[-1].request
     if last.status is RequestStatus.REJECTED:
@@ -116,7 +121,7 @@ def _outcome(row: TraceRow, arrival_s: float, legs: list[_Leg]) -> Outcome:
             arrival_s=arrival_s,
             instance=legs[-1].rank.number,
         )
-    times_s = token_times_s(last, legs[-1].end_s)
+    times_s = token_times_s(last, legs[-1].end_s, legs[-1].rank.record.n_dropped)
     aborted = last.status is RequestStatus.ABORTED
     return Outcome(
         request_id=row.request_id,
@@ -136,20 +141,21 @@ def _outcome(row: TraceRow, arrival_s: float, legs: list[_Leg]) -> Outcome:
     )
 
 
-def _meta(trace: Trace, cluster: Cluster, outcomes: tuple[Outcome, ...], service: Service) -> CaptureMeta:
+def is_capped(outcome: Outcome, row: TraceRow) -> bool:
+    """Whether a request ended before its length, where the engine's context did."""
+    return outcome.status is Status.FINISHED and outcome.output_tokens < row.output_tokens
+
+
+def meta_of(trace: Trace, cluster: Cluster, service: Service, *, n_rejected: int, n_capped: int) -> CaptureMeta:
+    """What ran, and what a reader should know of it."""
     engines = cluster.engines
-    rejected = sum(outcome.status is Status.REJECTED for outcome in outcomes)
-    capped = sum(
-        outcome.status is Status.FINISHED and outcome.output_tokens < row.output_tokens
-        for outcome, row in zip(outcomes, trace.rows, strict=True)
-    )
     notes = [*trace.notes, *service.notes(), *_scheduled_by(service, engines)]
     notes += [note for engine in engines for note in engine.step_time.notes()]
-    if rejected:
-        notes.append(f"{rejected} requests rejected; their outcomes carry the reason")
-    if capped:
+    if n_rejected:
+        notes.append(f"{n_rejected} requests rejected; their outcomes carry the reason")
+    if n_capped:
         limits = ", ".join(str(limit) for limit in sorted({engine.max_model_len for engine in engines}))
-        notes.append(f"{capped} requests ended at max_model_len {limits}")
+        notes.append(f"{n_capped} requests ended at max_model_len {limits}")
     capacities = {engine.num_gpu_blocks for engine in engines}
     return CaptureMeta(
         kind="simulated",

@@ -17,10 +17,10 @@ from enum import IntEnum
 import msgspec
 import numpy as np
 
-from simulator.cluster import engine_hashes
 from simulator.divergence import Batch, Context, Decision, Divergence, Rule, explain
 from simulator.options import EngineOptions
 from simulator.plan import StepPlan
+from simulator.prefixes import engine_hashes
 from simulator.request import Request
 from simulator.rules import REFERENCE, Rules, rules_of, version_of
 from simulator.scheduling import RequestScheduler, SchedulerKind, new_scheduler

@@ -20,6 +20,7 @@ class OperatorTimes:
         per_request_s: operators with one row per request: logits and sampler.
         moe_s: experts.
         communication_s: collectives and transfers between devices.
+        waiting_s: nothing: the device waits for attention near memory, or for weights on their way from the host.
     """
 
     dense_s: float
@@ -28,6 +29,7 @@ class OperatorTimes:
     per_request_s: float
     moe_s: float | Floats = 0.0
     communication_s: float | Floats = 0.0
+    waiting_s: float | Floats = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,14 @@ class StepTimeModel(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What was read outside the measured range so far, and other things a reader should know."""
         ...
+
+
+def reads_batches(model: StepTimeModel) -> bool:
+    """Whether a model looks at the requests of a plan, one by one, and not only at what they amount to.
+
+    One that does not says so by an attribute `reads_batches`, False: plans are made faster for it.
+    """
+    return bool(getattr(model, "reads_batches", True))
 
 
 @dataclass(frozen=True, slots=True)

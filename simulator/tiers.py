@@ -1,13 +1,12 @@
 """KV tiers behind the GPU's prefix cache: host memory, or a store that engines share.
 
 Blocks whose hash is known are written through: when a block becomes findable on the GPU, each tier takes a copy, chunk
-by chunk, and evicts the least recently used. A request that finds more of its prompt there than on the GPU gets blocks
-for its whole prompt, and its KV is loaded meanwhile (vLLM: `WAITING_FOR_REMOTE_KVS`): loads of a tier follow each other
-on its link. With vLLM's words: `OffloadingConnector` (v1/kv_offload/, 0.32) has one host tier of chunks of a block or
-more, LMCache chunks of 256 tokens in host memory and in a shared store behind it.
+by chunk, and evicts another. A tier may instead be written back: it takes what the tier before it evicts. A request
+that finds more of its prompt there than on the GPU gets blocks for its whole prompt, and its KV is loaded meanwhile
+(vLLM: `WAITING_FOR_REMOTE_KVS`). Loads of a tier follow each other on its link, and so do writes, on the way back or on
+the same; a chunk can be loaded when it has been written.
 
-Not modelled: that a copy takes time before it can be read, what writing takes of the link, and copies of answers'
-blocks, whose hashes a trace does not know.
+Not modelled: copies of answers' blocks, whose hashes a trace does not know.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -27,6 +26,19 @@ from traces.steps import Floats
 
 Above0 = Annotated[float, msgspec.Meta(gt=0)]
 
+LIKE: dict[str, dict[str, Any]] = {
+    "OffloadingConnector": {"chunk_tokens": None, "shared": False, "eviction": "lru"},
+    "LMCache host": {"chunk_tokens": 256, "shared": False, "eviction": "lru"},
+    "LMCache store": {"chunk_tokens": 256, "shared": True, "eviction": "lru"},
+    "LLMServingSim": {"chunk_tokens": 256, "shared": False, "eviction": "lru"},
+}
+"""What a tier has that is like one of these, where its description does not say otherwise; all write through.
+
+vLLM 0.32's `OffloadingConnector` (v1/kv_offload/cpu/spec.py): chunks of a block unless `block_size` is said, LRU,
+prompts alone (`offload_prompt_only`). LMCache's defaults: chunks of 256 tokens, in host memory and in a remote store
+behind it. LLMServingSim: `LOWER_TIER_CHUNK_TOKENS` of 256 (`core/memory_model.py`); writing takes no time there.
+"""
+
 
 class KVTierFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A tier of a cluster description.
@@ -37,7 +49,11 @@ class KVTierFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         bandwidth_bytes_per_s: from it to the engine, or to all engines together when it is shared.
         latency_s: from the start of a load until its first byte.
         chunk_tokens: tokens that are stored and evicted together; None: the engine's block.
-        shared: one store for all engines, and one link; else each rank has its own.
+        shared: one store for all engines, and one link; or `node`: one for all of a node; else each rank has its own.
+        write: `through`: everything, at once; `back`: what the tier before it evicts.
+        eviction: `lru`: what was used least recently; `fifo`: what was written first.
+        duplex: `full`: writes have a way of their own, as fast; `half`: they share one with loads.
+        like: one of `LIKE`, for what is not said; None: the defaults here.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1)]
@@ -45,7 +61,11 @@ class KVTierFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     bandwidth_bytes_per_s: Above0
     latency_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     chunk_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    shared: bool = False
+    shared: bool | Literal["node"] = False
+    write: Literal["through", "back"] = "through"
+    eviction: Literal["lru", "fifo"] = "lru"
+    duplex: Literal["full", "half"] = "full"
+    like: Literal["OffloadingConnector", "LMCache host", "LMCache store", "LLMServingSim"] | None = None
 
 
 @dataclass(slots=True)
@@ -57,7 +77,9 @@ class Tier:
         chunk_blocks: blocks of a chunk.
         chunk_bytes: bytes of one.
         capacity_chunks: how many fit.
-        chunks: those it holds, the least recently used first, by the hash of their last block, which says all before.
+        node: that the rank stands on for which it was made.
+        chunks: those it holds, the next to be evicted first, by the hash of their last block, which says all before;
+            and when each can be loaded.
         hit_tokens: tokens loaded from it.
         loaded_bytes: over its link.
         stored_bytes: written to it.
@@ -69,7 +91,8 @@ class Tier:
     chunk_blocks: int
     chunk_bytes: float
     capacity_chunks: int
-    chunks: OrderedDict[BlockHash, None] = field(default_factory=OrderedDict)
+    node: int = 0
+    chunks: OrderedDict[BlockHash, float] = field(default_factory=OrderedDict)
     hit_tokens: int = 0
     loaded_bytes: float = 0.0
     stored_bytes: float = 0.0
@@ -78,6 +101,11 @@ class Tier:
     held_bytes: list[float] = field(default_factory=list)
     hits: list[int] = field(default_factory=list)
     _link_free_s: float = 0.0
+    _way_back_free_s: float = 0.0
+
+    def serves(self, file: KVTierFile, node: int) -> bool:
+        """Whether a rank on this node finds this store behind it."""
+        return self.file is file and (file.shared is True or (file.shared == "node" and self.node == node))
 
     def reach(self, hashes: Sequence[BlockHash], first: int, most: int) -> int:
         """Blocks of a prompt that can be had with this tier's chunks, when `first` are there and `most` are of use."""
@@ -90,7 +118,8 @@ class Tier:
         """Load blocks `first` to `end` of a prompt. Returns when they are there."""
         self.touch(hashes[:end])
         n_bytes = (end - first) * self.chunk_bytes / self.chunk_blocks
-        start_s = max(now_s, self._link_free_s)
+        ends = range((first // self.chunk_blocks + 1) * self.chunk_blocks, end + 1, self.chunk_blocks)
+        start_s = max(now_s, self._link_free_s, *(self.chunks[hashes[last - 1]] for last in ends))
         self._link_free_s = start_s + n_bytes / self.file.bandwidth_bytes_per_s
         self.hit_tokens += (end - first) * block_size
         self.loaded_bytes += n_bytes
@@ -99,23 +128,37 @@ class Tier:
 
     def touch(self, hashes: Sequence[BlockHash]) -> None:
         """A prompt is used: its chunks are the last to be evicted, and of them the first the very last."""
+        if self.file.eviction == "fifo":
+            return
         for last in range(len(hashes) // self.chunk_blocks * self.chunk_blocks, 0, -self.chunk_blocks):
             if hashes[last - 1] in self.chunks:
                 self.chunks.move_to_end(hashes[last - 1])
 
-    def store(self, hashes: Sequence[BlockHash], block: int, now_s: float) -> None:
-        """Take a copy of the chunk that block number `block` ends, if it ends one and is not here yet."""
-        if (block + 1) % self.chunk_blocks or not self.capacity_chunks:
-            return
-        key = hashes[block]
+    def store(self, hashes: Sequence[BlockHash], block: int, now_s: float) -> BlockHash | None:
+        """Take a copy of the chunk that block number `block` ends, if it ends one. Returns as `put`."""
+        return None if (block + 1) % self.chunk_blocks else self.put(hashes[block], now_s)
+
+    def put(self, key: BlockHash, now_s: float) -> BlockHash | None:
+        """Take a copy of a chunk, if it is not here yet. Returns the chunk that is evicted for it; None: none is."""
         if key in self.chunks:
-            return
-        self.chunks[key] = None
+            return None
+        self.chunks[key] = self._written_s(now_s)
         self.stored_bytes += self.chunk_bytes
+        evicted = None
         if len(self.chunks) > self.capacity_chunks:
-            self.chunks.popitem(last=False)
+            evicted, _ = self.chunks.popitem(last=False)
             self.num_evicted += 1
         self._note(now_s)
+        return evicted
+
+    def _written_s(self, now_s: float) -> float:
+        """When a chunk that is written from now on is there, after those before it."""
+        takes_s = self.chunk_bytes / self.file.bandwidth_bytes_per_s
+        if self.file.duplex == "half":
+            self._link_free_s = max(now_s, self._link_free_s) + takes_s
+            return self._link_free_s
+        self._way_back_free_s = max(now_s, self._way_back_free_s) + takes_s
+        return self._way_back_free_s
 
     def forget(self) -> None:
         """Lose all content."""
@@ -135,7 +178,14 @@ class KVTiers:
     """
 
     def __init__(self, tiers: Sequence[Tier], block_size: int) -> None:
-        """Tiers of an engine with blocks of `block_size` tokens."""
+        """Tiers of an engine with blocks of `block_size` tokens.
+
+        Raises InputError for a tier that is written back and has none of the same chunks before it.
+        """
+        for before, tier in zip([None, *tiers], tiers, strict=False):
+            if tier.file.write == "back" and (before is None or before.chunk_blocks != tier.chunk_blocks):
+                accepted = "through, unless a tier of the same chunk_tokens stands before it"
+                raise InputError(field="kv_tiers.write", found="back", accepted=accepted)
         self.tiers = tuple(tiers)
         self._block_size = block_size
 
@@ -161,9 +211,13 @@ class KVTiers:
             tier.touch(hashes)
 
     def store(self, hashes: Sequence[BlockHash], block: int, now_s: float) -> None:
-        """Write a block through to every tier."""
+        """Write a block through to every tier, and what one evicts back to the next, where that is written back."""
+        evicted: BlockHash | None = None
         for tier in self.tiers:
-            tier.store(hashes, block, now_s)
+            if tier.file.write == "through":
+                evicted = tier.store(hashes, block, now_s)
+            elif evicted is not None:
+                evicted = tier.put(evicted, now_s)
 
     def forget(self) -> None:
         """The engine fails: what is its own is lost, and what it shares is not."""
@@ -172,8 +226,11 @@ class KVTiers:
                 tier.forget()
 
 
-def new_tier(file: KVTierFile, block_size: int, kv_bytes_per_token: float) -> Tier:
-    """An empty tier. Raises InputError when its chunks are no whole number of blocks, or not one fits."""
+def new_tier(file: KVTierFile, block_size: int, kv_bytes_per_token: float, node: int = 0) -> Tier:
+    """An empty tier of a rank on this node.
+
+    Raises InputError when its chunks are no whole number of blocks, or not one fits.
+    """
     tokens = file.chunk_tokens or block_size
     if tokens % block_size:
         accepted = f"a multiple of block_size {block_size}"
@@ -182,7 +239,7 @@ def new_tier(file: KVTierFile, block_size: int, kv_bytes_per_token: float) -> Ti
     if file.capacity_bytes < chunk_bytes:
         accepted = f"at least one chunk, {chunk_bytes:.0f} bytes"
         raise InputError(field="kv_tiers.capacity_bytes", found=file.capacity_bytes, accepted=accepted)
-    return Tier(file, tokens // block_size, chunk_bytes, int(file.capacity_bytes // chunk_bytes))
+    return Tier(file, tokens // block_size, chunk_bytes, int(file.capacity_bytes // chunk_bytes), node)
 
 
 def tier_notes(tiers: Sequence[Tier]) -> list[str]:

@@ -14,6 +14,8 @@ from traces.trace import Trace, TraceRow
 class LinearStepTime:
     """A step-time model with a closed form: a constant, plus so much per token and per token of decode history."""
 
+    reads_batches = False
+
     def __init__(
         self, step_s: float = 0.01, token_s: float = 0.0, kv_token_s: float = 0.0, host_s: float = 0.0
     ) -> None:

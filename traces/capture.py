@@ -15,9 +15,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CAPTURE_SCHEMA = "servetwin.capture/1"
+
+OUTCOMES_PER_GROUP = 16_384
+"""Rows of a row group of outcomes.parquet, so that it can be written and read in pieces."""
 
 
 class CaptureMeta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,20 +125,53 @@ def write_capture(capture: Capture, out: Path) -> None:
     with new_folder(out) as folder:
         (folder / "meta.json").write_bytes(msgspec.json.format(msgspec.json.encode(capture.meta), indent=1) + b"\n")
         write_trace(capture.trace, folder / "trace.jsonl.gz")
-        write("outcomes.parquet", pa.Table.from_pylist([_plain(o) for o in capture.outcomes], schema=_outcome_schema()))
+        with OutcomeWriter(folder / "outcomes.parquet") as outcomes:
+            outcomes.add(capture.outcomes)
         if capture.steps is not None:
             columns = {name: getattr(capture.steps, name) for name in (*STEP_COLUMNS, "kv_cached")}
-            write("steps.parquet", pa.table({name: column for name, column in columns.items() if column is not None}))
+            write("steps.parquet", _table({name: column for name, column in columns.items() if column is not None}))
             if (batches := capture.steps.batches) is not None:
                 step = np.repeat(np.arange(len(batches.offsets) - 1), np.diff(batches.offsets))
                 entries = {name: getattr(batches, name) for name in ("request", "new_tokens", "computed_tokens")}
-                write("batches.parquet", pa.table({"step": step, **entries}))
+                write("batches.parquet", _table({"step": step, **entries}))
         if capture.series:
             names = [name for name in sorted(capture.series) for _ in capture.series[name].time_s]
             parts = [capture.series[name] for name in sorted(capture.series)]
             time_s = np.concatenate([part.time_s for part in parts])
             value = np.concatenate([part.value for part in parts])
             write("series.parquet", pa.table({"name": names, "time_s": time_s, "value": value}))
+
+
+class OutcomeWriter:
+    """Writes outcomes.parquet piece by piece; how they come in pieces does not change its bytes."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        self._schema = _outcome_schema()
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._waiting: list[Outcome] = []
+
+    def __enter__(self) -> OutcomeWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._waiting:
+            self._write(self._waiting)
+        self._writer.close()
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Write these outcomes behind those before, as soon as there are enough for a row group."""
+        self._waiting += outcomes
+        while len(self._waiting) >= OUTCOMES_PER_GROUP:
+            self._write(self._waiting[:OUTCOMES_PER_GROUP])
+            del self._waiting[:OUTCOMES_PER_GROUP]
+
+    def _write(self, outcomes: Sequence[Outcome]) -> None:
+        import pyarrow as pa
+
+        columns = [_column([_value(one, field.name) for one in outcomes], field.type) for field in self._schema]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
 
 
 def read_capture(path: Path) -> Capture:
@@ -185,6 +222,60 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _value(outcome: Outcome, name: str) -> Any:
+    return outcome.status.value if name == "status" else getattr(outcome, name)
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Values or None as a column of numbers, texts or lists of numbers.
+
+    From its buffers, since whatever else makes an array imports pandas, which takes longer than to write most captures.
+    """
+    import pyarrow as pa
+
+    known = np.array([value is not None for value in values], dtype=np.bool_)
+    gaps = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
+    if pa.types.is_string(kind):
+        texts = [b"" if value is None else value.encode() for value in values]
+        buffers = [gaps, _offsets(texts), pa.py_buffer(b"".join(texts))]
+        return pa.Array.from_buffers(kind, len(values), buffers)
+    if pa.types.is_list(kind):
+        lists = [value or () for value in values]
+        return pa.Array.from_buffers(
+            kind,
+            len(values),
+            [gaps, _offsets(lists)],
+            children=[_numbers(list(chain.from_iterable(lists)), np.float64)],
+        )
+    numbers = [0 if value is None else value for value in values]
+    return _numbers(numbers, np.int64 if pa.types.is_integer(kind) else np.float64, gaps)
+
+
+def _numbers(values: Sequence[Any] | np.ndarray[Any, Any], dtype: type[np.generic], gaps: Any = None) -> pa.Array:
+    import pyarrow as pa
+
+    kind = pa.int64() if dtype is np.int64 else pa.float64()
+    array = np.ascontiguousarray(values, dtype=dtype)
+    return pa.Array.from_buffers(kind, len(array), [gaps, pa.py_buffer(array)])
+
+
+def _offsets(parts: Sequence[Any]) -> pa.Buffer:
+    """Where each part begins, and the last ends."""
+    import pyarrow as pa
+
+    return pa.py_buffer(np.cumsum([0, *map(len, parts)]).astype(np.int32))
+
+
+def _table(columns: dict[str, Any]) -> pa.Table:
+    """Columns of numbers as a table."""
+    import pyarrow as pa
+
+    kinds = {name: np.float64 if column.dtype.kind == "f" else np.int64 for name, column in columns.items()}
+    return pa.Table.from_arrays(
+        [_numbers(column, kinds[name]) for name, column in columns.items()], names=list(columns)
+    )
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:

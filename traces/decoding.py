@@ -183,8 +183,9 @@ def read_document(path: Path) -> Document:
     """Read a YAML or JSON file that holds a mapping. Raises InputError with file, line and field."""
     data = read_bytes(path)
     try:
-        tree = yaml.compose(data, Loader=_YamlLoader)
-        value = yaml.load(data, Loader=_YamlLoader)
+        loader = _YamlLoader(data)
+        tree = loader.get_single_node()
+        value = None if tree is None else loader.construct_document(tree)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = None if mark is None else mark.line + 1

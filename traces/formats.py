@@ -6,7 +6,7 @@ A format is told by what the file holds, never by its name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from traces import llmservingsim, series_file
@@ -70,23 +70,47 @@ def read_any_trace(path: Path, format: str | None = None) -> Trace:
     return _trace_format(path, format).read(path)
 
 
-def stream_trace(path: Path, format: str | None = None) -> Iterator[TraceRow]:
+class TraceStream:
     """The rows of a trace one by one, as they are read: memory does not grow with the file.
 
     What can only be known of a whole file is not checked: that ids are unique. A format that cannot be read row by row
-    (servetwin's own, LLMServingSim's) is read whole first. Raises InputError, also where arrivals do not ascend.
+    (servetwin's own, LLMServingSim's) is read whole first.
     """
-    known = _trace_format(path, format)
-    if known.rows is None:
-        yield from known.read(path).rows
-        return
-    previous_s = 0.0
-    for line, row in known.rows(Source(path)):
-        if row.arrival_s < previous_s:
-            accepted = f"arrivals in ascending order, here at least second {previous_s}; read whole, a trace is sorted"
-            raise InputError(file=path, line=line, found=row.arrival_s, accepted=accepted)
-        previous_s = row.arrival_s
-        yield row
+
+    def __init__(self, path: Path, format: str | None = None) -> None:
+        """Nothing is read but the first line. Raises InputError."""
+        self._path = path
+        self._format = _trace_format(path, format)
+        self._source = Source(path)
+        self._whole = None if self._format.rows is not None else self._format.read(path)
+
+    def __iter__(self) -> Iterator[TraceRow]:
+        """The rows. Raises InputError, also where arrivals do not ascend."""
+        if self._format.rows is None:
+            assert self._whole is not None
+            yield from self._whole.rows
+            return
+        previous_s = 0.0
+        for line, row in self._format.rows(self._source):
+            if row.arrival_s < previous_s:
+                accepted = (
+                    f"arrivals in ascending order, here at least second {previous_s}; read whole, a trace is sorted"
+                )
+                raise InputError(file=self._path, line=line, found=row.arrival_s, accepted=accepted)
+            previous_s = row.arrival_s
+            yield row
+
+    def trace(self) -> Trace:
+        """The trace without its rows: its block size is known once the first row is, all else once all rows are."""
+        if self._whole is not None:
+            return replace(self._whole, rows=())
+        source = self._source
+        return Trace((), source.hash_block_size, str(self._path), source.sha256(), source.all_notes())
+
+
+def stream_trace(path: Path, format: str | None = None) -> Iterator[TraceRow]:
+    """The rows of a `TraceStream`. Raises InputError."""
+    return iter(TraceStream(path, format))
 
 
 def _trace_format(path: Path, name: str | None) -> TraceFormat:

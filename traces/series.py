@@ -37,6 +37,12 @@ class Grid:
         inside = (window >= 0) & (window < self.n)
         return np.bincount(window[inside], weights=amount[inside], minlength=self.n).astype(np.float64)
 
+    def means(self, series: Series) -> Series:
+        """Mean of the samples in each window that has any."""
+        counts = self.sums(series.time_s, np.ones(len(series.time_s)))
+        some = counts > 0
+        return Series(self.ends_s()[some], self.sums(series.time_s, series.value)[some] / counts[some])
+
 
 def grid_over(capture: Capture, window_s: float = 1.0) -> Grid:
     """Windows from second 0 until everything recorded of the run is over."""

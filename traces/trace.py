@@ -170,5 +170,15 @@ def write_trace(trace: Trace, path: Path) -> None:
 
 def trace_bytes(trace: Trace) -> bytes:
     """The trace in servetwin's own format."""
+    return b"".join([header_bytes(trace), *map(row_bytes, trace.rows)])
+
+
+def header_bytes(trace: Trace) -> bytes:
+    """The first line of the trace's file."""
     header = _Header(schema=TRACE_SCHEMA, hash_block_size=trace.hash_block_size, notes=trace.notes)
-    return b"\n".join([msgspec.json.encode(header), *(msgspec.json.encode(row) for row in trace.rows)]) + b"\n"
+    return msgspec.json.encode(header) + b"\n"
+
+
+def row_bytes(row: TraceRow) -> bytes:
+    """A row's line."""
+    return msgspec.json.encode(row) + b"\n"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from simulator.kv_cache import Block, BlockHash
+from simulator.kv_cache import BlockHash, Run
 from simulator.request import Request
 from simulator.routing import InstanceState
 from traces.trace import TraceRow
@@ -20,9 +20,9 @@ class KeepPopular:
     """Evict first what was freed least often: what few requests have shared."""
 
     def __init__(self) -> None:
-        self._times: dict[BlockHash, int] = {}
+        self._times: dict[BlockHash | None, int] = {}
 
-    def freed(self, block: Block) -> float:
+    def freed(self, block: Run) -> float:
         """How often it has become free."""
         self._times[block.hash] = self._times.get(block.hash, 0) + 1
         return self._times[block.hash]

@@ -1,9 +1,10 @@
-"""Studies: many what-if scenarios at once.
+"""Studies: many what-if scenarios at once, and which of them no other beats.
 
-study.py     what the user asks for         inputs.py    what all points read, once
-space.py     grids, draws and ranges        points.py    one scenario of the study, and what became of it
-pareto.py    who is not beaten              search.py    which points to try next
-local.py     points on processes            on_ray.py    points on a Ray cluster
-folder.py    what is kept, and written      picture.py   the front as a picture
-sweep.py     all of it in one function      cli.py       the command
+study.py         what the user asks for        space.py         grids, draws and ranges of keys
+points.py        one scenario of a study       fingerprint.py   whether it is still the same
+local.py         points on processes           on_ray.py        points on a Ray cluster
+trials.py        points run, or known          search.py        which to try next
+pareto.py        which are not beaten          folder.py        what is kept, and written
+picture.py       the front as a picture        front_table.py   and as a table
+sweep.py         all of it in one function     cli.py           the command
 """

@@ -165,3 +165,19 @@ def test_a_router_of_ones_own_is_asked() -> None:
     two = "cluster.instances=[{model: servetwin/llama-s, device: AMD-EPYC-2vCPU, count: 2}]"
     worst = run("own_policies", two, "routing=own_policies:LongestQueue")
     assert {outcome.instance for outcome in worst.outcomes} == {0}
+
+
+def mean_tpot_s(capture: Capture) -> float:
+    values = [(o.finish_s or 0) - (o.first_token_s or 0) for o in capture.outcomes]
+    return sum(values) / sum(outcome.output_tokens - 1 for outcome in capture.outcomes)
+
+
+def test_favourite_experts_make_their_device_the_one_that_others_wait_for() -> None:
+    evenly = run("experts", "cluster.instances.0.experts.gate=uniform")
+    assert mean_tpot_s(run("experts")) > 1.005 * mean_tpot_s(evenly)
+
+
+def test_a_slow_link_takes_a_share_of_every_layer() -> None:
+    slow, fast = run("tensor_parallel"), run("tensor_parallel", "cluster.fabric.latency_s=1e-6")
+    all_reduces = 2 * 32 + 1
+    assert mean_tpot_s(slow) - mean_tpot_s(fast) > all_reduces * 9e-6

@@ -62,12 +62,12 @@ class Run:
         return int(self.capture.steps.n_prefill_tokens.max())
 
 
-def run(folder: Path, load: str = "saturated", **changes: str) -> Run:
+def run(folder: Path, load: str = "saturated", instance: object = None, **changes: object) -> Run:
     """The bundled load on one engine, with these options changed."""
     text = "\n".join(f"  {name}: {value}" for name, value in {**BASE, **changes}.items())
     trace = BUNDLED / "captures" / f"{load}-1" / "trace.jsonl.gz"
-    cluster = "{instances: [{model: servetwin/llama-s, device: AMD-EPYC-2vCPU}]}"
-    (folder / "scenario.yaml").write_text(f"trace: {trace}\ncluster: {cluster}\nengine:\n{text}\n")
+    served = msgspec.json.encode(instance or {"model": "servetwin/llama-s", "device": "AMD-EPYC-2vCPU"}).decode()
+    (folder / "scenario.yaml").write_text(f"trace: {trace}\ncluster: {{instances: [{served}]}}\nengine:\n{text}\n")
     simulation, _ = simulate_scenario(folder / "scenario.yaml")
     return Run(simulation.capture)
 
@@ -121,6 +121,10 @@ ELSEWHERE = {
     "kv_cache_memory_bytes": "test_less_memory_is_fewer_blocks",
     "dtype": "test_types_without_a_profile_are_refused",
     "kv_cache_dtype": "test_types_without_a_profile_are_refused",
+    "cpu_offload_gb": "test_weights_in_the_hosts_memory_take_their_time",
+    "offload_group_size": "test_weights_in_the_hosts_memory_take_their_time",
+    "offload_num_in_group": "test_weights_in_the_hosts_memory_take_their_time",
+    "offload_prefetch_step": "test_weights_in_the_hosts_memory_take_their_time",
 }
 
 
@@ -178,6 +182,20 @@ def test_less_memory_is_fewer_blocks(tmp_path: Path) -> None:
         notes = [note for note in simulation.capture.meta.notes if " KV blocks " in note]
         blocks[share] = int(notes[0].split()[0])
     assert blocks["stated"] < blocks["0.25"] < blocks["0.5"]
+
+
+def test_weights_in_the_hosts_memory_take_their_time(tmp_path: Path) -> None:
+    instance = {"model": "servetwin/llama-s", "device": "AMD-EPYC-2vCPU"}
+    link = {"bandwidth_bytes_per_s": 2e9, "latency_s": 1e-5}
+
+    def ttft_s(**options: float) -> float:
+        return run(tmp_path, instance={**instance, **({"host_link": link} if options else {})}, **options).ttft_s
+
+    grouped = ttft_s(offload_group_size=4)
+    assert ttft_s() < ttft_s(cpu_offload_gb=0.01) < ttft_s(cpu_offload_gb=0.02)
+    assert ttft_s() < grouped < ttft_s(offload_group_size=4, offload_num_in_group=4)
+    two = ttft_s(offload_group_size=4, offload_num_in_group=4, offload_prefetch_step=2)
+    assert two < ttft_s(offload_group_size=4, offload_num_in_group=4)
 
 
 @pytest.mark.parametrize("change", [{"dtype": "float16"}, {"kv_cache_dtype": "fp8"}])

@@ -64,7 +64,7 @@ def test_bundled_devices_are_of_plausible_size() -> None:
     """A slip of a thousand, or GB taken for GiB twice, would show."""
     for file in BUNDLED.glob("devices/*.yaml"):
         device = read_device(file)
-        assert 20 * 2**30 < device.memory_bytes < 150 * 2**30
+        assert 16 * 2**30 <= device.memory_bytes < 288 * 2**30
         assert device.memory_bandwidth_bytes_per_s is not None
         assert 5e11 < device.memory_bandwidth_bytes_per_s < 1e13
         assert all(1e14 < peak < 1e16 for peak in device.peak_flops_per_s.values())

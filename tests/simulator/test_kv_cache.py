@@ -5,17 +5,24 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.kv_cache import KVCache
+from simulator.kv_cache import Found, Held, KVCache, n_blocks
 
 
 def cache_of(num_gpu_blocks: int = 11) -> KVCache:
     return KVCache(num_gpu_blocks, prefix_caching=True)
 
 
-def fill(cache: KVCache, hashes: list[int]) -> list:
+def fill(cache: KVCache, hashes: list[int]) -> Held:
     """A request takes and completes one block per hash."""
     cache.allocate(len(hashes))
-    return [cache.cache(hash_) for hash_ in hashes]
+    held: Held = []
+    for hash_ in hashes:
+        cache.cache(held, hash_)
+    return held
+
+
+def hashes_of(found: Found) -> list:
+    return [run.hash for run, _, _ in found]
 
 
 def test_one_block_is_the_null_block() -> None:
@@ -25,7 +32,7 @@ def test_one_block_is_the_null_block() -> None:
 def test_a_freed_prefix_is_found_until_its_blocks_are_reused() -> None:
     cache = cache_of()
     cache.free(fill(cache, [1, 2, 3]), full=0, partial=0)
-    assert [block.hash for block in cache.find([1, 2, 9], 3)] == [1, 2]
+    assert hashes_of(cache.find([1, 2, 9], 3)) == [1, 2]
     cache.allocate(10)
     assert cache.find([1, 2], 2) == []
     assert cache.num_evicted == 3
@@ -35,7 +42,7 @@ def test_the_end_of_a_prefix_is_evicted_before_its_beginning() -> None:
     cache = cache_of()
     cache.free(fill(cache, [1, 2, 3]), full=0, partial=0)
     cache.allocate(8)
-    assert [block.hash for block in cache.find([1, 2, 3], 3)] == [1, 2]
+    assert hashes_of(cache.find([1, 2, 3], 3)) == [1, 2]
 
 
 def test_an_unfinished_block_is_reused_first() -> None:
@@ -44,7 +51,7 @@ def test_an_unfinished_block_is_reused_first() -> None:
     cache.allocate(1)
     cache.free(blocks, full=0, partial=1)
     cache.allocate(1)
-    assert [block.hash for block in cache.find([1, 2], 2)] == [1, 2]
+    assert hashes_of(cache.find([1, 2], 2)) == [1, 2]
 
 
 def test_a_held_block_is_not_free_and_comes_back_with_its_last_holder() -> None:
@@ -53,21 +60,21 @@ def test_a_held_block_is_not_free_and_comes_back_with_its_last_holder() -> None:
     cache.free(blocks, full=0, partial=0)
     found = cache.find([1, 2], 2)
     assert cache.num_free_without(found) == 8
-    cache.hold(found)
-    cache.hold(found)
-    cache.free(found, full=0, partial=0)
+    first = cache.hold(found)
+    second = cache.hold(found)
+    cache.free(first, full=0, partial=0)
     assert cache.in_use == 2
-    cache.free(found, full=0, partial=0)
+    cache.free(second, full=0, partial=0)
     assert cache.in_use == 0
 
 
 def test_a_duplicate_is_found_only_after_the_first_is_gone() -> None:
     cache = cache_of(3)
     first, second = fill(cache, [7]), fill(cache, [7])
-    assert cache.find([7], 1) == first
+    assert cache.find([7], 1) == [(first[0][0], 0, 1)]
     cache.free(first, full=0, partial=0)
     cache.allocate(1)
-    assert cache.find([7], 1) == second
+    assert cache.find([7], 1) == [(second[0][0], 0, 1)]
 
 
 def test_without_prefix_caching_nothing_is_found() -> None:
@@ -85,16 +92,17 @@ def test_blocks_are_conserved(requests: list[tuple[int, int, int]]) -> None:
     held: list[tuple[list, int, int]] = []
     for group, full, partial in requests:
         found = cache.find([group * 10 + i for i in range(3)], 3)
-        needed = 3 - len(found) + full + partial
+        needed = 3 - n_blocks(found) + full + partial
         while needed > cache.num_free_without(found) and held:
             cache.free(*held.pop(0))
             found = cache.find([group * 10 + i for i in range(3)], 3)
-            needed = 3 - len(found) + full + partial
-        cache.hold(found)
+            needed = 3 - n_blocks(found) + full + partial
+        blocks = cache.hold(found)
         cache.allocate(needed)
-        blocks = found + [cache.cache(group * 10 + i) for i in range(len(found), 3)]
+        for i in range(n_blocks(found), 3):
+            cache.cache(blocks, group * 10 + i)
         held.append((blocks, full, partial))
-        unique = len({id(block) for request, _, _ in held for block in request})
+        unique = len({id(run) for request, _, _ in held for run, _ in request})
         assert cache.in_use == unique + sum(f + p for _, f, p in held)
     for request in held:
         cache.free(*request)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulator.cluster import Cluster
 from simulator.simulate import Simulation, simulate
 from simulator.tiers import KVTierFile, new_tier
+from simulator.topology import Place
 from tests.engines import LinearStepTime, engine, trace
 from traces.errors import InputError
 from traces.outcome import Status
@@ -54,10 +55,11 @@ def test_what_the_gpu_has_evicted_is_loaded_from_the_host() -> None:
 
 
 def test_a_load_takes_the_time_of_its_bytes_on_the_link() -> None:
-    """32 tokens of 100 bytes at 1600 bytes/s, after 0.5 s: 2.5 s, then a step of 10 ms."""
-    run = simulate(AGAIN, cluster(tier(bandwidth_bytes_per_s=1600 * 0.8, latency_s=0.5)))
+    """32 tokens of 100 bytes at 1280 bytes/s, after 0.5 s: 3 s, then a step of 10 ms."""
+    late = prompts((0.0, (1, 2, 3)), (1.0, (4, 5, 6)), (20.0, (1, 2, 3)))
+    run = simulate(late, cluster(tier(bandwidth_bytes_per_s=1280.0, latency_s=0.5)))
     last = run.capture.outcomes[2]
-    assert last.scheduled_s == pytest.approx(2.0 + 3200 / 1280 + 0.5)
+    assert last.scheduled_s == pytest.approx(20.0 + 3200 / 1280 + 0.5)
     assert last.first_token_s == pytest.approx(last.scheduled_s + 0.01)
 
 
@@ -76,10 +78,55 @@ def test_loads_of_one_link_follow_each_other() -> None:
     assert times[1] > times[0]
 
 
+def test_a_chunk_can_be_loaded_when_it_has_been_written() -> None:
+    """Six chunks of 1600 bytes at 1280 bytes/s: the third is there after 3.75 s."""
+    outcomes = simulate(AGAIN, cluster(tier(bandwidth_bytes_per_s=1280.0))).capture.outcomes
+    assert outcomes[2].scheduled_s == pytest.approx(3 * 1600 / 1280 + 3200 / 1280)
+
+
+def test_writes_that_share_the_link_delay_loads() -> None:
+    """All six chunks are written first: 7.5 s."""
+    outcomes = simulate(AGAIN, cluster(tier(bandwidth_bytes_per_s=1280.0, duplex="half"))).capture.outcomes
+    assert outcomes[2].scheduled_s == pytest.approx(6 * 1600 / 1280 + 3200 / 1280)
+
+
+def test_a_tier_that_is_written_back_takes_what_the_one_before_evicts() -> None:
+    host, store = tier(capacity_bytes=3 * 1600), tier(name="store", write="back")
+    alone, both = simulate(AGAIN, cluster(host)), simulate(AGAIN, cluster(host, store))
+    assert cached(alone) == [0, 0, 16]
+    assert cached(both) == [0, 0, 48]
+    # The first prompt's three chunks went back as the second's came.
+    assert both.capture.series["kv_tier_store_bytes"].value[1] == 3 * 1600
+
+
+def test_first_in_first_out_does_not_look_at_use() -> None:
+    own = new_tier(tier(capacity_bytes=3 * 1600, eviction="fifo"), 16, BYTES)
+    hashes = (1, 2, 3)
+    for block in range(3):
+        own.store(hashes, block, 0.0)
+    own.touch(hashes)
+    assert own.put(9, 1.0) == 1
+    assert list(own.chunks) == [2, 3, 9]
+
+
+def test_bytes_are_conserved() -> None:
+    own = new_tier(tier(capacity_bytes=3 * 1600), 16, BYTES)
+    for key in (1, 2, 3, 2, 4, 5, 1):
+        own.put(key, 0.0)
+    assert own.stored_bytes - own.num_evicted * own.chunk_bytes == len(own.chunks) * own.chunk_bytes
+
+
 def test_a_shared_store_serves_what_another_engine_computed() -> None:
     made = prompts((0.0, (1, 2, 3)), (1.0, (1, 2, 3)))
     alone, shared = (cached(simulate(made, cluster(tier(shared=shared), count=2))) for shared in (False, True))
     assert (alone, shared) == ([0, 0], [0, 48])
+
+
+def test_a_store_of_a_node_serves_that_node_alone() -> None:
+    made = prompts((0.0, (1, 2, 3)), (1.0, (1, 2, 3)), (2.0, (1, 2, 3)))
+    own = cluster(tier(shared="node"), count=3)
+    placed = [replace(one, places=(Place(node, 0),)) for one, node in zip(own.engines, (0, 1, 0), strict=True)]
+    assert cached(simulate(made, replace(own, engines=tuple(placed)))) == [0, 0, 48]
 
 
 def test_chunks_are_stored_and_found_whole() -> None:
@@ -104,6 +151,8 @@ def test_a_full_tier_evicts_what_was_used_least_recently() -> None:
     [
         ((tier(chunk_tokens=24),), {}, "kv_tiers.chunk_tokens"),
         ((tier(capacity_bytes=1599),), {}, "kv_tiers.capacity_bytes"),
+        ((tier(write="back"),), {}, "kv_tiers.write': found 'back': accepted: through, unless a tier"),
+        ((tier(), tier(write="back", chunk_tokens=32)), {}, "kv_tiers.write"),
         ((tier(),), {"enable_prefix_caching": False}, "has no effect without enable_prefix_caching"),
     ],
 )
@@ -128,10 +177,25 @@ def loads(draw: st.DrawFn) -> tuple[Trace, Cluster]:
         family = draw(st.integers(0, 2))
         each.append((at_s, tuple(100 * family + i for i in range(draw(st.integers(1, 5))))))
     tiers = [
-        tier(capacity_bytes=draw(st.sampled_from([1600.0, 8000.0, 1e6])), latency_s=draw(st.sampled_from([0, 0.02])))
+        tier(
+            capacity_bytes=draw(st.sampled_from([1600.0, 8000.0, 1e6])),
+            latency_s=draw(st.sampled_from([0, 0.02])),
+            bandwidth_bytes_per_s=draw(st.sampled_from([3e4, 1e9])),
+            duplex=draw(st.sampled_from(["full", "half"])),
+            eviction=draw(st.sampled_from(["lru", "fifo"])),
+        )
     ]
     if draw(st.booleans()):
         tiers.append(tier(name="store", shared=True, chunk_tokens=32, bandwidth_bytes_per_s=1e5))
+    elif draw(st.booleans()):
+        tiers.append(
+            tier(
+                name="store",
+                shared=draw(st.sampled_from([False, True, "node"])),
+                write="back",
+                bandwidth_bytes_per_s=1e5,
+            )
+        )
     options = {
         "max_num_batched_tokens": draw(st.sampled_from([64, 128])),
         "async_scheduling": draw(st.booleans()),

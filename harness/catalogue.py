@@ -1,0 +1,106 @@
+"""What can be simulated now: by which source of times, and how far off results with it were found to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from profiles.catalog import BUNDLED, list_devices, list_profiles, with_bundled
+from profiles.device import DeviceSpec
+from traces.decoding import decode_yaml
+from traces.errors import EngineError
+
+VALIDITY = BUNDLED / "validity.yaml"
+
+KINDS = ("measured", "aiconfigurator", "roofline")
+"""Of source, as a cluster description asks for it; an external simulator is of any device, and so in no list."""
+
+ANY_DENSE, ANY = "any dense model", "any model"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What docs/validity.md says of times of a source; what is None fits anything.
+
+    Attributes:
+        kind: of source, as a cluster description asks for it.
+        source: who measured it.
+        device, model: of the runs that it was scored on.
+        section: heading in docs/validity.md.
+        says: its figure, in short.
+    """
+
+    kind: str
+    source: str | None = None
+    device: str | None = None
+    model: str | None = None
+    section: str
+    says: str
+
+
+class Findings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file of them; the first that fits counts."""
+
+    entries: tuple[Finding, ...]
+
+
+def catalogue(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """One row for each profile that is there, and for each device that a source describes. Raises InputError.
+
+    Each row has the `kind` of source to ask for, device, model, types, engine, who measured it and when (`source`,
+    `recorded_at`), `path` of a profile, and how well it was `validated`, with the `section` of docs/validity.md.
+    """
+    everywhere = with_bundled(folders)
+    findings = decode_yaml(VALIDITY, Findings).entries
+    devices = list_devices(everywhere)
+    rows = [*_measured(everywhere), *_aiconfigurator(devices), *_roofline(devices)]
+    return [{**row, **_validated(row, findings)} for row in rows]
+
+
+def _measured(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    names = ("device", "model", "dtype", "kv_cache_dtype", "engine", "recorded_at", "source")
+    return [
+        {"kind": "measured", **{name: getattr(info.meta, name) for name in names}, "path": str(info.path)}
+        for info in list_profiles(folders)
+    ]
+
+
+def _aiconfigurator(devices: Sequence[DeviceSpec]) -> list[dict[str, Any]]:
+    """Devices of which aiconfigurator-core has tables; none without that extra."""
+    from profiles.aiconfigurator import GEMMS
+    from profiles.aiconfigurator_tables import core_version, current_version, systems
+
+    try:
+        there = systems()
+    except EngineError:
+        return []
+    source, rows = f"aiconfigurator-core {core_version()}", []
+    for device in devices:
+        system = next((name for name in (device.name, *device.aliases) if name in there), None)
+        if system is not None:
+            types = ", ".join(dtype for dtype in GEMMS if dtype in device.peak_flops_per_s)
+            row = _row("aiconfigurator", device.name, ANY_DENSE, types, source)
+            rows.append({**row, "engine": f"vllm {current_version(system)}"})
+    return rows
+
+
+def _roofline(devices: Sequence[DeviceSpec]) -> list[dict[str, Any]]:
+    """Devices with a peak and a bandwidth."""
+    described = [one for one in devices if one.peak_flops_per_s and one.memory_bandwidth_bytes_per_s]
+    return [_row("roofline", one.name, ANY, ", ".join(sorted(one.peak_flops_per_s)), "datasheet") for one in described]
+
+
+def _row(kind: str, device: str, model: str, dtype: str, source: str) -> dict[str, Any]:
+    row = {"kind": kind, "device": device, "model": model, "dtype": dtype, "kv_cache_dtype": "auto, fp8"}
+    return {**row, "engine": None, "recorded_at": None, "source": source, "path": None}
+
+
+def _validated(row: dict[str, Any], findings: Sequence[Finding]) -> dict[str, str | None]:
+    for finding in findings:
+        wanted = finding.kind, finding.source, finding.device, finding.model
+        there = row["kind"], row["source"], row["device"], row["model"]
+        if all(one in (None, other) for one, other in zip(wanted, there, strict=True)):
+            return {"validated": finding.says, "section": finding.section}
+    return {"validated": None, "section": None}

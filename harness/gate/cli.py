@@ -1,0 +1,69 @@
+"""`servetwin check`: parses, calls the function of its name, writes, prints, and exits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.console import console, print_json
+from traces.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.gate.verdict import Checked
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key of every scenario. Repeatable.")]
+
+
+def check(
+    suite: Path,
+    fail_on: Annotated[
+        list[str] | None, typer.Option(help="ttft.p99:10%, tpot.mean:1ms, e2el.mean:+5% (above only). Repeatable.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write Markdown.")] = None,
+    result: Annotated[Path | None, typer.Option(help="Write JSON.")] = None,
+    benchmark: Annotated[Path | None, typer.Option(help="Write JSON for github-action-benchmark.")] = None,
+    update_baseline: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Make what is found the new baseline, for this reason.")
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Check a suite: fidelity against captures, drift and counts against a baseline; exit 1 when one of them fails.
+
+    Example: servetwin check suite.yaml --fail-on ttft.p99:10% --junit check.xml
+    """
+    from harness.gate.check import check as run
+    from harness.gate.outputs import outputs_of, write_outputs
+    from harness.gate.terminal import print_checked
+
+    with console(stderr=True).status("checking") as status:
+        checked = run(
+            suite,
+            fail_on=fail_on or (),
+            overrides=overrides or (),
+            update_baseline=update_baseline,
+            progress=lambda name: status.update(f"checking {name}"),
+        )
+    write_outputs(outputs_of(checked, junit=junit, markdown=markdown, result=result, benchmark=benchmark))
+    _add_to_job_summary(checked)
+    print_json(checked.as_dict()) if as_json else print_checked(checked)
+    raise typer.Exit(0 if checked.passed else 1)
+
+
+def _add_to_job_summary(checked: Checked) -> None:
+    """GitHub Actions shows what is appended to this file below the job."""
+    from harness.gate.markdown import markdown
+
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return
+    try:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(markdown(checked))
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", file=path, field="GITHUB_STEP_SUMMARY") from None

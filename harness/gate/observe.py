@@ -1,0 +1,99 @@
+"""What one scenario of a suite gives with this version: compared with its capture, by itself, and all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from harness.deployment import located, with_run_notes
+from harness.gate.baseline import Stored, rounded
+from harness.gate.canary import counts_of
+from harness.gate.figures import AT_ONCE, figure_of, simulated_figures
+from harness.gate.suite import Entry
+from harness.scenario import Scenario, read_scenario
+from harness.unprofiled import deploy_calibrated
+from harness.validate import digest, validate
+from simulator.front_end import simulate_behind
+from simulator.simulate import Simulation
+from traces.capture import CaptureMeta, read_capture
+from traces.decoding import read_bytes, sha256
+from traces.formats import read_any_trace
+from traces.metrics import summary
+from traces.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a scenario gives.
+
+    Attributes:
+        validation: what validation.json would hold; None without a capture.
+        stored: what the baseline would hold.
+        notes: of the validation, or of the simulation where there is none.
+    """
+
+    validation: dict[str, Any] | None
+    stored: Stored
+    notes: tuple[str, ...]
+
+
+def observe(entry: Entry, overrides: Sequence[str] = ()) -> Observed:
+    """Simulate a scenario of a suite: at the capture's arrivals, at the trace's own, and with all requests at once.
+
+    The last two need no capture but for the engine options that the scenario leaves unsaid, so that another recording
+    of the same load gives the same. Raises InputError, and EngineError where the engine's own scheduler is asked for.
+    """
+    overrides = (*entry.overrides, *overrides)
+    validation = None if entry.capture is None else validate(entry.scenario, entry.capture, overrides).result
+    measured = None if entry.capture is None else read_capture(entry.capture).meta
+    scenario = read_scenario(entry.scenario, overrides)
+    trace = read_any_trace(scenario.trace_path)
+    own, inputs, notes = _simulated(scenario, trace, measured)
+    at_once, _, _ = _simulated(scenario, _at_once(trace), measured)
+    run, together = summary(own.capture), summary(at_once.capture)
+    figures = simulated_figures(run["metrics"]) | {AT_ONCE: together["metrics"]["duration_s"]}
+    stored = Stored(
+        {name: rounded(value) for name, value in figures.items()},
+        run["requests"],
+        counts_of(at_once),
+        {} if validation is None else _errors(entry, validation),
+        inputs | {"trace": trace.sha256, "capture": None if entry.capture is None else digest(entry.capture)},
+    )
+    return Observed(validation, stored, notes if validation is None else tuple(validation["notes"]))
+
+
+def _simulated(
+    scenario: Scenario, trace: Trace, measured: CaptureMeta | None
+) -> tuple[Simulation, dict[str, str | None], tuple[str, ...]]:
+    """A simulation, digests of what is behind it, and its notes."""
+    deployment = deploy_calibrated(scenario, measured, scenario.calibration_path)
+    with located(scenario):
+        simulation = simulate_behind(deployment.front_end, trace, deployment.cluster)
+    notes = with_run_notes(simulation.capture.meta, deployment).notes
+    return simulation, {**deployment.provenance, "scenario": _digest(scenario)}, notes
+
+
+def _digest(scenario: Scenario) -> str:
+    """Of what the user wrote, overrides and the cluster's file included.
+
+    Not of the scheduler: vLLM's and ours give the same to the last bit, and one baseline serves both.
+    """
+    written = {name: value for name, value in scenario.requested.items() if name != "scheduler"}
+    if isinstance(scenario.file.cluster, str):
+        written["cluster"] = sha256(read_bytes(scenario.path.parent / scenario.file.cluster))
+    return sha256(msgspec.json.encode(written, order="sorted"))
+
+
+def _at_once(trace: Trace) -> Trace:
+    arrivals_s = {row.request_id: 0.0 for row in trace.rows}
+    return trace.with_arrivals(arrivals_s, "all requests at once")
+
+
+def _errors(entry: Entry, validation: dict[str, Any]) -> dict[str, float]:
+    """Errors of the figures with a tolerance."""
+    found = {name: figure_of(validation, name) for name in entry.fidelity}
+    errors = {name: rounded(figure.error) for name, figure in found.items() if figure is not None}
+    return {name: error for name, error in errors.items() if error is not None}

@@ -1,0 +1,159 @@
+"""A suite: which scenarios are checked, against what, and how far off they may be. One YAML file, typed and strict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from harness.gate import drift, fidelity
+from harness.gate.figures import FIGURES, SIMULATED
+from harness.gate.tolerance import Tolerance, parse_tolerance
+from harness.scenario import Text
+from traces.decoding import Document, read_document
+from traces.errors import InputError, nearest
+
+Tolerances = dict[str, Any]
+"""As they are written; `tolerance.parse_tolerance` says what is wrong with one."""
+
+
+class ScenarioEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A scenario of a suite as the user writes it.
+
+    Attributes:
+        scenario: its file.
+        capture: the measured run that it is judged against; None: drift and canary alone.
+        set: overrides of the scenario's keys.
+        fidelity: tolerances over those of the suite, by figure.
+        drift: likewise.
+    """
+
+    scenario: Text
+    capture: Text | None = None
+    set: tuple[Text, ...] = ()
+    fidelity: Tolerances = {}
+    drift: Tolerances = {}
+
+
+class SuiteFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A suite as the user writes it. Paths are relative to the file.
+
+    Attributes:
+        scenarios: a `ScenarioEntry` each, by name.
+        baseline: file of what they gave before; None: only fidelity is judged.
+        fidelity: tolerances of every scenario, by figure; None: `fidelity.DEFAULT`.
+        drift: likewise; `default` is of all figures that are not named, and `report` is no limit.
+    """
+
+    scenarios: Annotated[dict[Text, Any], msgspec.Meta(min_length=1)]
+    baseline: Text | None = None
+    fidelity: Tolerances | None = None
+    drift: Tolerances = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A scenario of a suite as it is checked.
+
+    Attributes:
+        name: in the suite.
+        scenario: its file.
+        capture: the measured run; None without one.
+        overrides: of the scenario's keys.
+        fidelity: tolerances by figure; none without a capture.
+        drift: tolerances by figure; None: report only.
+        drift_default: of all other figures.
+    """
+
+    name: str
+    scenario: Path
+    capture: Path | None
+    overrides: tuple[str, ...]
+    fidelity: dict[str, Tolerance]
+    drift: dict[str, Tolerance | None]
+    drift_default: Tolerance | None
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A suite as it is checked.
+
+    Attributes:
+        path: its file.
+        baseline: file of what its scenarios gave before; None without one.
+        entries: its scenarios.
+    """
+
+    path: Path
+    baseline: Path | None
+    entries: tuple[Entry, ...]
+
+
+def read_suite(path: Path) -> Suite:
+    """Read a suite. Raises InputError with file, line and field, also for what would have no effect."""
+    document = read_document(path)
+    file = document.convert(SuiteFile)
+    if file.drift and file.baseline is None:
+        raise document.error(["drift"], "has no effect without a baseline")
+    stated = fidelity.DEFAULT if file.fidelity is None else file.fidelity
+    within = _fidelity(document, stated, ["fidelity"])
+    moved = _drift(document, file.drift, ["drift"])
+    entries = []
+    for name in file.scenarios:
+        at = ["scenarios", name]
+        entry = _part(document, at).convert(ScenarioEntry)
+        if entry.capture is None and file.baseline is None:
+            raise document.error(at, "is judged by nothing", accepted="a capture, or a baseline of the suite")
+        if entry.fidelity and entry.capture is None:
+            raise document.error([*at, "fidelity"], "has no effect without a capture")
+        if entry.drift and file.baseline is None:
+            raise document.error([*at, "drift"], "has no effect without a baseline of the suite")
+        own = within | _fidelity(document, entry.fidelity, [*at, "fidelity"])
+        drifts = moved | _drift(document, entry.drift, [*at, "drift"])
+        entries.append(
+            Entry(
+                name,
+                path.parent / entry.scenario,
+                None if entry.capture is None else path.parent / entry.capture,
+                entry.set,
+                {} if entry.capture is None else own,
+                {figure: tolerance for figure, tolerance in drifts.items() if figure != "default"},
+                drifts.get("default", drift.DEFAULT),
+            )
+        )
+    return Suite(path, None if file.baseline is None else path.parent / file.baseline, tuple(entries))
+
+
+def _part(document: Document, at: Sequence[str]) -> Document:
+    """What stands at these keys, with its lines. Raises InputError unless it is a mapping."""
+    value, tree = document.value, document.tree
+    for name in at:
+        value = value[name]
+        tree = next(node for key, node in tree.value if key.value == name)
+    if not isinstance(value, dict):
+        raise document.error(at, accepted="a mapping with a scenario")
+    return Document(document.path, value, tree)
+
+
+def _fidelity(document: Document, stated: Mapping[str, Any], at: Sequence[str]) -> dict[str, Tolerance]:
+    return {name: _tolerance(document, name, text, at, FIGURES) for name, text in stated.items()}
+
+
+def _drift(document: Document, stated: Mapping[str, Any], at: Sequence[str]) -> dict[str, Tolerance | None]:
+    known = (*SIMULATED, "default")
+    return {
+        name: None if text == drift.REPORT and name in known else _tolerance(document, name, text, at, known)
+        for name, text in stated.items()
+    }
+
+
+def _tolerance(document: Document, name: str, text: Any, at: Sequence[str], known: Sequence[str]) -> Tolerance:
+    if name not in known:
+        raise document.error([*at, name], "is unknown", accepted=nearest(name, known))
+    try:
+        return parse_tolerance(str(text), name, name)
+    except InputError as error:
+        raise document.error([*at, name], accepted=error.accepted) from None

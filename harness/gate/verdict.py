@@ -1,0 +1,137 @@
+"""What the gates say: a verdict per scenario and figure, and whether it blocks. Only FAILED does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+Gate = Literal["fidelity", "drift", "canary"]
+
+
+class Status(Enum):
+    """What became of one figure.
+
+    FAILED        it blocks
+    INCONCLUSIVE  the interval reaches over the tolerance's edge, or there are too few samples for one
+    CHANGED       it moved since the baseline, by no more than is tolerated
+    IMPROVED      it is nearer to what was measured than the baseline, or moved in the direction that is welcome
+    NEW           the baseline does not know it
+    ACCEPTED      it would fail, but the baseline is being updated, with a reason
+    PASSED        within its tolerance, and all of its interval too
+    """
+
+    FAILED = "failed"
+    INCONCLUSIVE = "inconclusive"
+    CHANGED = "changed"
+    IMPROVED = "improved"
+    NEW = "new"
+    ACCEPTED = "accepted"
+    PASSED = "passed"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One line of the result.
+
+    Attributes:
+        gate: which of the three.
+        figure: what was judged.
+        status: what became of it.
+        reference: what it was compared with: measured (fidelity) or stored (drift, canary); None where there is none.
+        simulated: by this version.
+        difference: (simulated - reference) / reference; for a `mape`, the mean |error|. None where there is none.
+        ci95: its 95 % interval; None where there is none.
+        tolerance: as the suite says it; None where nothing but equality will do.
+        why: what the numbers do not say.
+    """
+
+    gate: Gate
+    figure: str
+    status: Status
+    reference: float | None = None
+    simulated: float | None = None
+    difference: float | None = None
+    ci95: tuple[float, float] | None = None
+    tolerance: str | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScenarioCheck:
+    """All verdicts of one scenario.
+
+    Attributes:
+        name: in the suite.
+        verdicts: of the gates, in their order.
+        notes: what a reader should know of how they came about.
+    """
+
+    name: str
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing of it blocks."""
+        return not self.of(Status.FAILED)
+
+    def of(self, status: Status) -> list[Verdict]:
+        """Its verdicts of one status."""
+        return [verdict for verdict in self.verdicts if verdict.status is status]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The result of checking a suite.
+
+    Attributes:
+        suite: name of its file.
+        version: of servetwin.
+        scenarios: each one of the suite, then those that are lost.
+        reason: why the baseline is to be updated; None when it is not.
+        baseline: its file and new content; None likewise. `check` writes nothing.
+    """
+
+    suite: str
+    version: str
+    scenarios: tuple[ScenarioCheck, ...]
+    reason: str | None = None
+    baseline: tuple[Path, str] | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing blocks."""
+        return all(scenario.passed for scenario in self.scenarios)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, ready for JSON."""
+        return {
+            "passed": self.passed,
+            "suite": self.suite,
+            "version": self.version,
+            "reason": self.reason,
+            "scenarios": {
+                scenario.name: {
+                    "passed": scenario.passed,
+                    "verdicts": [_as_dict(verdict) for verdict in scenario.verdicts],
+                    "notes": list(scenario.notes),
+                }
+                for scenario in self.scenarios
+            },
+        }
+
+
+def _as_dict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "gate": verdict.gate,
+        "figure": verdict.figure,
+        "status": verdict.status.value,
+        "reference": verdict.reference,
+        "simulated": verdict.simulated,
+        "difference": verdict.difference,
+        "ci95": None if verdict.ci95 is None else list(verdict.ci95),
+        "tolerance": verdict.tolerance,
+        "why": verdict.why,
+    }

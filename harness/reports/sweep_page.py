@@ -1,0 +1,179 @@
+"""The page of a sweep: what is not beaten, any column over any other, and the table.
+
+A sweep is a results.csv with a line per point; study.json beside it says what was varied and what makes one better.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.reports.colours import ROLES
+from harness.reports.page import Page, Section, data, escape, folded, notes, prose, table, verdict_line
+from traces.decoding import decode_json, read_bytes
+from traces.errors import InputError
+
+RESULTS, STUDY = "results.csv", "study.json"
+
+MOST_ROWS = 500
+"""Points in the page's table; the file has all."""
+MOST_NUMBERS = 150_000
+"""Numbers behind the chart; of more, every so many-th point is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A table of points: columns by name, a text per point; numbers where all texts that are not empty are some.
+
+    Attributes:
+        cells: [n] texts of each column.
+        numbers: [n] of the columns that hold numbers; None where a cell is empty.
+        study: what study.json holds; None where there is none.
+    """
+
+    cells: dict[str, list[str]]
+    numbers: dict[str, list[float | None]]
+    study: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.cells.values())))
+
+    @property
+    def columns(self) -> list[str]:
+        """Those worth a reader's while: of a study, what was set and what decides; else all."""
+        if self.study is None:
+            return list(self.cells)
+        known = {"point", "reason", "is_feasible", "is_front"}
+        known |= {*self.study["objectives"], *self.study["constraints"]}
+        known |= {name for point in self.study["points"] for name in point["overrides"]}
+        return [name for name, texts in self.cells.items() if name in known and any(texts)]
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """A sweep's results. Raises InputError when there are none, or rows are not as long as the header."""
+    file = folder / RESULTS
+    try:
+        reader = csv.reader(io.StringIO(read_bytes(file).decode()))
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not text ({error})", file=file) from None
+    header = next(reader, [])
+    rows = []
+    for row in reader:
+        if len(row) != len(header):
+            accepted = f"{len(header)}, as the header"
+            raise InputError(f"has {len(row)} cells", file=file, line=reader.line_num, accepted=accepted)
+        rows.append(row)
+    if not rows:
+        raise InputError("holds no point", file=file)
+    cells = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    numbers = {name: found for name, texts in cells.items() if (found := _numbers(texts)) is not None}
+    study = folder / STUDY
+    record = decode_json(read_bytes(study), dict[str, Any], file=study) if study.is_file() else None
+    return Sweep(cells, numbers, record)
+
+
+def _numbers(texts: list[str]) -> list[float | None] | None:
+    """The numbers that texts are; None when one is none, or all are empty."""
+    try:
+        values = [float(text) if text else None for text in texts]
+    except ValueError:
+        return None
+    known = [value for value in values if value is not None]
+    return values if known and all(map(math.isfinite, known)) else None
+
+
+def sweep_page(name: str, sweep: Sweep) -> Page:
+    """The page."""
+    study = sweep.study
+    sections: tuple[Section, ...] = (Section("Points", _explorer(sweep)), Section("Table", _table(sweep)))
+    if study is None:
+        head = verdict_line(good=True, mark="", sentence=f"{len(sweep)} points.")
+        return Page(f"Sweep {name}", head, sections)
+    aims = ", ".join(f"{figure} {way}" for figure, way in study["objectives"].items())
+    sentence = f"{len(sweep)} points, {study['n_failed']} failed; {len(study['front'])} are not beaten by {aims}."
+    if not study["objectives"]:
+        sentence = f"{len(sweep)} points, {study['n_failed']} failed."
+    asked = {key: study[key] for key in ("study", "scenario")}
+    sections = (
+        Section("Front", _front(sweep, study["front"])),
+        *sections,
+        Section("Notes", notes(study["notes"])),
+        Section("Configuration", "".join(folded(what.capitalize(), value) for what, value in asked.items())),
+    )
+    return Page(f"Sweep {name}", verdict_line(good=not study["n_failed"], mark="", sentence=sentence), sections)
+
+
+def _front(sweep: Sweep, front: Sequence[int]) -> str:
+    """The points that no other beats."""
+    columns = [name for name in sweep.columns if name not in ("reason", "is_feasible", "is_front")]
+    rows = [[_short(sweep.cells[name][i]) for name in columns] for i in front]
+    return table(columns, rows, "No other point is as good by every objective and better by one") if rows else ""
+
+
+def _explorer(sweep: Sweep) -> str:
+    """A chart whose axes and colours the reader chooses."""
+    varied = [column for column, values in sweep.numbers.items() if len(set(values)) > 1]
+    if len(varied) < 2:
+        return ""
+    every = math.ceil(len(sweep) * len(varied) / MOST_NUMBERS)
+    numbers = {column: [_rounded(value) for value in sweep.numbers[column][::every]] for column in varied}
+    kinds = {
+        column: texts[::every]
+        for column, texts in sweep.cells.items()
+        if column not in sweep.numbers and 1 < len(set(texts)) <= ROLES
+    }
+    texts = [
+        "<br>".join(f"{escape(column)} {escape(sweep.cells[column][i])}" for column in sweep.columns)
+        for i in range(0, len(sweep), every)
+    ]
+    points = data({"numbers": numbers, "kinds": kinds, "text": texts})
+    aims = [name for name in (sweep.study or {}).get("objectives", ()) if name in varied]
+    first, second = (aims[0], aims[1]) if len(aims) > 1 else (varied[0], aims[0] if aims else varied[-1])
+    colour = "is_front" if "is_front" in kinds else ""
+    controls = "".join(
+        f"<label>{label} <select id='explore-{key}'>{_options(options, chosen)}</select></label>"
+        for label, key, options, chosen in (
+            ("across", "x", varied, first),
+            ("up", "y", varied, second),
+            ("coloured by", "colour", ["", *kinds, *varied], colour),
+        )
+    )
+    thinned = f" Of {len(sweep):,} points, one in {every} is looked at." if every > 1 else ""
+    caption = f"Each point of the sweep that has both values.{thinned}"
+    return (
+        f"<div class='controls'>{controls}</div><figure><div class='chart' id='chart-explore' role='group' "
+        f"aria-label='points of the sweep'></div><figcaption>{caption}</figcaption></figure>"
+        f"<script type='application/json' id='data-points'>{points}</script>"
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    """Six significant digits: more than a picture can show."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _options(names: Sequence[str], chosen: str) -> str:
+    shown = [(name, " selected" if name == chosen else "") for name in names]
+    return "".join(f"<option value='{escape(n)}'{selected}>{escape(n) or 'nothing'}</option>" for n, selected in shown)
+
+
+def _table(sweep: Sweep) -> str:
+    rows = zip(*(sweep.cells[name][:MOST_ROWS] for name in sweep.columns), strict=True)
+    said = [f"the first {MOST_ROWS} of {len(sweep):,} points"] if len(sweep) > MOST_ROWS else []
+    said += ["what was set and what decides"] if len(sweep.columns) < len(sweep.cells) else []
+    cut = prose(f"{' and '.join(said).capitalize()}; {RESULTS} has all.") if said else ""
+    return cut + table(sweep.columns, [[_short(cell) for cell in row] for row in rows], "Points")
+
+
+def _short(cell: str) -> str:
+    """Six digits of a number that has more."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return cell
+    return cell if len(cell) <= len("123.456") else f"{value:.6g}"

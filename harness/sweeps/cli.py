@@ -1,0 +1,85 @@
+"""`servetwin sweep`: parses, calls the function of its name, prints, and exits."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from harness.console import console, print_json, seconds, table
+from traces.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.sweeps.trials import Progress
+
+MOST_FAILURES = 5
+"""Failed points that are named on the terminal; results.csv names all."""
+INTERRUPTED = 130
+"""What a shell reports of a command that an interrupt has ended."""
+
+
+def sweep(
+    study: Path,
+    out: Annotated[Path, typer.Option("--out", help="The study's folder: a new one, or one in which it was begun.")],
+    executor: Annotated[str, typer.Option(help="local: processes of this machine; ray: a Ray cluster.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Points at once; left out: as many as there are processors.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Simulate many variants of a scenario and say which are not beaten; run again, it goes on where it was.
+
+    Example: servetwin sweep study.yaml --out out/study
+    """
+    from harness.sweeps.sweep import Executor
+    from harness.sweeps.sweep import sweep as run
+
+    if executor not in get_args(Executor):
+        raise InputError(field="--executor", found=executor, accepted=", ".join(get_args(Executor)))
+    begun = time.monotonic()
+    with console(stderr=True).status("loading") as status:
+        try:
+            swept = run(
+                study,
+                out,
+                executor=executor,  # type: ignore[arg-type]
+                workers=workers,
+                report=lambda now: status.update(progress_text(now, time.monotonic() - begun)),
+            )
+        except KeyboardInterrupt:
+            sys.stderr.write(f"interrupted; what is done is kept: servetwin sweep {study} --out {out} goes on\n")
+            raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print_json(swept.record)
+        return
+    _print_study(swept.record, swept.progress)
+
+
+def progress_text(now: Progress, took_s: float) -> str:
+    """How far a study is, and how long the rest may take if it goes on like that."""
+    n_run, n_left = now.n_done - now.n_known, now.n_total - now.n_done
+    left = f", {seconds(round(took_s / n_run * n_left))} left" if n_run and n_left > 0 else ""
+    failed = f", {now.n_failed} failed" if now.n_failed else ""
+    return f"{now.n_done} of {now.n_total} points{failed}{left}"
+
+
+def _print_study(record: dict[str, Any], progress: Progress) -> None:
+    from harness.sweeps.front_table import front_rows
+
+    out = console()
+    points = record["points"]
+    keys = list(dict.fromkeys(key for point in points for key in point["overrides"]))
+    names = list(record["objectives"])
+    out.print(table("Points that no other beats", ["point", *keys, *names], front_rows(record, keys, names)))
+    failed = [point for point in points if point["reason"] is not None]
+    before = f", {progress.n_known} of them from before" if progress.n_known else ""
+    out.print(f"{len(points)} points{before}: {len(record['front'])} on the front, {len(failed)} failed")
+    for point in failed[:MOST_FAILURES]:
+        out.print(f"point {point['point']} failed: {point['reason']}")
+    if len(failed) > MOST_FAILURES:
+        out.print(f"and {len(failed) - MOST_FAILURES} more, see results.csv")
+    for note in record["notes"]:
+        out.print(f"note: {note}", style="dim")

@@ -1,0 +1,267 @@
+"""The tables of aiconfigurator-core, an optional extra: which systems it has, what it collected, and what it answers.
+
+One `Tables` is one system (its name of a device) with one version of vLLM. Rows of other versions and other engines,
+with which the package would fill gaps, are switched off; only for collectives is an earlier version's file taken, and
+said. What is not public in the package, as of version 0.12, stands in this file alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from profiles.model import ModelSpec
+from traces.errors import EngineError, InputError, nearest
+from traces.steps import Ints
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BACKEND = "vllm"
+
+TABLES = ("gemm_perf", "context_attention_perf", "generation_attention_perf", "custom_allreduce_perf", "nccl_perf")
+"""Those that are read here."""
+
+COMMUNICATION = ("CustomAllReduce", "Nccl", "P2P")
+"""Kinds of operators that are between devices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One of the package's operators, as it writes them for its engine.
+
+    Attributes:
+        name: the package's own.
+        kind: such as Gemm or GenerationAttention.
+        fields: its sizes and types; `scale_factor` is how often it runs in a step.
+    """
+
+    name: str
+    kind: str
+    fields: dict[str, Any]
+
+    @property
+    def count(self) -> float:
+        """How often it runs in a step."""
+        return float(self.fields["scale_factor"])
+
+    @property
+    def once(self) -> str:
+        """The engine's JSON for one run."""
+        return json.dumps([{self.kind: {**self.fields, "scale_factor": 1.0}}])
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Seconds of an operator, and where from: `silicon` (a table), `empirical` (a formula), or `mixed`."""
+
+    time_s: float
+    source: str
+
+
+class Tables:
+    """What was collected on one system with one version of vLLM.
+
+    Attributes:
+        system: the package's name of a device.
+        version: of vLLM.
+        warnings: what the package warned of.
+    """
+
+    def __init__(self, system: str, version: str | None = None) -> None:
+        """Load them.
+
+        Args:
+            system: the package's name of a device.
+            version: of vLLM; None: the system's current one.
+
+        Raises:
+            InputError: it has no such system or version.
+            EngineError: the extra is not installed.
+        """
+        if system not in (there := systems()):
+            message = "aiconfigurator-core has no such system"
+            raise InputError(message, field="system", found=system, accepted=nearest(system, there))
+        slots = _sdk("perf_database").get_version_slots(system, BACKEND) or {}
+        if version not in (None, *slots.values()):
+            accepted = ", ".join(dict.fromkeys(slots.values()))
+            raise InputError(f"was not collected on {system}", field="version", found=version, accepted=accepted)
+        self.system = system
+        self._database, self._engine, self.warnings = _loaded(system, version or "current", fill_gaps=False)
+        self.version = str(self._database.version)
+        self._read: dict[str, pd.DataFrame] = {}
+
+    def description(self, model: ModelSpec, tp: int, gemm: str, kv: str) -> tuple[list[Operator], list[Operator]]:
+        """The operators of a prefill and of a decode step of a dense model: its own description, with our dimensions.
+
+        Args:
+            model: dimensions.
+            tp: tensor-parallel degree.
+            gemm: type of matrix products in layers, by its name.
+            kv: type of keys and values.
+        """
+        config = _sdk("config_builders").build_model_config(
+            tp,
+            1,
+            1,
+            1,
+            1,
+            gemm_quant_mode=gemm,
+            kvcache_quant_mode=kv,
+            fmha_quant_mode="bfloat16",
+            comm_quant_mode="half",
+        )
+        built = _sdk("models.llama").LLAMAModel(
+            model.name, "LLAMA", "LlamaForCausalLM", model.num_layers, model.num_heads, model.num_kv_heads,
+            model.head_dim, model.hidden_size, model.intermediate_size, model.vocab_size,
+            model.max_position_embeddings or 0, config, {"use_qk_norm": model.qk_norm},
+        )  # fmt: skip
+        return self._operators(built.context_ops), self._operators(built.generation_ops)
+
+    def collective(self, name: str, ranks: int) -> Operator:
+        """`all_reduce` or `all_gather` between so many devices, over x elements of two bytes."""
+        operations = _sdk("operations")
+        if name == "all_reduce":
+            return self._operators([operations.CustomAllReduce(name, 1, 1, ranks)])[0]
+        half = _sdk("common").CommQuantMode.half
+        return self._operators([operations.NCCL(name, 1, name, 1, ranks, half)])[0]
+
+    def answer(self, operator: Operator, **shape: int | bool) -> Answer:
+        """One run at one shape (`EngineHandle.evaluate_ops_json`). Raises InputError for what it cannot answer."""
+        engine = self._filled if operator.kind == "CustomAllReduce" else self._engine
+        try:
+            ((_, latency_ms, _, source),) = engine.evaluate_ops_json(operator.once, **shape)
+        except Exception as error:  # plain exceptions of several kinds
+            message = f"aiconfigurator has no {operator.name} at {shape} on {self.system} ({error})"
+            raise InputError(message) from None
+        return Answer(latency_ms / 1e3, source)
+
+    def collected(self, table: str, columns: Sequence[str], **only: object) -> Ints:
+        """Distinct values of some columns, in the rows in which others are as given, [n, columns], ascending.
+
+        Tables of older versions know no window of attention; all their rows are without one.
+        """
+        rows = self._rows(table)
+        for name, value in only.items():
+            if name in rows or name != "window_size":
+                rows = rows[rows[name] == value]
+        return np.unique(rows[list(columns)].to_numpy(dtype=np.int64), axis=0)
+
+    def names(self, table: str, column: str) -> list[str]:
+        """Distinct texts of a column."""
+        return sorted(self._rows(table)[column].unique())
+
+    def _rows(self, table: str) -> pd.DataFrame:
+        import pandas as pd
+
+        if table not in self._read:
+            self._read[table] = pd.read_parquet(self.file(table))
+        return self._read[table]
+
+    def file(self, table: str) -> Path:
+        """The file that a table is read from. Raises InputError when there is none."""
+        root = Path(self._database.systems_root) / self._database.system_spec["data_dir"]
+        engine, version = BACKEND, self.version
+        if table == "nccl_perf":
+            engine, version = "nccl", self._database.system_spec["misc"]["nccl_version"]
+        resolve = _sdk("operations.base").resolve_op_data_path
+        path = Path(resolve(str(root), engine, version, f"{table}.parquet"))
+        if table == "custom_allreduce_perf" and not path.exists():
+            path = next(iter(self._earlier(root, table)), path)
+        if not path.exists():
+            raise InputError("was not collected", field=table, found=f"{self.system}, {engine} {version}")
+        return path
+
+    def _earlier(self, root: Path, table: str) -> list[Path]:
+        """Files with which the package fills in, the newest first."""
+        from aiconfigurator_core import resolve_op_sources_report_json
+
+        systems_root = self._database.systems_root
+        text = resolve_op_sources_report_json(systems_root, str(root), BACKEND, self.version, f"{table}.parquet", None)
+        return [Path(record["path"]) for record in json.loads(text)["records"] if record["exists"]]
+
+    def _operators(self, operators: Sequence[Any]) -> list[Operator]:
+        engine = _sdk("engine")
+        with _heard() as warnings:
+            engine._resolve_attention_lane_orders(operators, self._database, None)
+        self.warnings += [one for one in warnings if one not in self.warnings]
+        specs = [next(iter(spec.items())) for spec in json.loads(engine.build_ops_json(operators))]
+        return [Operator(fields["name"], kind, fields) for kind, fields in specs]
+
+    @cached_property
+    def _filled(self) -> Any:
+        """The engine that takes an earlier version's file where this one has none."""
+        if self.file("custom_allreduce_perf").parent.name == self.version:
+            return self._engine
+        return _loaded(self.system, self.version, fill_gaps=True)[1]
+
+
+def systems() -> list[str]:
+    """The package's names of devices on which it has vLLM's operators. Raises EngineError without the extra."""
+    folder = Path(_sdk("perf_database").__file__).parents[1] / "systems"
+    names = (file.stem for file in folder.glob("*.yaml") if (folder / "data" / file.stem / "gemm" / BACKEND).is_dir())
+    return sorted(name for name in names if _sdk("perf_database").get_version_slots(name, BACKEND))
+
+
+def current_version(system: str) -> str:
+    """Version of vLLM that is taken on a system where none is named."""
+    return str(_sdk("perf_database").get_version_slots(system, BACKEND)["current"])
+
+
+def core_version() -> str:
+    """The package's version. Raises EngineError without the extra."""
+    _sdk("engine")
+    return package_version("aiconfigurator-core")
+
+
+def _loaded(system: str, version: str, *, fill_gaps: bool) -> tuple[Any, Any, list[str]]:
+    """Its database of a system, the engine that answers from it, and what it warned of."""
+    with _heard() as warnings:
+        database = _sdk("perf_database").get_database(system, BACKEND, version, shared_layer=fill_gaps)
+        return database, _sdk("engine").EngineHandle.for_database(database), warnings
+
+
+def _sdk(name: str) -> Any:
+    """A module of the package. Raises EngineError without the extra."""
+    try:
+        return import_module(f"aiconfigurator_core.sdk.{name}")
+    except ImportError:
+        message = "aiconfigurator's tables need the extra: pip install 'servetwin[aiconfigurator]'"
+        raise EngineError(message) from None
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What the package warns of meanwhile, in place of its printing it; but for tables that nothing here reads."""
+    log, heard = logging.getLogger("aiconfigurator_core"), _Listener()
+    propagates, log.propagate = log.propagate, False
+    log.addHandler(heard)
+    try:
+        yield heard.said
+    finally:
+        log.removeHandler(heard)
+        log.propagate = propagates
+
+
+class _Listener(logging.Handler):
+    """Keeps warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one, unless it is of a table (MLA, DSA) of models that are not read here."""
+        text = record.getMessage()
+        if ".parquet" not in text or any(f"{table}.parquet" in text for table in TABLES):
+            self.said.append(f"aiconfigurator-core says: {text}")

@@ -1,0 +1,48 @@
+"""Requests in lockstep: sums that never have to be brought up to date."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.lockstep import Lockstep
+from simulator.request import Request, new_request
+from traces.trace import TraceRow
+
+
+def running(computed: int, output: int, admission: int) -> Request:
+    """A request that has computed so much, and is due its second token."""
+    row = TraceRow(request_id=str(admission), arrival_s=0.0, prompt_tokens=computed, output_tokens=output)
+    request = new_request(row, admission, (), 0.0, block_size=4, num_blocks=100, max_model_len=1000)
+    request.admission, request.num_computed_tokens, request.num_tokens = admission, computed, computed + 1
+    return request
+
+
+@pytest.fixture
+def both() -> tuple[Lockstep, Request, Request]:
+    lockstep, long, short = Lockstep(4), running(10, 9, 0), running(3, 3, 1)
+    lockstep.join(long, 5)
+    lockstep.join(short, 6)
+    return lockstep, long, short
+
+
+def test_histories_grow_with_the_step(both: tuple[Lockstep, Request, Request]) -> None:
+    lockstep, _, _ = both
+    assert [(lockstep.kv_sum(step), lockstep.kv_max(step)) for step in (6, 7)] == [(11 + 3, 11), (12 + 4, 12)]
+
+
+def test_a_request_needs_a_block_where_its_last_one_is_full(both: tuple[Lockstep, Request, Request]) -> None:
+    lockstep, _, _ = both
+    assert [lockstep.new_blocks(step) for step in (6, 7, 8, 11)] == [0, 2, 0, 2]
+    assert lockstep.growth(6, 6).tolist() == [0, 2, 2, 2, 2, 4]
+
+
+def test_who_ends_is_brought_up_to_date(both: tuple[Lockstep, Request, Request]) -> None:
+    lockstep, long, short = both
+    assert lockstep.first_end == 7
+    assert lockstep.retire(7, 0) == []
+    assert lockstep.retire(8, 8) == [short]
+    assert (short.num_computed_tokens, short.num_tokens, short.last_step, short.num_blocks) == (5, 6, 7, 2)
+    assert (len(lockstep), lockstep.kv_sum(8), lockstep.kv_max(8), lockstep.first_end) == (1, 13, 13, 12)
+    lockstep.disband(9, 9)
+    assert (long.num_computed_tokens, long.num_cached_tokens, len(lockstep)) == (14, 14, 0)
+    assert (lockstep.kv_max(9), lockstep.new_blocks(9)) == (0, 0)
