@@ -170,26 +170,33 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None, calibration:
     engines, power = plan_power(spec, each, with_bundled(scenario.profile_folders))
     fitted = made[0].fitted
     return Deployment(
-        Cluster(
-            engines,
-            *_routing(scenario.file.routing or spec.routing),
-            scenario.file.seed,
-            placed.topology,
-            spec.kv_transfer,
-            deadline_s=scenario.file.deadline_s,
-            concurrency=scenario.file.concurrency,
-            think_s=scenario.file.think_s,
-            think=scenario.file.think,
-            failures=spec.failures,
-            autoscaling=spec.autoscaling,
-            kv_tiers=spec.kv_tiers,
-        ),
+        cluster_of(scenario, spec, engines, placed.topology),
         tuple(dict.fromkeys(notes)),
         tuple(dict.fromkeys(mismatch for kind in kinds for mismatch in kind.asked.mismatches)),
         {"profile": ", ".join(dict.fromkeys(kind.profile.sha256 for kind in kinds)), "calibration": fitted.sha256},
         fitted.front_end,
         fitted.calibration,
         power,
+    )
+
+
+def cluster_of(
+    scenario: Scenario, spec: ClusterSpec, engines: tuple[Engine, ...], topology: Topology | None
+) -> Cluster:
+    """The engines with all that scenario and cluster description say beside them. Raises InputError."""
+    return Cluster(
+        engines,
+        *_routing(scenario.file.routing or spec.routing),
+        scenario.file.seed,
+        topology,
+        spec.kv_transfer,
+        deadline_s=scenario.file.deadline_s,
+        concurrency=scenario.file.concurrency,
+        think_s=scenario.file.think_s,
+        think=scenario.file.think,
+        failures=spec.failures,
+        autoscaling=spec.autoscaling,
+        kv_tiers=spec.kv_tiers,
     )
 
 

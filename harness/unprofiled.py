@@ -1,16 +1,17 @@
-"""An engine without a profile: its steps are timed by a whole-step model, which is fitted from step records alone."""
+"""Engines without a profile: steps are timed by a whole-step model, which is fitted from step records alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from calibrate.calibration import read_calibration
 from calibrate.whole_step import Unpriced
 from harness.calibrated import calibrated
-from harness.deployment import Deployment, deploy, engine_asked, read_cluster
+from harness.cluster import ClusterSpec, place
+from harness.deployment import Deployment, EngineAsked, cluster_of, deploy, engines_asked, read_cluster
 from harness.power import EngineMade, plan_power
 from harness.scenario import Scenario
-from simulator.cluster import Cluster
 from simulator.engine import Engine
 from traces.capture import CaptureMeta
 from traces.errors import InputError
@@ -26,21 +27,19 @@ def deploy_calibrated(scenario: Scenario, measured: CaptureMeta | None, calibrat
 def deploy_unprofiled(
     scenario: Scenario, measured: CaptureMeta | None = None, calibration: Path | None = None
 ) -> Deployment:
-    """The scenario's only engine, without a profile; without a calibration its steps take no time, and only a fit runs.
+    """The scenario's engines, all of one kind, without a profile; without a calibration steps take no time.
 
     Raises InputError, also when neither scenario nor capture say the KV blocks or the longest request.
     """
-    asked = engine_asked(scenario, measured)
+    described = read_cluster(scenario)
+    asked = _asked(scenario, described, measured)
     spec, options = asked.spec, asked.options
     if options.num_gpu_blocks is None or options.max_model_len is None:
         name = "num_gpu_blocks" if options.num_gpu_blocks is None else "max_model_len"
         message = "is needed without a profile, and neither scenario nor capture says it"
         raise InputError(message, file=scenario.path, field=f"engine.{name}")
-    for field in ("near_memory", "offload", "host_link"):
-        if getattr(spec, field) is not None:
-            message = "needs a profile: a whole-step model does not tell the parts of a step apart"
-            raise InputError(message, file=scenario.path, field=field)
     fitted = calibrated(Unpriced(), calibration, model=spec.model, device=spec.device, profile=None, options=options)
+    placed = place(described, [spec.count])
     engine = Engine(
         spec.model,
         spec.device,
@@ -50,9 +49,44 @@ def deploy_unprofiled(
         fitted.step_time,
         scenario.file.scheduler,
         asked.rules,
+        scheduling_order=spec.scheduling_order,
+        cache_eviction=spec.cache_eviction,
     )
+    made = [EngineMade(replace(engine, places=own), spec, None) for own in placed.places[0]]
     notes = (*asked.notes, "no profile: steps are timed by a whole-step model", *fitted.notes)
     provenance = {"profile": None, "calibration": fitted.sha256}
-    engines, power = plan_power(read_cluster(scenario), [EngineMade(engine, spec, None)], asked.folders)
-    cluster = Cluster(engines, seed=scenario.file.seed)
+    engines, power = plan_power(described, made, asked.folders)
+    cluster = cluster_of(scenario, described, engines, placed.topology)
     return Deployment(cluster, notes, asked.mismatches, provenance, fitted.front_end, fitted.calibration, power)
+
+
+UNSEEN = {
+    "role": "both",
+    "pipeline_parallel_size": 1,
+    "data_parallel_size": 1,
+    "near_memory": None,
+    "attention": None,
+    "offload": None,
+    "host_link": None,
+}
+"""Keys of an instance of which a whole-step model knows nothing, and what they are where nothing is asked of them."""
+
+
+def _asked(scenario: Scenario, described: ClusterSpec, measured: CaptureMeta | None) -> EngineAsked:
+    """The kind of engine. Raises InputError for whatever a whole-step model knows nothing of."""
+    message = "needs a profile: a whole-step model does not tell the parts of a step apart"
+    if len(described.instances) > 1:
+        accepted = "one, with a count: a whole-step model is of one kind of engine"
+        raise described.document.error(["instances"], "describes several kinds of engines", accepted=accepted)
+    spec = described.instances[0]
+    for field, nothing in UNSEEN.items():
+        if getattr(spec, field) != nothing:
+            raise spec.document.error([*spec.at, field], message)
+    if spec.source.kind != "measured":
+        raise spec.document.error([*spec.at, "source"], "has no effect: steps are timed by a whole-step model")
+    if described.kv_tiers:
+        raise described.document.error(
+            ["kv_tiers"], "needs a profile: without one the bytes of a KV block are not known"
+        )
+    (asked,) = engines_asked(scenario, measured)
+    return asked

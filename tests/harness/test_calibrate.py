@@ -10,6 +10,7 @@ import pytest
 
 from harness.demo import BUNDLED
 from tests.harness.test_cli import ok, servetwin
+from traces.capture import read_capture
 
 LIGHT, PREFIX, SATURATED = (BUNDLED / f"{load}.yaml" for load in ("light", "prefix", "saturated"))
 CAPTURES = BUNDLED / "captures"
@@ -149,6 +150,19 @@ def test_a_whole_step_model_needs_no_profile(tmp_path: Path) -> None:
     assert result["paired"]["e2el_s"]["mape"] < 0.12
     assert "no profile: steps are timed by a whole-step model" in result["notes"]
     assert servetwin("simulate", tmp_path / "light.yaml", "--out", tmp_path / "none").returncode == 2
+    # What the scenario says beside the engine counts as it does with a profile.
+    engine = "engine={max_num_seqs: 8, max_model_len: 2048, num_gpu_blocks: 500, async_scheduling: false}"
+    said = ["--set", f"calibration={out}", "--set", engine, "--set", "concurrency=4", "--set"]
+    ok("simulate", tmp_path / "light.yaml", *said, "cluster.instances.0.count=2", "--out", tmp_path / "two")
+    capture = read_capture(tmp_path / "two")
+    assert {outcome.instance for outcome in capture.outcomes} == {0, 1}
+    assert sum(outcome.arrival_s == 0 for outcome in capture.outcomes) == 4
+    for key, value, message in (
+        ("pipeline_parallel_size", "2", "needs a profile"),
+        ("source", "roofline", "has no effect"),
+    ):
+        refused = [*said, f"cluster.instances.0.{key}={value}", "--out", tmp_path / "none"]
+        assert message in servetwin("simulate", tmp_path / "light.yaml", *refused).stderr
 
 
 BROKEN = {
