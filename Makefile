@@ -16,7 +16,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/pytest -m "not live"
+	$(BIN)/pytest -m "not live" --numprocesses 2 --dist loadfile
 
 # The project's own gate with its own scheduler; `live` runs it with vLLM's.
 gate: $(VENV)/.installed

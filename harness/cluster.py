@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from harness.near_memory import Attention, NearMemoryFile
+from harness.memories import Attention, NearMemoryFile, OffloadFile
 from harness.scenario import Routing, Scenario, VLLMVersion
 from harness.source import Aiconfigurator, External, Source, SourceKind
-from harness.weight_offload import OffloadFile
 from simulator.engine import Role
 from simulator.experts import Mode
 from simulator.fleet import Autoscaling, Failure

@@ -15,7 +15,7 @@ import msgspec
 from harness.cluster import ClusterSpec, Degree, InstanceSpec
 from harness.llmservingsim_placement import CxlMemory, offloaded, reads_cpu
 from harness.llmservingsim_power import NodeSaid, Power, powers_of
-from harness.near_memory import Attention, NearMemoryFile
+from harness.memories import Attention, NearMemoryFile
 from simulator.engine import Role
 from simulator.topology import LINK_GB, NS, FabricFile, InterNodeFile
 from traces.decoding import Document

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from harness.weight_offload import End, OffloadFile
+from harness.memories import End, OffloadFile
 from simulator.topology import PortFile, llmservingsim_memory
 from traces.decoding import Document
 

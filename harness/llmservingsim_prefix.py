@@ -7,30 +7,17 @@ or of the cluster (CXL) share one. It gives every instance all of the memory; he
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from harness.llmservingsim_placement import CxlMemory
+from harness.memories import PrefixFile
 from simulator.tiers import LIKE, KVTierFile
 from simulator.topology import llmservingsim_memory
 from traces.decoding import Document
 
 GIB = 2**30
-
-PrefixStorage = Literal["cpu", "cxl"]
-
-
-class PrefixFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A scenario's way to say what LLMServingSim's command line does.
-
-    Attributes:
-        storage: the memory that prefixes are kept in.
-        sharing: one for all instances, and not one each.
-    """
-
-    storage: PrefixStorage
-    sharing: bool = False
 
 
 def prefix_tiers(asked: PrefixFile, document: Document) -> tuple[KVTierFile, ...]:

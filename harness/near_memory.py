@@ -1,51 +1,19 @@
-"""Memories that compute in a cluster description: what a description says of one, and what an engine makes of it."""
+"""Memories that compute: what an engine makes of the one that its description names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
 
-import msgspec
-
-from profiles.device import Above0
+from harness.cluster import InstanceSpec
+from harness.memories import Attention, NearMemoryFile
 from profiles.dram import DramChannel, find_dram
 from profiles.model import ModelSpec, dtype_bytes
-from profiles.near_memory import AttentionRate, find_rate
+from profiles.near_memory import find_rate
 from simulator.beside_power import ChannelPower
-from simulator.near_memory import NearMemory, Placing
+from simulator.near_memory import NearMemory
 from simulator.options import EngineOptions
-from simulator.topology import PortFile
 from traces.errors import InputError
-
-if TYPE_CHECKING:
-    from harness.cluster import InstanceSpec
-
-Attention = Literal["device", "near_memory", "interleaved"]
-"""Where decodes attend: on the device, near memory, or near memory with two halves of a batch in turn."""
-
-
-class NearMemoryFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A memory that computes, of each rank of an engine.
-
-    Attributes:
-        timing: a DRAM timing file (`profiles.dram`): its path, or its name without `.ini` in a folder of profiles.
-        capacity_bytes: of the memory, in channels as the timing file describes one.
-        attention: how long a channel attends; None: what is known of the timing file's name.
-        link: the device's way to it; None: the channels' own buses.
-        placing: how requests come to channels (`simulator.near_memory.NearMemory.groups_of`).
-        min_prompt_tokens: requests with a shorter prompt attend on the device.
-        kv_on_device: the device keeps all KV too, as LLMServingSim counts it; else KV is near memory only, the memory's
-            capacity says how many blocks there are, and chunks of prompts read their history from there.
-    """
-
-    timing: Annotated[str, msgspec.Meta(min_length=1)]
-    capacity_bytes: Above0
-    attention: AttentionRate | None = None
-    link: PortFile | None = None
-    placing: Placing = "balanced"
-    min_prompt_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
-    kv_on_device: bool = True
 
 
 def channels_of(file: NearMemoryFile, beside: Path, folders: Sequence[Path]) -> tuple[DramChannel, int]:

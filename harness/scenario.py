@@ -11,8 +11,7 @@ import msgspec
 import yaml
 
 from harness.cost import CostFile, SloFile
-from harness.llmservingsim_prefix import PrefixFile
-from harness.near_memory import Attention
+from harness.memories import Attention, PrefixFile
 from simulator.options import EngineOptions
 from simulator.scheduling import SchedulerKind
 from simulator.sessions import Think

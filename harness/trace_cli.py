@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.console import print_facts, print_json
+from harness.console import console, print_facts, print_json, table
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ def trace_import(
     to: To = "servetwin",
     mapping: Map = None,
     hash_block_size: Annotated[int | None, typer.Option(help="Tokens per entry of a mapped block_hashes.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Of text, as sharegpt has: a tokenizer.json, or a model's folder with one.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Where no arrivals are recorded: sessions that begin in a second (Poisson).")
+    ] = None,
     start_s: Annotated[
         float | None, typer.Option("--start", help="Requests from this second on; it becomes 0.")
     ] = None,
@@ -53,7 +59,9 @@ def trace_import(
     """
     from traces import reshape
 
-    trace = _read(source, format, mapping, hash_block_size)
+    trace = _read(source, format, mapping, hash_block_size, tokenizer)
+    if rate is not None:
+        trace = _paced(trace, rate, seed)
     if start_s is not None or end_s is not None:
         trace = reshape.between(trace, start_s or 0.0, float("inf") if end_s is None else end_s)
     if share is not None:
@@ -129,17 +137,66 @@ def trace_show(source: Path, format: Format = None, as_json: Json = False) -> No
     print_json(facts) if as_json else print_facts(facts)
 
 
-def _read(source: Path, format: str | None, mapping: list[str] | None, hash_block_size: int | None) -> Trace:
+@trace_app.command("aggregate")
+def trace_aggregate(
+    rows: Path,
+    scenario: Path,
+    where: Annotated[list[str] | None, typer.Option(help="Only rows of which this is so: column=value.")] = None,
+    rounds: Annotated[int, typer.Option(help="Requests that each seat sends.")] = 4,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key: engine.max_num_seqs=64. Repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a scenario at measured means: a closed loop of each row's seats and lengths, TTFT and TPOT side by side.
+
+    Example: servetwin trace aggregate measured.csv scenario.yaml --where tp=4
+    """
+    from harness.aggregates import score_aggregates
+
+    scored = score_aggregates(rows, scenario, where or (), overrides or (), rounds)
+    if as_json:
+        print_json(scored)
+        return
+    columns = ["line", "seats", "in", "out", "TTFT ms", "simulated", "error", "TPOT ms", "simulated", "error"]
+    cells = [tuple(_cell(name, value) for name, value in row.items()) for row in scored["rows"]]
+    console().print(table(f"{scenario} against {rows}", columns, cells))
+    medians = {name: f"{value:.1%}" for name, value in scored.items() if name.endswith("_median_abs_error")}
+    print_facts({**medians, "notes": scored["notes"]})
+
+
+def _cell(name: str, value: float) -> str:
+    if name.endswith("_error"):
+        return f"{value:+.1%}"
+    return f"{value:.2f}" if name.endswith("_ms") else str(value)
+
+
+def _read(
+    source: Path,
+    format: str | None,
+    mapping: list[str] | None,
+    hash_block_size: int | None,
+    tokenizer: Path | None,
+) -> Trace:
     from traces.formats import read_any_trace
     from traces.readers.mapped import parse_mapping, read_mapped
 
     if mapping:
         if format is not None:
             raise InputError(field="--map", found=f"--format {format} too", accepted="one of them")
+        if tokenizer is not None:
+            raise InputError(field="--map", found="--tokenizer too", accepted="one of them")
         return read_mapped(source, parse_mapping(mapping), hash_block_size)
     if hash_block_size is not None:
         raise InputError(field="--hash-block-size", found=hash_block_size, accepted="only with --map block_hashes=...")
-    return read_any_trace(source, format)
+    return read_any_trace(source, format, tokenizer)
+
+
+def _paced(trace: Trace, rate: float, seed: int) -> Trace:
+    from traces.arrivals import Rate
+    from traces.readers.sharegpt import with_rate
+
+    return with_rate(trace, Rate.steady(rate), seed)
 
 
 def _twin(like: Path, requests: int | None, rate: float | None, seed: int) -> Trace:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Literal
 
-import msgspec
-
+from harness.cluster import InstanceSpec
 from profiles.model import ModelSpec, dtype_bytes
 from simulator.gates import new_gate
 from simulator.memory import weights_by_part
@@ -22,32 +20,8 @@ from simulator.weight_offload import (
 )
 from traces.errors import InputError
 
-if TYPE_CHECKING:
-    from harness.cluster import InstanceSpec
-
-End = Literal["embedding", "lm_head"]
-"""What stands before and behind the layers."""
-
 GIB = 2**30
 _RANGE = re.compile(r"(\d+)(-(\d*))?")
-
-
-class OffloadFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Weights of an engine that live in its hosts' memory.
-
-    Attributes:
-        layers: whole layers, as `0-3,7,12-`, the last of which has no end; None: none.
-        experts: these experts of every layer, likewise; None: none.
-        ends: what stands before and behind the layers: `embedding`, `lm_head`, or both.
-        way: what overlaps with what (`simulator.weight_offload`).
-        buffers: layers that are fetched ahead with `prefetch`, as vLLM's `offload_prefetch_step`.
-    """
-
-    layers: str | None = None
-    experts: str | None = None
-    ends: tuple[End, ...] = ()
-    way: Way = "copy"
-    buffers: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 def offload_of(

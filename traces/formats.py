@@ -13,7 +13,7 @@ from traces import llmservingsim, series_file
 from traces.capture import Capture, read_capture
 from traces.decoding import read_bytes
 from traces.errors import InputError, nearest
-from traces.readers import azure, lengths, mooncake, otel, tracev2
+from traces.readers import azure, lengths, mooncake, otel, sharegpt, tracev2
 from traces.readers.jsonl import keys
 from traces.readers.source import Reader, Source, whole
 from traces.results import aiperf, guidellm, inference_perf, vllm_bench
@@ -51,6 +51,7 @@ TRACE_FORMATS: dict[str, TraceFormat] = {
     "tracev2": _by_rows(tracev2.is_tracev2, tracev2.rows),
     "otlp": _by_rows(otel.is_otlp, otel.rows),
     "spans": _by_rows(otel.is_journal, otel.journal_rows),
+    "sharegpt": TraceFormat(sharegpt.is_sharegpt, lambda path: sharegpt.read_sharegpt(path, None)),
 }
 """By name. No file fits two of them."""
 
@@ -65,9 +66,17 @@ CAPTURE_FILES = {
 CAPTURE_FORMATS = (*CAPTURE_FOLDERS, "vllm-bench", *CAPTURE_FILES, "series")
 
 
-def read_any_trace(path: Path, format: str | None = None) -> Trace:
-    """Read a trace of any known format, told by its first line unless `format` names it. Raises InputError."""
-    return _trace_format(path, format).read(path)
+def read_any_trace(path: Path, format: str | None = None, tokenizer: Path | None = None) -> Trace:
+    """Read a trace of any known format, told by its first line unless `format` names it.
+
+    `tokenizer` (a tokenizer.json, or a model's folder with one) is for formats that hold text. Raises InputError.
+    """
+    known = _trace_format(path, format)
+    if tokenizer is None:
+        return known.read(path)
+    if known is not TRACE_FORMATS["sharegpt"]:
+        raise InputError(field="--tokenizer", found=str(tokenizer), accepted="only with text, as sharegpt has")
+    return sharegpt.read_sharegpt(path, tokenizer)
 
 
 class TraceStream:

@@ -72,12 +72,17 @@ def _panel(index: int, x: str, y: str, at: Sequence[tuple[float, float]], dots: 
     return f'<g transform="translate({index * WIDTH} 0)">\n' + "\n".join(lines) + "\n</g>\n"
 
 
+SMALLEST = 1e-300
+"""Below this there are no round numbers between two values: they are drawn as one."""
+
+
 class _Scale:
     """Values to pixels, with round numbers to mark."""
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
-        span = high - low or abs(high) or 1.0
+        span = high - low or abs(high)
+        span = span if span > SMALLEST else 1.0
         self.low, self.high, self.start, self.end = low - 0.05 * span, high + 0.05 * span, start, end
         size = 10.0 ** math.floor(math.log10(span))
         step = next(size * part for part in (0.2, 0.5, 1.0, 2.0) if (self.high - self.low) / (size * part) <= 6)

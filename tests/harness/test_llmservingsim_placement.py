@@ -10,8 +10,8 @@ import pytest
 
 from harness.cluster import ClusterSpec
 from harness.deployment import read_cluster
+from harness.memories import OffloadFile
 from harness.scenario import read_scenario
-from harness.weight_offload import OffloadFile
 from simulator.topology import NS, PortFile
 from traces.errors import InputError
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from harness.deployment import deploy, read_cluster
+from harness.memories import NearMemoryFile
 from harness.memory import scenario_memory
-from harness.near_memory import NearMemoryFile
 from harness.scenario import read_scenario
 from harness.simulate import simulate_scenario
 from simulator.simulate import simulate

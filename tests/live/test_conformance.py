@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from tests.conformance.mismatch import SHOWN_BY, reported
 from tests.conformance.record import record
 from tests.conformance.scenario import Scenario, draw_newer_options, draw_scenario
 from traces.capture import read_capture, write_capture
+from traces.steps import STEP_COLUMNS
 
 pytestmark = pytest.mark.live
 
@@ -148,8 +150,16 @@ def test_the_scenarios_key_chooses_vllms_own_scheduler(judge: Judge, tmp_path: P
         command += ["--set", f"engine.{option}"]
     servetwin(*command, "--out", tmp_path / "native")
     run_in_engine("tests.conformance.cli", *command, "--out", str(tmp_path / "vllm"), "--set", "scheduler=vllm")
-    for name in ("outcomes.parquet", "steps.parquet", "trace.jsonl.gz"):
+    for name in ("outcomes.parquet", "trace.jsonl.gz"):
         assert (tmp_path / "native" / name).read_bytes() == (tmp_path / "vllm" / name).read_bytes(), name
+    native, vllm = (read_capture(tmp_path / scheduler).steps for scheduler in ("native", "vllm"))
+    assert native is not None
+    assert vllm is not None
+    for column in STEP_COLUMNS:
+        np.testing.assert_array_equal(getattr(native, column), getattr(vllm, column), column)
+    # How many free blocks hold content still is not asked of vLLM's own.
+    assert native.kv_cached is not None
+    assert vllm.kv_cached is None
     simulated = read_capture(tmp_path / "vllm")
     assert f"scheduled by vLLM {judge.version}'s own scheduler" in simulated.meta.notes
     assert sum(outcome.num_preemptions or 0 for outcome in simulated.outcomes) > 0

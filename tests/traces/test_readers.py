@@ -26,7 +26,8 @@ def agrees(found: Says, expected: Says) -> bool:
 
 
 def test_there_is_a_sample_of_every_format() -> None:
-    assert [sample.name for sample in SAMPLES] == list(TRACE_FORMATS)
+    names = [name for name in TRACE_FORMATS if name != "sharegpt"]  # it needs a tokenizer: test_sharegpt.py
+    assert [sample.name for sample in SAMPLES] == names
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)

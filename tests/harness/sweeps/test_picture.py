@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.sweeps.picture import HEIGHT, WIDTH, Dot, pareto_svg
@@ -18,6 +18,7 @@ def circles(picture: str) -> list[ElementTree.Element]:
     return list(ElementTree.fromstring(picture).iter(f"{SVG}circle"))
 
 
+@example([(0.0, 5e-324)])
 @given(st.lists(st.tuples(FIGURE, FIGURE), max_size=8))
 def test_every_point_is_in_the_frame(values: list[tuple[float, float]]) -> None:
     found = circles(pareto_svg(["a", "b"], [Dot(pair, "one", True, False) for pair in values]))
