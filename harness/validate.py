@@ -12,12 +12,13 @@ import msgspec
 
 from harness.calibrated import fitted_requests
 from harness.compare import Validation, compare, noise_floor, over_floor, scored_ids
-from harness.deployment import located, with_run_notes
+from harness.deployment import Deployment, located, with_run_notes
 from harness.power import energy_of, with_power
 from harness.predicted import add_intervals, attributed, interval_notes, intervals_csv, predicted, run
 from harness.reports.validation_page import Compared, validation_page
 from harness.scenario import read_scenario
 from harness.unprofiled import deploy_calibrated
+from simulator.simulate import Simulation
 from traces.capture import Capture, new_folder, read_capture, write_capture
 from traces.decoding import read_bytes, sha256
 from traces.errors import InputError
@@ -57,27 +58,18 @@ def validate(
     trace = at_measured_arrivals(read_any_trace(scenario.trace_path), measured)
     deployment = deploy_calibrated(scenario, measured.meta, calibration or scenario.calibration_path)
     fitted = fitted_requests(deployment.calibration, measured, digest(capture_path))
-    unscored = frozenset() if score_fitted else fitted
     if score_fitted and deployment.calibration is None:
         raise InputError("means nothing without a calibration", field="--score-fitted")
-    if unscored and len(unscored) == len(measured.outcomes):
+    if fitted and not score_fitted and len(fitted) == len(measured.outcomes):
         message = "every request of this capture was fitted by the calibration"
         raise InputError(message, file=capture_path, accepted="another capture, or --score-fitted")
+    unscored = frozenset() if score_fitted else fitted
     loaded = time.perf_counter()
     keeps = deployment.power is not None and bool(deployment.power.memories)
     with located(scenario):
         simulation, served = run(deployment, trace, explain=explain, record_batches=keeps)
     simulated = time.perf_counter()
-    twin = Capture(
-        with_run_notes(simulation.capture.meta, deployment),
-        trace,
-        simulation.capture.outcomes,
-        simulation.capture.steps,
-        dict(simulation.capture.series),
-    )
-    if deployment.power is not None:
-        said = measured.series.get("power_w")
-        twin = with_power(twin, energy_of(simulation, deployment.power), None if said is None else grid_like(said))
+    twin = _twin(simulation, deployment, trace, measured)
     result = compare(measured, twin, seed=scenario.file.seed, reasons=deployment.mismatches, unscored=unscored)
     result["fitted"] = {"n_requests": len(fitted), "scored": score_fitted and bool(fitted)}
     result["notes"] = [
@@ -110,6 +102,21 @@ def validate(
     }
     where = attributed(deployment, measured, served, scored) if explain and served is not None else None
     return Validation(result, measured, twin, scenario, found, where)
+
+
+def _twin(simulation: Simulation, deployment: Deployment, trace: Trace, measured: Capture) -> Capture:
+    """The simulated capture as it is compared: of the whole trace, with its notes, and with power where it is told."""
+    twin = Capture(
+        with_run_notes(simulation.capture.meta, deployment),
+        trace,
+        simulation.capture.outcomes,
+        simulation.capture.steps,
+        dict(simulation.capture.series),
+    )
+    if deployment.power is None:
+        return twin
+    said = measured.series.get("power_w")
+    return with_power(twin, energy_of(simulation, deployment.power), None if said is None else grid_like(said))
 
 
 def write_validation(validation: Validation, out: Path) -> None:
