@@ -130,8 +130,8 @@ class Oracle:
     """What vLLM keeps of free blocks is not asked."""
 
     def repeat(self, plan: StepPlan, times: int) -> tuple[Ints, Ints]:
-        """Never asked for: its plans are run once."""
-        raise NotImplementedError
+        """Raises EngineError: a plan of vLLM's own scheduler is of one step."""
+        raise EngineError("vLLM's own scheduler plans one step at a time")
 
     def finish(self, last_step: int, end_s: float, stopped: Collection[Request] = ()) -> list[Request]:
         """Hand the oldest plan its output. Returns the requests that are finished."""

@@ -36,15 +36,12 @@ class StudyFolder:
     """The folder of one study, or of several with the same points."""
 
     def __init__(self, path: Path) -> None:
-        """Open it, or make it. Raises InputError for a folder of something else."""
+        """Open it; it is made when there is something to write. Raises InputError for a folder of something else."""
         self.path = path
         self.points = path / "points"
+        self._has_begun = False
         if path.exists() and not self.points.is_dir() and (not path.is_dir() or any(path.iterdir())):
             raise InputError("already exists", file=path, accepted="a new or empty folder, or a study's, which goes on")
-        try:
-            self.points.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot be written ({error.strerror})", file=path) from None
 
     def known(self, point: Point) -> Result | None:
         """What became of a point; None: it has not been run to an end. Raises InputError for a damaged file."""
@@ -53,16 +50,25 @@ class StudyFolder:
 
     def keep(self, point: Point, result: Result) -> None:
         """Write what became of a point."""
+        self._begin()
         kept = PointFile(overrides=point.overrides, first_requests=point.first_requests, result=result)
         replace_file(self._file(point), msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
 
-    def begin(self) -> None:
-        """Remove what an earlier study has written: nothing looks like this one's result before it has ended."""
+    def _begin(self) -> None:
+        """Make the folder, and remove what an earlier study has written: nothing looks like this one's result yet."""
+        if self._has_begun:
+            return
+        try:
+            self.points.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot be written ({error.strerror})", file=self.path) from None
+        self._has_begun = True
         for name in ("study.json", "results.csv", "pareto.csv", "pareto.svg"):
             (self.path / name).unlink(missing_ok=True)
 
     def end(self, files: Mapping[str, bytes]) -> None:
         """Write what the study has come to."""
+        self._begin()
         for name, data in files.items():
             replace_file(self.path / name, data)
 

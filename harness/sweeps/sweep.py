@@ -67,7 +67,6 @@ def sweep(
     inputs = read_inputs(study.scenario_path)
     inputs.scenario({})
     folder = StudyFolder(out)
-    folder.begin()
     with _workers(executor, inputs, workers, out) as running:
         trials = _tried(study, inputs, folder, running, report)
     ended = list(trials)

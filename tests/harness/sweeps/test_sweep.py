@@ -156,6 +156,17 @@ def test_what_is_wrong_with_all_points_is_said_at_once(text: str, tmp_path: Path
     assert not set(WRITTEN) & set(contents(tmp_path / "out"))
 
 
+def test_a_study_that_is_wrong_writes_nothing_and_removes_nothing(study: Path, tmp_path: Path) -> None:
+    sweep(study, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    wrong = write_study(tmp_path, "grid: {engine.max_num_seq: [1]}\nobjectives: {ttft_s.p50: min}")
+    for out in ("out", "new"):
+        with pytest.raises(InputError):
+            sweep(wrong, tmp_path / out)
+    assert contents(tmp_path / "out") == before
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_of_something_else_is_left_alone(study: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="already exists: accepted: a new or empty folder, or a study's"):
         sweep(study, tmp_path / "profiles", workers=1)
