@@ -72,7 +72,7 @@ def intervals(
     names = (*basis.names, *(parameter.name for parameter in FRONT_END))
     changes = basis.array(values) - basis.neutral
     rows = sensitivity(served, basis, changes, asynchronous=calibration.async_scheduling)
-    moved = rng.standard_normal((N_DRAWS, len(names))) @ _root(calibration.covariance_matrix(names)).T
+    moved = rng.standard_normal((N_DRAWS, len(names))) @ root(calibration.covariance_matrix(names)).T
     wandered = rng.standard_normal(N_DRAWS)
     columns = requests(served.capture.outcomes)
     gaps = np.array([max(outcome.output_tokens - 1, 1) for outcome in served.capture.outcomes], dtype=np.float64)
@@ -89,7 +89,7 @@ def intervals(
     return Intervals(low, high, statistics)
 
 
-def _root(covariance: Floats) -> Floats:
+def root(covariance: Floats) -> Floats:
     """A matrix whose product with its transpose is the covariance, which rounding may have left slightly indefinite."""
     values, vectors = np.linalg.eigh(covariance)
     root: Floats = vectors * np.sqrt(np.maximum(values, 0.0))

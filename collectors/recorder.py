@@ -607,6 +607,7 @@ def engine_options(config: Any, block_size: int | None) -> dict[str, Any]:
         "cudagraph_capture_sizes": None if model.enforce_eager else sizes,
         "dtype": str(model.dtype).removeprefix("torch."),
         "kv_cache_dtype": str(cache.cache_dtype),
+        **({"num_speculative_tokens": drafts} if (drafts := getattr(config, "num_speculative_tokens", 0)) else {}),
     }
 
 

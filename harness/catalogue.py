@@ -18,7 +18,7 @@ VALIDITY = BUNDLED / "validity.yaml"
 KINDS = ("measured", "aiconfigurator", "roofline")
 """Of source, as a cluster description asks for it; an external simulator is of any device, and so in no list."""
 
-ANY_DENSE, ANY = "any dense model", "any model"
+COLLECTED, ANY = "dense; experts as collected", "any model"
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,7 +70,7 @@ def _measured(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _aiconfigurator(devices: Sequence[DeviceSpec]) -> list[dict[str, Any]]:
     """Devices of which aiconfigurator-core has tables; none without that extra."""
     from profiles.aiconfigurator import GEMMS
-    from profiles.aiconfigurator_tables import core_version, current_version, systems
+    from profiles.aiconfigurator_tables import core_version, current_version, product_types, systems
 
     try:
         there = systems()
@@ -80,8 +80,9 @@ def _aiconfigurator(devices: Sequence[DeviceSpec]) -> list[dict[str, Any]]:
     for device in devices:
         system = next((name for name in (device.name, *device.aliases) if name in there), None)
         if system is not None:
-            types = ", ".join(dtype for dtype in GEMMS if dtype in device.peak_flops_per_s)
-            row = _row("aiconfigurator", device.name, ANY_DENSE, types, source)
+            collected = product_types(system)
+            types = ", ".join(dtype for dtype, names in GEMMS.items() if not set(names).isdisjoint(collected))
+            row = _row("aiconfigurator", device.name, COLLECTED, types, source)
             rows.append({**row, "engine": f"vllm {current_version(system)}"})
     return rows
 

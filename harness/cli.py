@@ -106,7 +106,7 @@ def simulate(
     Example: servetwin simulate scenario.yaml --out out/run --set engine.max_num_seqs=64
     """
     from harness.console import print_summary
-    from harness.progress import simulation_progress
+    from harness.progress import simulation_progress, stream_progress
     from harness.simulate import simulate_scenario, write_simulation
 
     if stream:
@@ -115,7 +115,8 @@ def simulate(
         if batches:
             raise typer.BadParameter("are not kept with --stream", param_hint="--batches")
 
-        figures = stream_scenario(scenario, out, overrides or ())
+        with stream_progress() as tell:
+            figures = stream_scenario(scenario, out, overrides or (), tell)
     else:
         with simulation_progress() as watch:
             simulation, figures = simulate_scenario(scenario, overrides or (), batches=batches, watch=watch)
@@ -139,6 +140,10 @@ def validate(
         list[Path] | None, typer.Option(help="Another recording of the same requests. Repeatable.")
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say where the error comes from.")] = False,
+    draws: Annotated[
+        int | None,
+        typer.Option(min=1, help="Simulations whose median a request is paired with; 16 with a calibration, else 1."),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -152,7 +157,7 @@ def validate(
     from harness.validate import write_validation
 
     if steps:
-        if calibration or score_fitted or noise_floor or explain:
+        if calibration or score_fitted or noise_floor or explain or draws:
             raise typer.BadParameter("goes with none of the options that are about times", param_hint="--steps")
         _validate_steps(scenario, capture, out, overrides or (), as_json=as_json)
         return
@@ -166,6 +171,7 @@ def validate(
         score_fitted=score_fitted,
         repeats=noise_floor or (),
         explain=explain,
+        draws=draws,
     )
     write_validation(validation, out)
     if as_json:

@@ -15,7 +15,7 @@ from harness.scenario import Routing, Scenario, VLLMVersion
 from harness.source import Aiconfigurator, External, Source, SourceKind
 from simulator.engine import Role
 from simulator.experts import Mode
-from simulator.fleet import Autoscaling, Failure
+from simulator.fleet import AfterFailure, Autoscaling, Failure
 from simulator.handover import KVTransfer
 from simulator.options import EngineOptions
 from simulator.power import NodePower
@@ -96,22 +96,25 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         instances: its engines.
-        routing: by which rule a request finds its engine (`simulator.routing`).
+        routing: by which rule a request finds its engine (`simulator.routing`); None: by vLLM's own between the ranks
+            of one engine, in turn between engines.
         fabric: what ties the devices of a node together; needed where a model is spread over them, or KV is sent.
         inter_node: what ties nodes together; needed where there are several.
         kv_transfer: how KV goes from prefill to decode engines.
         failures: of engines.
-        autoscaling: of the engines; None: all are in use all the time.
+        after_failure: what becomes of answers whose engine fails.
+        autoscaling: of the engines, or of prefill and of decode engines; None: all are in use all the time.
         power: what each node draws (`simulator.power`); None: nothing is said of power.
         kv_tiers: behind the engines' prefix caches, the nearest first (`simulator.tiers`).
     """
 
     instances: Annotated[tuple[InstanceFile, ...], msgspec.Meta(min_length=1)]
-    routing: Routing = "round_robin"
+    routing: Routing | None = None
     fabric: FabricFile | None = None
     inter_node: InterNodeFile | None = None
     kv_transfer: KVTransfer = KVTransfer()
     failures: tuple[Failure, ...] = ()
+    after_failure: AfterFailure = "start_over"
     autoscaling: Autoscaling | None = None
     power: NodePower | None = None
     kv_tiers: tuple[KVTierFile, ...] = ()
@@ -190,12 +193,13 @@ class ClusterSpec:
     Attributes:
         instances: its engines, by kind.
         document: the description they are from.
-        routing: by which rule a request finds its engine.
+        routing: by which rule a request finds its engine; None: not said.
         fabric: what ties the devices of a node together; None: not said.
         inter_node: what ties nodes together; None: not said.
         kv_transfer: how KV goes from prefill to decode engines.
         failures: of engines.
-        autoscaling: of the engines; None: all are in use all the time.
+        after_failure: what becomes of answers whose engine fails.
+        autoscaling: of the engines, or of prefill and of decode engines; None: all are in use all the time.
         notes: what the description states that no prediction uses.
         power: what the nodes draw, one for all or one for each; (): nothing is said of power.
         kv_tiers: behind the engines' prefix caches, the nearest first.
@@ -203,11 +207,12 @@ class ClusterSpec:
 
     instances: tuple[InstanceSpec, ...]
     document: Document
-    routing: Routing = "round_robin"
+    routing: Routing | None = None
     fabric: FabricFile | None = None
     inter_node: InterNodeFile | None = None
     kv_transfer: KVTransfer = field(default_factory=KVTransfer)
     failures: tuple[Failure, ...] = ()
+    after_failure: AfterFailure = "start_over"
     autoscaling: Autoscaling | None = None
     notes: tuple[str, ...] = ()
     power: tuple[NodePower, ...] = ()
@@ -314,6 +319,7 @@ def read_own_cluster(document: Document) -> ClusterSpec:
         file.inter_node,
         file.kv_transfer,
         file.failures,
+        file.after_failure,
         file.autoscaling,
         power=() if file.power is None else (file.power,),
         kv_tiers=tuple(_tier(tier, document.value["kv_tiers"][i]) for i, tier in enumerate(file.kv_tiers)),

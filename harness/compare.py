@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ def compare(
     seed: int = 0,
     reasons: Sequence[str] = (),
     unscored: Collection[str] = (),
+    predicted: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """The figures of validation.json for two captures of the same requests.
 
@@ -76,6 +77,8 @@ def compare(
         seed: of the bootstrap.
         reasons: why the comparison is not valid, known before.
         unscored: ids of requests that are not to be scored, because a calibration was fitted to them.
+        predicted: what is paired with a measured request in place of the simulated capture's latency, by metric and
+            request id.
     """
     rng = np.random.default_rng(seed)
     pairs, left_out = _pairs(measured, simulated, frozenset(unscored))
@@ -100,7 +103,7 @@ def compare(
         "n_requests": len(measured.outcomes),
         "n_scored": len(pairs),
         "metrics": {name: metrics[name] for name in (*LATENCIES, "output_tokens_per_s", "duration_s")},
-        "paired": {name: _paired(getattr(columns[0], name), getattr(columns[1], name)) for name in PAIRED},
+        "paired": {name: _paired(getattr(columns[0], name), twin) for name, twin in _twins(after, predicted).items()},
         "stages": {name: metrics[name] for name in STAGES},
         "series": series,
     }
@@ -166,6 +169,15 @@ def _pooled(
     before, after = np.concatenate(measured), np.concatenate(simulated)
     ci95 = pooled_error_ci(measured, simulated, STATISTICS, rng)
     return {name: _figure(statistic(before, name), statistic(after, name), ci95[name]) for name in STATISTICS}
+
+
+def _twins(outcomes: Sequence[Outcome], predicted: Mapping[str, Mapping[str, float]] | None) -> dict[str, Floats]:
+    """What is paired with the measured requests, by metric, [n]; NaN where there is no value."""
+    if predicted is None:
+        columns = requests(outcomes)
+        return {name: getattr(columns, name) for name in PAIRED}
+    ids = [outcome.request_id for outcome in outcomes]
+    return {name: np.array([predicted[name].get(request_id, np.nan) for request_id in ids]) for name in PAIRED}
 
 
 def _paired(measured: Floats, simulated: Floats) -> dict[str, Any] | None:

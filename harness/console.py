@@ -184,11 +184,21 @@ def print_summary(figures: dict[str, Any]) -> None:
     ]
     out.print(", ".join([*shown, *rates]))
     for line in (
+        *speculation_lines(figures.get("speculation")),
         *energy_lines(figures.get("energy")),
         *slo_lines(figures.get("slo")),
         *cost_lines(figures.get("cost")),
     ):
         out.print(line)
+
+
+def speculation_lines(speculation: dict[str, Any] | None) -> list[str]:
+    """What was drafted and accepted, in a line; none where nobody drafts."""
+    if speculation is None or speculation["mean_acceptance_length"] is None:
+        return []
+    accepted, drafted = speculation["num_accepted_tokens"], speculation["num_draft_tokens"]
+    length = speculation["mean_acceptance_length"]
+    return [f"speculative decoding: {accepted} of {drafted} drafted tokens accepted, acceptance length {length:.2f}"]
 
 
 def energy_lines(energy: dict[str, Any] | None) -> list[str]:

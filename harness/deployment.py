@@ -30,11 +30,12 @@ from harness.scenario import Routing, Scenario
 from harness.source import profile_from, source_notes
 from harness.weight_offload import offload_of
 from profiles.catalog import find_device, find_model, with_bundled
-from profiles.model import ModelSpec, model_of
+from profiles.model import ModelSpec, compute_dtype, kv_dtype, model_of
 from profiles.profile import Profile
 from simulator.beside_power import Memories
 from simulator.cluster import Cluster
-from simulator.engine import Engine
+from simulator.contention import Exchange, exchanges
+from simulator.engine import Engine, check_options
 from simulator.front_end import DIRECT, FrontEnd
 from simulator.memory import MemoryAccount, block_bytes, device_weight_bytes, memory_account
 from simulator.near_memory import NearMemory
@@ -44,6 +45,15 @@ from simulator.options import EngineOptions
 from simulator.partition import Partition
 from simulator.profile_overhead import profile_overhead
 from simulator.rules import REFERENCE, Rules, rules_notes, rules_of, version_of
+from simulator.speculation import FIELD, SpeculativeConfig
+from simulator.speculative_steps import (
+    DraftModel,
+    SpeculativeModel,
+    refuse_beside_drafts,
+    refuse_unknown_memory,
+    row_times,
+    speculation_notes,
+)
 from simulator.step_time import StepTimeModel
 from simulator.topology import Place, Topology
 from simulator.weight_offload import OffloadedModel, WeightOffload
@@ -186,7 +196,7 @@ def cluster_of(
     """The engines with all that scenario and cluster description say beside them. Raises InputError."""
     return Cluster(
         engines,
-        *_routing(scenario.file.routing or spec.routing),
+        *_routing(scenario.file.routing or spec.routing or _usual_routing(engines)),
         scenario.file.seed,
         topology,
         spec.kv_transfer,
@@ -195,6 +205,7 @@ def cluster_of(
         think_s=scenario.file.think_s,
         think=scenario.file.think,
         failures=spec.failures,
+        after_failure=spec.after_failure,
         autoscaling=spec.autoscaling,
         kv_tiers=spec.kv_tiers,
     )
@@ -210,6 +221,11 @@ def _located_in(document: Document) -> Iterator[None]:
             raise
         line = document.error((error.field or "").split(".")).line
         raise type(error)(str(error), file=document.path, line=line) from None
+
+
+def _usual_routing(engines: Sequence[Engine]) -> Routing:
+    """Between the ranks of one engine, vLLM's own; between engines, in turn."""
+    return "vllm_dp" if len(engines) == 1 and engines[0].ranks > 1 else "round_robin"
 
 
 def _routing(said: Routing) -> tuple[str, dict[str, Any]]:
@@ -235,8 +251,9 @@ def _kind(asked: EngineAsked) -> _Kind:
             spec.tensor_parallel_size,
             asked.folders,
             spec.document.path.parent,
+            expert_parallel=spec.enable_expert_parallel,
         )
-        return _Kind(asked, profile, _model(profile, spec, asked.folders))
+        return _Kind(asked, profile, _model_of(profile, spec.model, asked.folders))
 
 
 def _engines(
@@ -254,6 +271,9 @@ def _engines(
         attention = attention_of(spec, scenario.file.attention)
         near = near_memory_of(spec, attention, model, options, kind.asked.folders)
         offload = offload_of(spec, model, options, partition)
+        if options.speculative_config is not None:
+            with located(scenario):
+                refuse_beside_drafts(near_memory=near is not None, offload=offload is not None)
         num_gpu_blocks = _num_gpu_blocks(kind.asked, model, partition, near, offload, notes)
         channels = channel_power(spec.near_memory, spec.document.path, kind.asked.folders)
     notes += partition.notes()
@@ -281,10 +301,16 @@ def _engines(
     )
     step_time: StepTimeModel = bare if near is None else NearMemoryModel(bare, near)
     step_time = step_time if offload is None else OffloadedModel(step_time, offload)
+    if options.speculative_config is not None:
+        with located(scenario):
+            check_options(options, max_model_len, kind.asked.rules)
+            drafter = _drafter(kind, options.speculative_config)
+        rows = row_times(profile, model, partition, options)
+        step_time = SpeculativeModel(bare, options.speculative_config, rows, drafter)
+        notes += speculation_notes(kind.asked.rules)
     fitted = calibrated(
         step_time, calibration, model=spec.model, device=spec.device, profile=profile.sha256, options=options
     )
-    kv_dtype = options.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
     engine = Engine(
         spec.model,
         spec.device,
@@ -297,18 +323,48 @@ def _engines(
         ranks=kind.ranks,
         pipeline_parallel_size=spec.pipeline_parallel_size,
         role=spec.role,
-        kv_bytes_per_token=model.kv_bytes_per_token(kv_dtype),
+        kv_bytes_per_token=model.kv_bytes_per_token(kv_dtype(options.dtype, options.kv_cache_dtype)),
         weight_bytes=device_weight_bytes(model, options, partition, offload),
         kv_block_bytes=block_bytes(model, options, partition) if spec.pipeline_parallel_size == 1 else None,
         num_layers=model.num_layers,
         scheduling_order=spec.scheduling_order,
         cache_eviction=spec.cache_eviction,
+        seed=scenario.file.seed,
     )
     memories = None
     if spec.near_memory is not None or offload is not None:
         has_link = spec.near_memory is not None and spec.near_memory.link is not None
         memories = Memories(fitted.step_time, near, channels, has_link, offload, len(places[0]) // kind.ranks)
-    return _Engines(tuple(replace(engine, places=own) for own in places), (*notes, *fitted.notes), fitted, memories)
+    of_places = [replace(engine, places=own, exchanges=_exchanges(kind, own, topology)) for own in places]
+    return _Engines(tuple(of_places), (*notes, *fitted.notes), fitted, memories)
+
+
+def _exchanges(kind: _Kind, places: Sequence[Place], topology: Topology | None) -> tuple[Exchange, ...]:
+    """What devices of an engine send each other, where KV may share their links."""
+    spec = kind.asked.spec
+    tensor, stages = spec.tensor_parallel_size, spec.pipeline_parallel_size
+    if spec.role == "both" or tensor * stages == 1 or topology is None:
+        return ()
+    dtype = compute_dtype(kind.asked.options.dtype)
+    return exchanges(topology, places, kind.model, dtype, tensor=tensor, stages=stages)
+
+
+def _drafter(kind: _Kind, config: SpeculativeConfig) -> DraftModel | None:
+    """The model that drafts, priced by its own profile; None where that is stated. Raises InputError."""
+    if config.model is None:
+        return None
+    spec, options, folders, field = kind.asked.spec, kind.asked.options, kind.asked.folders, f"{FIELD}.model"
+    if spec.tensor_parallel_size > 1:
+        message = "is priced on one device; state draft_s where the engine has several"
+        raise InputError(message, field=field, found=config.model, accepted="tensor_parallel_size 1 with it")
+    relative_to = spec.document.path.parent
+    profile = profile_from(spec.source, spec.device, config.model, options, 1, folders, relative_to)
+    model = _model_of(profile, config.model, folders)
+    if model.num_experts:
+        raise InputError("is a mixture of experts", field=field, found=config.model, accepted="a dense model")
+    overhead = profile_overhead(profile, model.num_layers)
+    passes = OperatorModel(profile, options, num_layers=model.num_layers, overhead=overhead)
+    return DraftModel(passes, config.model, config.num_speculative_tokens)
 
 
 def read_cluster(scenario: Scenario) -> ClusterSpec:
@@ -385,17 +441,18 @@ def _options(said: dict[str, Any], scenario: Scenario) -> EngineOptions:
         raise InputError(f"engine options cannot be used ({error})", file=scenario.path, field="engine") from None
 
 
-def _model(profile: Profile, spec: InstanceSpec, folders: Sequence[Path]) -> ModelSpec:
+def _model_of(profile: Profile, name: str, folders: Sequence[Path]) -> ModelSpec:
     """The model's dimensions: those the profile was measured with, else the catalogue's."""
     if profile.meta.model_config is not None:
-        return model_of(profile.meta.model_config, spec.model, profile.path / "profile.json")
-    return find_model(spec.model, folders)
+        return model_of(profile.meta.model_config, name, profile.path / "profile.json")
+    return find_model(name, folders)
 
 
 def engine_memory(
     asked: EngineAsked, model: ModelSpec, partition: Partition, offload: WeightOffload | None = None
 ) -> MemoryAccount:
     """Where the memory of one device goes. Raises InputError for a device that nobody describes, or CapacityError."""
+    refuse_unknown_memory(asked.options)
     spec, memory_bytes, multiprocessors = asked.spec, asked.spec.memory_bytes, None
     if memory_bytes is None and asked.options.kv_cache_memory_bytes is None:
         device = find_device(spec.device, asked.folders)

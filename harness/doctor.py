@@ -12,6 +12,7 @@ from pathlib import Path
 from harness.demo import BUNDLED
 from profiles.catalog import BUNDLED as PROFILES
 from profiles.catalog import list_profiles
+from profiles.compiled import folder, looked_at
 from profiles.profile import read_profile
 from traces.capture import read_capture
 from traces.errors import ServetwinError
@@ -39,7 +40,21 @@ def doctor(engine: Path = Path(".venv-engine")) -> list[Check]:
     python_at = engine / "bin" / "python"
     found = str(python_at) if python_at.exists() else "absent; scripts/install_engine.sh installs one"
     checks.append(Check("engine for live tests (optional)", True if python_at.exists() else None, found))
-    return checks
+    return [*checks, _tables()]
+
+
+def _tables() -> Check:
+    """Compiled tables in the user's cache folder; a damaged one costs time and no more."""
+    name = "compiled tables (optional)"
+    try:
+        at = folder()
+    except ServetwinError as error:
+        return Check(name, False, str(error))
+    if at is None or not at.is_dir():
+        return Check(name, None, "none kept" if at is None else f"none in {at}")
+    n_files, n_damaged = looked_at(at)
+    said = f"; {n_damaged} damaged, which are compiled again when they are needed" if n_damaged else ""
+    return Check(name, True, f"{n_files} in {at}{said}")
 
 
 def _packages() -> list[Check]:

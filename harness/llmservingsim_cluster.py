@@ -121,7 +121,7 @@ def read_llmservingsim_cluster(document: Document) -> ClusterSpec:
     unused += ["npu_mem.mem_bw", "npu_mem.mem_latency"]
     note = f"{document.path.name}: stated, and used by no prediction of engines on their devices: {', '.join(unused)}"
     power, notes = powers_of([_said(node) for node in cluster.nodes], document)
-    return ClusterSpec(specs, document, "round_robin", fabric, inter_node, notes=(note, *notes), power=power)
+    return ClusterSpec(specs, document, None, fabric, inter_node, notes=(note, *notes), power=power)
 
 
 def _said(node: _Node) -> NodeSaid:

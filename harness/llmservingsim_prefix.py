@@ -42,6 +42,7 @@ def prefix_tiers(asked: PrefixFile, document: Document) -> tuple[KVTierFile, ...
         capacity_bytes=size_gb * GIB / (1 if asked.sharing else sharers),
         bandwidth_bytes_per_s=memory.bandwidth_bytes_per_s,
         latency_s=memory.latency_s,
+        memory="host" if asked.storage == "cpu" else "cxl",
         like="LLMServingSim",
     )
     shared = "node" if asked.sharing and asked.storage == "cpu" else asked.sharing

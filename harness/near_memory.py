@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.cluster import InstanceSpec
 from harness.memories import Attention, NearMemoryFile
 from profiles.dram import DramChannel, find_dram
-from profiles.model import ModelSpec, dtype_bytes
+from profiles.model import ModelSpec, compute_dtype, dtype_bytes, kv_dtype
 from profiles.near_memory import find_rate
 from simulator.beside_power import ChannelPower
 from simulator.near_memory import NearMemory
@@ -45,7 +45,7 @@ def near_memory_of(
     _check(spec, file, attention, model, options)
     channel, n_channels = channels_of(file, spec.document.path, folders)
     rate = (file.attention or find_rate(channel.name)).scaled(model)
-    width = dtype_bytes(options.dtype)
+    width = dtype_bytes(compute_dtype(options.dtype))
     query_bytes = model.num_heads * model.head_dim * width
     token_bytes = 2 * model.num_kv_heads * model.head_dim * width
     return NearMemory(
@@ -105,10 +105,10 @@ def _check(
     spec: InstanceSpec, file: NearMemoryFile, attention: Attention, model: ModelSpec, options: EngineOptions
 ) -> None:
     """Raise InputError for what is not modelled together."""
-    kv_dtype = options.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
-    if kv_dtype not in ("bfloat16", "float16"):
+    of_kv = kv_dtype(options.dtype, options.kv_cache_dtype)
+    if of_kv not in ("bfloat16", "float16"):
         accepted = "a type of 16 bits: what is known of attention near memory is of such"
-        raise InputError(field="kv_cache_dtype", found=kv_dtype, accepted=accepted)
+        raise InputError(field="kv_cache_dtype", found=of_kv, accepted=accepted)
     if spec.pipeline_parallel_size > 1:
         raise InputError("is not modelled with pipeline stages", field="near_memory")
     if model.num_experts and spec.data_parallel_size > 1:

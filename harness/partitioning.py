@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.cluster import ExpertsFile, InstanceSpec
-from profiles.model import ModelSpec
+from profiles.model import ModelSpec, compute_dtype
 from profiles.profile import Profile
 from simulator.collectives import CollectiveTimes, Hop, LinkCollectives, MeasuredCollectives, at_once, group_of
 from simulator.experts import ExpertTimes, placement_of
@@ -34,6 +34,8 @@ def partition_of(
         InputError: sizes that vLLM refuses together, or devices whose links are not described.
     """
     check_degrees(spec, model)
+    if model.num_experts and _are_by_tokens(profile):
+        _check_by_tokens(spec, profile)
     tensor, pipeline = spec.tensor_parallel_size, spec.pipeline_parallel_size
     ranks = spec.data_parallel_size if model.num_experts else 1
     if tensor == pipeline == ranks == 1:
@@ -64,6 +66,22 @@ def check_degrees(spec: InstanceSpec, model: ModelSpec) -> None:
         raise InputError(field="data_parallel_size", found=spec.data_parallel_size, accepted=accepted)
 
 
+def _are_by_tokens(profile: Profile) -> bool:
+    """Whether a layer's experts are one operator of the profile, all of them together."""
+    return "experts" in profile.meta.composition.per_layer
+
+
+def _check_by_tokens(spec: InstanceSpec, profile: Profile) -> None:
+    """Refuse what times by tokens cannot tell apart: other gates, other placements. Raises InputError."""
+    message = f"has no effect: the experts of {profile.meta.source} were measured together, by tokens"
+    if spec.experts != ExpertsFile():
+        raise InputError(message, field="experts", accepted="no such section")
+    if spec.enable_expert_parallel != (there := bool((profile.meta.measured or {}).get("expert_parallel"))):
+        raise InputError(message, field="enable_expert_parallel", accepted=f"{str(there).lower()}, as they were")
+    if spec.data_parallel_size > 1:
+        raise InputError(message, field="data_parallel_size", accepted="1")
+
+
 def talk_of(partition: Partition, model: ModelSpec, options: EngineOptions) -> Communication | None:
     """What the parts of a step take to talk; None when there is one device."""
     if partition is ALONE:
@@ -71,7 +89,7 @@ def talk_of(partition: Partition, model: ModelSpec, options: EngineOptions) -> C
     return communication(
         partition,
         model,
-        options.dtype,
+        compute_dtype(options.dtype),
         max_tokens=options.max_num_batched_tokens,
         max_requests=options.max_num_seqs,
     )
@@ -105,10 +123,12 @@ def experts_of(
 
     With expert parallelism each device holds whole experts, else a part of every one: of those of all its ranks, as
     vLLM flattens tensor parallelism over data-parallel ranks (0.32 `fused_moe/config.py::FusedMoEParallelConfig.make`).
-    Either is read from the table of whole experts. Raises ProfileError without one, InputError for settings that do
-    not fit the model.
+    Either is read from the table of whole experts. Of a profile in which they are one operator by tokens, `experts`,
+    there is nothing to add. Raises ProfileError without either, InputError for settings that do not fit the model.
     """
     if not model.num_experts:
+        return None
+    if _are_by_tokens(profile):
         return None
     rows = next((tables.moe for _, tables in sorted(profile.tables.items()) if tables.moe is not None), None)
     if rows is None:

@@ -14,7 +14,7 @@ import numpy as np
 from harness.cluster import ClusterSpec, InstanceSpec
 from profiles.catalog import find_device
 from profiles.device import DevicePower, DeviceSpec, power_fault
-from profiles.model import ModelSpec, dtype_bytes
+from profiles.model import ModelSpec, compute_dtype, dtype_bytes
 from profiles.power_cap import read_cap_table
 from simulator.beside_power import Memories, beside
 from simulator.engine import Engine
@@ -104,7 +104,7 @@ def energy_of(simulation: Simulation, plan: PowerPlan) -> Energy:
     assert steps is not None
     trace, end_s = simulation.capture.trace, end_of(simulation.capture)
     besides = [beside(rank, memories, steps, trace) for rank, memories in plan.memories.items()]
-    run = power_run(steps, plan.machines, plan.nodes, end_s, simulation.network, besides)
+    run = power_run(steps, plan.machines, plan.nodes, end_s, simulation.network, besides, simulation.moves)
     if steps.batches is None:
         return Energy(run, None)
     return Energy(run, run.request_j(steps.batches, len(simulation.capture.outcomes)))
@@ -247,7 +247,7 @@ def _link_bytes(made: EngineMade) -> tuple[float | None, float]:
         return 0.0, 0.0
     if model is None or (ranks > 1 and tensor > 1):
         return None, 0.0
-    width = dtype_bytes(made.engine.options.dtype)
+    width = dtype_bytes(compute_dtype(made.engine.options.dtype))
     hidden, peers = model.hidden_size * width, tensor - 1
     per_token = (2 * model.num_layers + 1) * 2 * peers * hidden
     per_token += (stages - 1) * 2 * hidden * (1 + peers)

@@ -9,12 +9,13 @@ import numpy as np
 
 from calibrate.attribution import Attribution, attribute
 from calibrate.calibration import Calibration
+from calibrate.draws import median_latencies
 from calibrate.intervals import CONFIDENCE, LATENCIES, Intervals, intervals
 from calibrate.parameters import FRONT_END, RESIDUAL
 from calibrate.pricing import Served, serve
 from harness.deployment import Deployment
 from simulator.cluster import Cluster
-from simulator.front_end import simulate_behind
+from simulator.front_end import FrontEnd, simulate_behind
 from simulator.simulate import Simulation
 from traces.capture import Capture
 from traces.errors import InputError
@@ -62,6 +63,17 @@ def predicted(
     return intervals(served, calibration, known, [place[request_id] for request_id in ids], seed=seed)
 
 
+def median_of_draws(deployment: Deployment, trace: Trace, n: int, *, seed: int) -> dict[str, dict[str, float]] | None:
+    """Each request's median latencies over n simulations, as `calibrate.draws`; None without a calibration."""
+    if deployment.calibration is None or n < 2:
+        return None
+
+    def simulate(cluster: Cluster, front_end: FrontEnd) -> Capture:
+        return simulate_behind(front_end, trace, cluster).capture
+
+    return median_latencies(deployment.cluster, deployment.calibration, simulate, n, seed=seed)
+
+
 def add_intervals(
     result: dict[str, Any],
     found: Intervals,
@@ -70,6 +82,7 @@ def add_intervals(
     ids: Sequence[str],
     *,
     n_recordings: int,
+    n_draws: int,
 ) -> None:
     """Put intervals of statistics, and the share of scored requests within theirs, into validation.json's figures."""
     for metric in LATENCIES:
@@ -83,7 +96,7 @@ def add_intervals(
     for metric in LATENCIES:
         share = found.coverage(metric, getattr(columns, metric), own)
         covered[metric] = None if share is None else {"share": share[0], "n": share[1]}
-    result["prediction"] = {"confidence": CONFIDENCE, "coverage": covered}
+    result["prediction"] = {"confidence": CONFIDENCE, "coverage": covered, "draws": n_draws}
     if not n_recordings:
         note = "no further recording was given: the intervals know the engine's wandering from the fitted data alone"
         result["notes"].append(note)

@@ -26,10 +26,11 @@ def profile_import(
     out: Out,
     format: Format = None,
     model: Annotated[str | None, typer.Option(help="aiconfigurator: a model of the catalogue.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="aiconfigurator: bfloat16, if left out, or fp8.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="aiconfigurator: bfloat16, if left out, fp8 or nvfp4.")] = None,
     kv_cache_dtype: Annotated[str | None, typer.Option(help="aiconfigurator: auto, if left out, or fp8.")] = None,
     tp: Annotated[list[int] | None, typer.Option(help="aiconfigurator: a tensor-parallel degree. Repeatable.")] = None,
     folders: Folders = None,
+    network: Annotated[Path | None, typer.Option(help="Vidur: a folder of data/profiling/network.")] = None,
 ) -> None:
     """Import profiles of LLMServingSim or Vidur, one folder or a tree of them; or aiconfigurator's tables.
 
@@ -40,6 +41,8 @@ def profile_import(
     from harness.show import import_profiles_to, import_tables_to
 
     if source.startswith(TABLES):
+        if network is not None:
+            raise typer.BadParameter("has no effect: aiconfigurator's tables have their own", param_hint="--network")
         if model is None:
             raise typer.BadParameter("is needed for aiconfigurator's tables", param_hint="--model")
         system = source.removeprefix(TABLES)
@@ -49,7 +52,7 @@ def profile_import(
     if model or dtype or kv_cache_dtype or tp or folders:
         raise typer.BadParameter("go with aiconfigurator:SYSTEM alone", param_hint="--model, --dtype, --tp, --profiles")
     left_out: list[str] = []
-    for folder in import_profiles_to(Path(source), out, format, left_out):
+    for folder in import_profiles_to(Path(source), out, format, left_out, network):
         typer.echo(str(folder))
     for what in left_out:
         typer.echo(f"left out: {what}", err=True)

@@ -6,15 +6,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Protocol
 
 from collectors.client_log import ClientLog
 from harness.console import console
 from simulator.cluster import Service
 
-Tell = Callable[[float, str], None]
-"""Told how much is done, of the total, and what else there is to say."""
+
+class Tell(Protocol):
+    """Told how far something is."""
+
+    def __call__(self, done: float, said: str, total: float | None = None) -> None:
+        """How much is done, what else there is to say, and of how much, where that was not known or has changed."""
+        ...
+
+
 Watch = Callable[[Service], None]
 """Told of a simulation before it runs."""
+StreamWatch = Callable[[int, int, float, float], None]
+"""Told of one that is streamed: requests served, those in flight, seconds simulated, share of the trace that was read.
+"""
 
 LOOK_EVERY_S = 0.2
 
@@ -27,7 +38,7 @@ def progress(what: str, total: float | None) -> Iterator[Tell]:
     """
     out = console(stderr=True)
     if not out.is_terminal:
-        yield lambda _done, _said: None
+        yield lambda done, said, total=None: None
         return
     from rich.progress import (
         BarColumn,
@@ -53,8 +64,8 @@ def progress(what: str, total: float | None) -> Iterator[Tell]:
     with bar:
         task = bar.add_task(what, total=total, said="")
 
-        def tell(done: float, said: str) -> None:
-            bar.update(task, completed=done, said=said)
+        def tell(done: float, said: str, total: float | None = None) -> None:
+            bar.update(task, total=total, completed=done, said=said)  # a total of None leaves it as it is
             bar.refresh()
 
         yield tell
@@ -70,6 +81,24 @@ def replay_progress(tell: Tell) -> Callable[[ClientLog], None]:
         tell(log.n_ended, said + (f", {log.n_failed} failed" if log.n_failed else ""))
 
     return show
+
+
+@contextmanager
+def stream_progress() -> Iterator[StreamWatch]:
+    """What watches a simulation that is streamed: as `simulation_progress`, told after each piece.
+
+    How many requests there are is guessed from the share of the file that was read.
+    """
+    begun_s = time.monotonic()
+    with progress("requests", None) as tell:
+
+        def watch(n_served: int, n_in_flight: int, simulated_s: float, share_read: float) -> None:
+            speed = simulated_s / (time.monotonic() - begun_s)
+            said = f"{n_in_flight} in flight, {simulated_s:.1f} s simulated, {speed:.0f} times as fast as the clock"
+            n_sent = n_served + n_in_flight
+            tell(n_served, said, max(n_sent, round(n_sent / share_read)) if share_read else None)
+
+        yield watch
 
 
 @contextmanager

@@ -39,13 +39,18 @@ def trace_facts(trace: Trace) -> dict[str, Any]:
 
 
 def import_profiles_to(
-    source: Path, out: Path, format: str | None = None, left_out: list[str] | None = None
+    source: Path,
+    out: Path,
+    format: str | None = None,
+    left_out: list[str] | None = None,
+    network: Path | None = None,
 ) -> list[Path]:
     """Import every profile at or below `source` into a new folder, as device/model/dtype. Returns their places.
 
-    `left_out` takes in, in words, the folders that hold too little for a profile.
+    `left_out` takes in, in words, the folders that hold too little for a profile; `network` is a folder of Vidur's with
+    times between devices.
     """
-    imported = import_any_profiles(source, model_configs([BUNDLED]), format)
+    imported = import_any_profiles(source, model_configs([BUNDLED]), format, network)
     if left_out is not None:
         left_out.extend(imported.left_out)
     places = []

@@ -77,6 +77,7 @@ def simulate_trace(
     if served is not None and deployment.calibration is not None:
         ids = [outcome.request_id for outcome in capture.outcomes]
         figures["intervals"] = predicted(served, deployment.calibration, {}, ids, seed=scenario.file.seed).statistics
+    figures["speculation"] = None if run.speculation is None else run.speculation.figures()
     figures["steps"], figures["events"] = run.n_steps, run.n_sweeps
     figures["wall_s"] = {
         "load": loaded - started,
@@ -84,7 +85,7 @@ def simulate_trace(
         "total": time.perf_counter() - started,
     }
     request_j = None if energy is None else energy.request_j
-    return Simulation(capture, run.n_steps, run.n_sweeps, run.network, request_j), figures
+    return replace(run, capture=capture, request_j=request_j), figures
 
 
 def write_simulation(simulation: Simulation, figures: dict[str, Any], out: Path) -> None:

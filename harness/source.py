@@ -28,11 +28,13 @@ class Aiconfigurator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         system: its name of the device; None: the one that the device's description has among its aliases.
         version: vLLM's version that was measured; None: its current one for the system.
         gemm: its name of how weights are quantized; None: as the engine's dtype says.
+        distribution: its name of how tokens were spread over experts; None: as its own models have it.
     """
 
     system: str | None = None
     version: str | None = None
     gemm: str | None = None
+    distribution: str | None = None
 
 
 class External(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,6 +77,8 @@ def profile_from(
     tensor_parallel_size: int,
     folders: Sequence[Path],
     relative_to: Path,
+    *,
+    expert_parallel: bool = False,
 ) -> Profile:
     """The profile of a device and a model from a source, at one tensor-parallel degree. Raises InputError, EngineError.
 
@@ -85,6 +89,7 @@ def profile_from(
         tensor_parallel_size: the degree that will be simulated; a measured profile has all of its own.
         folders: where profiles, models and devices are looked up.
         relative_to: folder that paths of the source are relative to.
+        expert_parallel: whole experts on each device, for sources that measured that apart.
     """
     types = options.dtype, options.kv_cache_dtype
     if source.kind == "measured":
@@ -96,7 +101,15 @@ def profile_from(
         said = source.aiconfigurator or Aiconfigurator()
         system = said.system or system_of(find_device(device, folders))
         return aiconfigurator_profile(
-            system, spec, *types, degrees, device=device, version=said.version, gemm=said.gemm
+            system,
+            spec,
+            *types,
+            degrees,
+            device=device,
+            version=said.version,
+            gemm=said.gemm,
+            distribution=said.distribution,
+            expert_parallel=expert_parallel,
         )
     if source.external is not None:
         from profiles.external import Simulator, external_profile

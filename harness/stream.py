@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from harness.deployment import Deployment, located, with_run_notes
+from harness.progress import StreamWatch
 from harness.scenario import Scenario, read_scenario
 from harness.unprofiled import deploy_calibrated
 from simulator.front_end import DIRECT
@@ -39,10 +40,12 @@ _SHORTEST_S, _STEP, _N_BINS = 1e-7, 1e-3, 24_000
 """Bins of gaps: from 0.1 microseconds to 45 minutes, each 0.1 % longer than the one before."""
 
 
-def stream_scenario(scenario_path: Path, out: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def stream_scenario(
+    scenario_path: Path, out: Path, overrides: Sequence[str] = (), watch: StreamWatch | None = None
+) -> dict[str, Any]:
     """Simulate a scenario into the folder `out`, all of it or nothing. Returns the content of its summary.json.
 
-    Raises InputError, also for what needs the whole trace or the steps.
+    `watch` is told how far it is, after each piece. Raises InputError, also for what needs the whole trace or steps.
     """
     started = time.perf_counter()
     scenario = read_scenario(scenario_path, overrides)
@@ -61,6 +64,8 @@ def stream_scenario(scenario_path: Path, out: Path, overrides: Sequence[str] = (
             for piece in stream.serve(_kept(chain([first], rows), rows_file)):
                 outcomes.add(piece)
                 figures.add(piece)
+                if watch is not None:
+                    watch(stream.n_served, stream.n_in_flight, stream.now_s, read.share_read)
         trace = read.trace()
         with gzip.GzipFile(folder / "trace.jsonl.gz", "wb", mtime=0) as file:
             file.write(header_bytes(trace))
@@ -71,6 +76,7 @@ def stream_scenario(scenario_path: Path, out: Path, overrides: Sequence[str] = (
         meta = msgspec.structs.replace(meta, notes=(*meta.notes, *figures.notes(), STREAMED))
         (folder / "meta.json").write_bytes(msgspec.json.format(msgspec.json.encode(meta), indent=1) + b"\n")
         summary = figures.summary() | {"energy": None, "slo": None, "cost": None}
+        summary["speculation"] = None if stream.speculation is None else stream.speculation.figures()
         summary |= {"steps": stream.n_steps, "events": stream.n_sweeps, "most_in_flight": stream.most_in_flight}
         ended = time.perf_counter()
         summary["wall_s"] = {"load": loaded - started, "simulate": ended - loaded, "total": ended - started}

@@ -89,18 +89,27 @@ def trace_synth(
     ] = None,
     output_tokens: Annotated[str | None, typer.Option(help="As --prompt-tokens; left out: 16:256.")] = None,
     like: Annotated[Path | None, typer.Option(help="A trace to resemble: arrivals, lengths, prefixes.")] = None,
+    servegen: Annotated[Path | None, typer.Option(help="A folder of ServeGen's clients to draw from.")] = None,
+    start_s: Annotated[float | None, typer.Option("--start", help="Of --servegen: from this second of theirs.")] = None,
+    end_s: Annotated[float | None, typer.Option("--end", help="Of --servegen: to this second, needed.")] = None,
     seed: Seed = 0,
     to: To = "servetwin",
 ) -> None:
-    """Write a synthetic trace: of a process and lengths that are stated, or like another trace.
+    """Write a synthetic trace: of a process and lengths that are stated, like another trace, or of ServeGen's clients.
 
     Example: servetwin trace synth --requests 1000 --rate 5 --arrivals gamma --cv 2 --prompt-tokens 512 --out s.jsonl
     """
+    stated: dict[str, object] = {"--arrivals": arrivals, "--cv": cv, "--bursts": bursts, "--diurnal": diurnal}
+    stated |= {"--prompt-tokens": prompt_tokens, "--output-tokens": output_tokens}
+    if servegen is not None:
+        _alone("--servegen", {**stated, "--requests": requests, "--like": like}, "--start, --end, --rate and --seed")
+        _write(_of_clients(servegen, start_s, end_s, rate, seed), out, to)
+        return
+    for name, second in (("--start", start_s), ("--end", end_s)):
+        if second is not None:
+            raise InputError(field=name, found=second, accepted="only with --servegen")
     if like is not None:
-        stated = {"--arrivals": arrivals, "--cv": cv, "--bursts": bursts, "--diurnal": diurnal}
-        stated |= {"--prompt-tokens": prompt_tokens, "--output-tokens": output_tokens}
-        if told := [name for name, value in stated.items() if value is not None]:
-            raise InputError(field="--like", found=f"{', '.join(told)} too", accepted="--requests, --rate and --seed")
+        _alone("--like", stated, "--requests, --rate and --seed")
         _write(_twin(like, requests, rate, seed), out, to)
         return
     from traces.synthesis import Lengths, synthetic_trace
@@ -205,6 +214,22 @@ def _twin(like: Path, requests: int | None, rate: float | None, seed: int) -> Tr
 
     trace = read_any_trace(like)
     return twin(fit(trace), len(trace) if requests is None else requests, seed, trace.source, rate)
+
+
+def _of_clients(folder: Path, start_s: float | None, end_s: float | None, rate: float | None, seed: int) -> Trace:
+    from traces.clients import clients_trace
+    from traces.servegen import read_clients
+
+    if end_s is None:
+        raise InputError("is missing", field="--end", accepted="a second of the clients' course: they go on for days")
+    pool = read_clients(folder, start_s or 0.0, end_s)
+    return clients_trace(pool, start_s or 0.0, end_s, seed, rate)
+
+
+def _alone(option: str, others: dict[str, object], accepted: str) -> None:
+    """Raise InputError when one of the others is given, too."""
+    if told := [name for name, value in others.items() if value is not None]:
+        raise InputError(field=option, found=f"{', '.join(told)} too", accepted=accepted)
 
 
 def _rate(mean_per_s: float, bursts: str | None, diurnal: str | None) -> Rate:

@@ -34,6 +34,9 @@ def deploy_unprofiled(
     described = read_cluster(scenario)
     asked = _asked(scenario, described, measured)
     spec, options = asked.spec, asked.options
+    if options.speculative_config is not None:
+        message = "needs a profile: a whole-step model knows nothing of drafted tokens"
+        raise InputError(message, file=scenario.path, field="engine.speculative_config")
     if options.num_gpu_blocks is None or options.max_model_len is None:
         name = "num_gpu_blocks" if options.num_gpu_blocks is None else "max_model_len"
         message = "is needed without a profile, and neither scenario nor capture says it"

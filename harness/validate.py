@@ -10,11 +10,20 @@ from typing import Any
 
 import msgspec
 
+from calibrate.draws import N_DRAWS
 from harness.calibrated import fitted_requests
 from harness.compare import Validation, compare, noise_floor, over_floor, scored_ids
 from harness.deployment import Deployment, located, with_run_notes
 from harness.power import energy_of, with_power
-from harness.predicted import add_intervals, attributed, interval_notes, intervals_csv, predicted, run
+from harness.predicted import (
+    add_intervals,
+    attributed,
+    interval_notes,
+    intervals_csv,
+    median_of_draws,
+    predicted,
+    run,
+)
 from harness.reports.validation_page import Compared, validation_page
 from harness.scenario import read_scenario
 from harness.unprofiled import deploy_calibrated
@@ -36,6 +45,7 @@ def validate(
     score_fitted: bool = False,
     repeats: Sequence[Path] = (),
     explain: bool = False,
+    draws: int | None = None,
 ) -> Validation:
     """Simulate the scenario at a capture's measured arrivals and compare the two.
 
@@ -47,6 +57,7 @@ def validate(
         score_fitted: also score requests that the calibration was fitted to.
         repeats: further recordings of the same requests, for the noise floor.
         explain: also say where the error comes from.
+        draws: simulations whose median is paired with a measured request; None: `N_DRAWS` with a calibration, else 1.
 
     Raises:
         InputError: whatever cannot be read or simulated; no request of the trace was measured; all were fitted.
@@ -60,6 +71,9 @@ def validate(
     fitted = fitted_requests(deployment.calibration, measured, digest(capture_path))
     if score_fitted and deployment.calibration is None:
         raise InputError("means nothing without a calibration", field="--score-fitted")
+    if draws is not None and draws > 1 and deployment.calibration is None:
+        raise InputError("means nothing without a calibration", field="--draws", found=draws)
+    n_draws = 1 if deployment.calibration is None else N_DRAWS if draws is None else draws
     if fitted and not score_fitted and len(fitted) == len(measured.outcomes):
         message = "every request of this capture was fitted by the calibration"
         raise InputError(message, file=capture_path, accepted="another capture, or --score-fitted")
@@ -68,12 +82,15 @@ def validate(
     keeps = deployment.power is not None and bool(deployment.power.memories)
     with located(scenario):
         simulation, served = run(deployment, trace, explain=explain, record_batches=keeps)
-    simulated = time.perf_counter()
+        simulated = time.perf_counter()
+        medians = median_of_draws(deployment, trace, n_draws, seed=scenario.file.seed)
     twin = _twin(simulation, deployment, trace, measured)
-    result = compare(measured, twin, seed=scenario.file.seed, reasons=deployment.mismatches, unscored=unscored)
+    seed, reasons = scenario.file.seed, deployment.mismatches
+    result = compare(measured, twin, seed=seed, reasons=reasons, unscored=unscored, predicted=medians)
     result["fitted"] = {"n_requests": len(fitted), "scored": score_fitted and bool(fitted)}
     result["notes"] = [
         *_fitted_notes(len(fitted), scored=score_fitted),
+        *_draw_notes(n_draws),
         *interval_notes(deployment),
         *twin.meta.notes,
         *measured.meta.notes,
@@ -85,8 +102,8 @@ def validate(
     found = None
     if served is not None and deployment.calibration is not None:
         floor = result["noise_floor"]["common"] if recordings else {}
-        found = predicted(served, deployment.calibration, floor, scored, seed=scenario.file.seed)
-        add_intervals(result, found, measured, twin, scored, n_recordings=len(recordings))
+        found = predicted(served, deployment.calibration, floor, scored, seed=seed)
+        add_intervals(result, found, measured, twin, scored, n_recordings=len(recordings), n_draws=n_draws)
     result["provenance"] = {
         "trace": trace.sha256,
         "capture": digest(capture_path),
@@ -163,6 +180,13 @@ def _fitted_notes(n_fitted: int, *, scored: bool) -> list[str]:
     if scored:
         return [f"{n_fitted} of the scored requests were fitted by the calibration: their error says little"]
     return [f"{n_fitted} requests were fitted by the calibration and are not scored"]
+
+
+def _draw_notes(n_draws: int) -> list[str]:
+    """What the paired errors are of, where that is not the simulated capture."""
+    if n_draws == 1:
+        return []
+    return [f"paired by request with the median of {n_draws} simulations, whose parameters are drawn from the fit"]
 
 
 def at_measured_arrivals(trace: Trace, measured: Capture) -> Trace:

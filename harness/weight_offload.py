@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from harness.cluster import InstanceSpec
-from profiles.model import ModelSpec, dtype_bytes
+from profiles.model import ModelSpec, part_bytes
 from simulator.gates import new_gate
 from simulator.memory import weights_by_part
 from simulator.options import EngineOptions
@@ -50,7 +50,7 @@ def offload_of(
     if ends and model.tie_word_embeddings:
         raise InputError("shares its weights with the other end", field="offload.ends", accepted="layers or experts")
     in_host = {name: parts[name] if name in ends else 0.0 for name in ("embedding", "lm_head")}
-    row_bytes = model.hidden_size * dtype_bytes(options.dtype) if "embedding" in ends else 0.0
+    row_bytes = model.hidden_size * part_bytes("embedding", options.dtype) if "embedding" in ends else 0.0
     link = spec.host_link
     return WeightOffload(
         layer_bytes,
@@ -104,7 +104,7 @@ def _check_group(options: EngineOptions, *, by_group: bool) -> None:
 def _layer_bytes(model: ModelSpec, options: EngineOptions, partition: Partition) -> float:
     """Weights of one layer on one device; experts included, norms too."""
     parts = weights_by_part(model, options.dtype, partition)
-    final_norm = model.hidden_size * (2 if model.norm_bias else 1) * dtype_bytes(options.dtype)
+    final_norm = model.hidden_size * (2 if model.norm_bias else 1) * part_bytes("norms", options.dtype)
     in_layers = sum(parts.get(name, 0.0) for name in ("attention", "mlp", "experts", "norms"))
     return (in_layers - final_norm) / model.num_layers
 
@@ -124,7 +124,7 @@ def _experts(
         raise InputError(field="offload.way", found=way, accepted=accepted)
     if partition.enable_expert_parallel or partition.data_parallel_size > 1:
         raise InputError("is not modelled where ranks hold different experts", field="offload.experts")
-    router = model.num_layers * model.num_experts * model.hidden_size * dtype_bytes(options.dtype)
+    router = model.num_layers * model.num_experts * model.hidden_size * part_bytes("experts", options.dtype)
     all_bytes = weights_by_part(model, options.dtype, partition)["experts"] - router
     chosen = _numbers(file.experts, model.num_experts, "experts")
     gate = new_gate(spec.experts.gate, model.num_experts, model.num_experts_per_tok)

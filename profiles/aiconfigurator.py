@@ -1,10 +1,12 @@
 """Profiles from the tables of aiconfigurator-core (Apache-2.0): silicon times of vLLM's operators on datacentre GPUs.
 
-How operators make up a step is its own description of a dense model, `sdk/models/llama.py::LLAMAModel` of 0.12, built
-from our dimensions of the model; operators are priced one by one, at the sizes that were collected. It has no norm
-before the output head, no sampler and nothing of the host. Its `add_norm`, `act_gate` and `embedding` are formulas of
-bandwidth and a constant, not silicon; a chunk's history is a formula over silicon rows without one; decodes are
-smoothed over neighbouring histories, by up to 4 %. Mixed batches are prefill and decode apart, as in its `mixed_step`.
+How operators make up a step is its own description of a model, of 0.12 `sdk/models/llama.py::LLAMAModel` or, with
+experts, `sdk/models/moe.py::MOEModel`, built from our dimensions; operators are priced one by one, at the sizes that
+were collected. It has no norm before the output head, no sampler and nothing of the host. Experts are one operator of
+all of them, by tokens, with a distribution of tokens over experts that was drawn when it was measured. Its `add_norm`,
+`act_gate` and `embedding` are formulas of bandwidth and a constant, not silicon; a chunk's history is a formula over
+silicon rows without one; decodes are smoothed over neighbouring histories, by up to 4 %. Mixed batches are prefill and
+decode apart, as in its `mixed_step`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from profiles.aiconfigurator_tables import BACKEND, COMMUNICATION, Answer, Operator, Tables, core_version, systems
+from profiles.aiconfigurator_tables import (
+    BACKEND,
+    COMMUNICATION,
+    Answer,
+    Experts,
+    Operator,
+    Tables,
+    core_version,
+    systems,
+)
 from profiles.attention import AttentionTable, Chunk
 from profiles.device import DeviceSpec
 from profiles.interpolation import interpolate
@@ -27,10 +38,16 @@ from profiles.profile import AttentionRows, Composition, Curve, OperatorTables, 
 from traces.errors import InputError
 from traces.steps import Ints
 
-GEMMS = {"bfloat16": ("bfloat16",), "fp8": ("fp8", "fp8_block")}
+GEMMS = {"bfloat16": ("bfloat16",), "fp8": ("fp8", "fp8_block"), "nvfp4": ("nvfp4",)}
 """Its names of matrix products by the engine's dtype, the usual one first."""
 
 PREFILL, DECODE = "attention of prompts", "attention of decodes"
+
+EXPERTS = "experts"
+"""Our name of its operator `moe`, a time by tokens; `moe` of a composition is a table of its own."""
+
+DISTRIBUTION = "power_law_1.2"
+"""Of tokens over experts; the one that its `MOEModel` takes."""
 
 _MOST_REQUESTS = 2048
 
@@ -57,8 +74,10 @@ def aiconfigurator_profile(
     device: str,
     version: str | None = None,
     gemm: str | None = None,
+    distribution: str | None = None,
+    expert_parallel: bool = False,
 ) -> Profile:
-    """A profile of a dense model on one system.
+    """A profile of a model on one system.
 
     Args:
         system: the package's name of the device.
@@ -68,20 +87,25 @@ def aiconfigurator_profile(
         device: our name of it.
         version: vLLM's version that was measured; None: the system's current one.
         gemm: how weights are quantized, of the names in `GEMMS`; None: the first of the dtype.
+        distribution: of tokens over experts, by its name; None: `DISTRIBUTION`, or of a dense model none.
+        expert_parallel: whole experts on each device, in place of a part of every one.
 
     Raises:
-        InputError: the package lacks the system, the version, the type or the degree, or the model has experts.
+        InputError: the package lacks the system, the version, the type, the degree, or such experts.
         EngineError: the extra is not installed.
     """
-    if model.num_experts:
-        message = f"{model.name} has experts, whose tables are not read yet"
-        raise InputError(message, field="source", accepted="a dense model")
+    if distribution is not None and not model.num_experts:
+        message, accepted = "has no effect", f"nothing: {model.name} has no experts"
+        raise InputError(message, field="distribution", found=distribution, accepted=accepted)
     tables = Tables(system, version)
     gemm, kv = _types(tables, dtype, kv_cache_dtype, gemm)
+    law = distribution or DISTRIBUTION
     coverage = _Coverage()
     by_degree, notes = {}, []
     for tp in degrees:
-        composition, by_degree[tp] = _Degree(tables, model, tp, gemm, kv, coverage).priced()
+        composition, by_degree[tp] = _Degree(
+            tables, model, tp, gemm, kv, _experts(model, law, tp, expert_parallel), coverage
+        ).priced()
         notes.append(_shares(model, tp, composition, by_degree[tp], coverage))
     collectives = _collectives(tables, [tp for tp in degrees if tp > 1], coverage)
     meta = ProfileMeta(
@@ -95,14 +119,36 @@ def aiconfigurator_profile(
         composition=composition,
         notes=(
             f"operators of aiconfigurator-core {core_version()}, {system}, {BACKEND} {tables.version}, matrix products "
-            f"in {gemm}, keys and values in {kv}; composed as its sdk/models/llama.py does; no sampler, no host",
+            f"in {gemm}, keys and values in {kv}; composed as its sdk/models/{_module(model)} does; "
+            "no sampler, no host",
+            *_experts_notes(model, law, expert_parallel),
             *coverage.notes(),
             *notes,
             *tables.warnings,
         ),
-        measured={"license": "Apache-2.0", "system": system, "gemm": gemm},
+        measured={"license": "Apache-2.0", "system": system, "gemm": gemm}
+        | ({"distribution": law, "expert_parallel": expert_parallel} if model.num_experts else {}),
     )
     return with_digest(Profile(meta, by_degree, collectives=collectives))
+
+
+def _module(model: ModelSpec) -> str:
+    return "moe.py" if model.num_experts else "llama.py"
+
+
+def _experts(model: ModelSpec, distribution: str, tp: int, expert_parallel: bool) -> Experts | None:
+    """How experts are spread over `tp` devices; None: there are none."""
+    if not model.num_experts:
+        return None
+    return Experts(distribution, 1, tp) if expert_parallel else Experts(distribution, tp, 1)
+
+
+def _experts_notes(model: ModelSpec, distribution: str, expert_parallel: bool) -> tuple[str, ...]:
+    if not model.num_experts:
+        return ()
+    said = f"experts: {model.num_experts}, {model.num_experts_per_tok} for each token, chosen as {distribution} when "
+    said += "they were measured: one time by tokens, whatever the gate; "
+    return (said + ("whole ones on each device" if expert_parallel else "each is split over the devices"),)
 
 
 def _types(tables: Tables, dtype: str, kv_cache_dtype: str, gemm: str | None) -> tuple[str, str]:
@@ -172,6 +218,7 @@ class _Degree:
         model: its dimensions.
         tp: the degree.
         gemm, kv: types, by the package's names.
+        experts: how they are spread; None: there are none.
         coverage: takes in where the times are from.
     """
 
@@ -180,17 +227,23 @@ class _Degree:
     tp: int
     gemm: str
     kv: str
+    experts: Experts | None
     coverage: _Coverage
 
     def priced(self) -> tuple[Composition, OperatorTables]:
         """How operators make up a step, and their tables."""
         self.model.parameters(self.tp)  # raises for a degree that the model cannot be split by
-        prefill, decode = self.tables.description(self.model, self.tp, self.gemm, self.kv)
+        prefill, decode = self.tables.description(self.model, self.tp, self.gemm, self.kv, self.experts)
         token_wise = {one.name.removeprefix("context_"): one for one in prefill if one.kind not in COMMUNICATION}
         attention = token_wise.pop("attention"), next(one for one in decode if one.kind == "GenerationAttention")
-        head = token_wise.pop("logits_gemm")
+        token_wise.pop("logits_gemm", None)
+        head = next(one for one in decode if one.name == "generation_logits_gemm")
         tokens = self.tables.collected("gemm_perf", ["m"], gemm_dtype=self.gemm)[:, 0]
-        dense = {name: self._curve(name, one, tokens) for name, one in token_wise.items()}
+        sizes = dict.fromkeys(token_wise, tokens)
+        if self.experts is not None:
+            token_wise[EXPERTS] = token_wise.pop("moe")
+            sizes[EXPERTS] = self._sizes_of(self.experts)
+        dense = {name: self._curve(name, one, sizes[name]) for name, one in token_wise.items()}
         requests = {"logits_gemm": self._curve("logits_gemm", head, tokens[tokens <= _MOST_REQUESTS])}
         layers = [name for name, one in token_wise.items() if one.count == self.model.num_layers]
         layers.insert(layers.index("qkv_gemm") + 1, "attention")
@@ -203,6 +256,21 @@ class _Degree:
             self._note_size(name, operator.fields)
         times = [self._time_s(name, operator, is_context=True, batch_size=1, s=int(n), x=int(n)) for n in tokens]
         return Curve(tokens.astype(np.float64), np.array(times))
+
+    def _sizes_of(self, experts: Experts) -> Ints:
+        """Tokens for which such experts were collected. Raises InputError when none were."""
+        model = self.model
+        sizes: dict[str, object] = {"hidden_size": model.hidden_size, "inter_size": model.intermediate_size}
+        sizes |= {"num_experts": model.num_experts, "topk": model.num_experts_per_tok}
+        spread = {"moe_tp_size": experts.tp, "moe_ep_size": experts.ep, "distribution": experts.distribution}
+        tokens = self.tables.collected("moe_perf", ["num_tokens"], **sizes, **spread, moe_dtype=self.gemm)[:, 0]
+        if len(tokens):
+            return tokens
+        message = f"experts of {model.name} were not collected on {self.tables.system}"
+        columns = ["moe_tp_size", "moe_ep_size", "moe_dtype", "distribution"]
+        there = "; ".join(_spread(*one) for one in self.tables.variants("moe_perf", columns, **sizes))
+        found = _spread(experts.tp, experts.ep, self.gemm, experts.distribution)
+        raise InputError(message, field="experts", found=found, accepted=there or "experts of another size")
 
     def _attention(self, prefill: Operator, decode: Operator) -> AttentionRows:
         """Chunks and decodes within what was collected of such heads."""
@@ -234,6 +302,11 @@ class _Degree:
             self.coverage.outside.add(f"{name} of {size[0]} by {size[1]}, {collected}")
         elif not (there == size).all(axis=1).any():
             self.coverage.between.add(f"{name} of {size[0]} by {size[1]}")
+
+
+def _spread(tp: int, ep: int, dtype: str, distribution: str) -> str:
+    how = f"each over {tp} devices" if ep == 1 else f"in {ep} parts, each over {tp} devices"
+    return f"{dtype} {how} as {distribution}"
 
 
 def _collectives(tables: Tables, degrees: Sequence[int], coverage: _Coverage) -> dict[str, dict[int, Curve]] | None:

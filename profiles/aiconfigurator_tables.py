@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import version as package_version
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 BACKEND = "vllm"
 
-TABLES = ("gemm_perf", "context_attention_perf", "generation_attention_perf", "custom_allreduce_perf", "nccl_perf")
+TABLES = ("gemm_perf", "moe_perf", "context_attention_perf", "generation_attention_perf", "custom_allreduce_perf",
+          "nccl_perf")  # fmt: skip
 """Those that are read here."""
 
-COMMUNICATION = ("CustomAllReduce", "Nccl", "P2P")
+COMMUNICATION = ("CustomAllReduce", "Nccl", "P2P", "MoeDispatch")
 """Kinds of operators that are between devices."""
 
 
@@ -59,6 +60,21 @@ class Operator:
     def once(self) -> str:
         """The engine's JSON for one run."""
         return json.dumps([{self.kind: {**self.fields, "scale_factor": 1.0}}])
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """How tokens are spread over experts, and these over devices.
+
+    Attributes:
+        distribution: of tokens, by the package's name.
+        tp: devices that share each expert.
+        ep: devices, or groups of such, that have other experts.
+    """
+
+    distribution: str
+    tp: int
+    ep: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,32 +117,45 @@ class Tables:
         self.version = str(self._database.version)
         self._read: dict[str, pd.DataFrame] = {}
 
-    def description(self, model: ModelSpec, tp: int, gemm: str, kv: str) -> tuple[list[Operator], list[Operator]]:
-        """The operators of a prefill and of a decode step of a dense model: its own description, with our dimensions.
+    def description(
+        self, model: ModelSpec, tp: int, gemm: str, kv: str, experts: Experts | None = None
+    ) -> tuple[list[Operator], list[Operator]]:
+        """The operators of a prefill and of a decode step: the package's own description, with our dimensions.
 
         Args:
             model: dimensions.
             tp: tensor-parallel degree.
-            gemm: type of matrix products in layers, by its name.
+            gemm: type of matrix products in layers and of experts, by its name.
             kv: type of keys and values.
+            experts: how tokens and experts are spread; of a dense model None.
         """
         config = _sdk("config_builders").build_model_config(
             tp,
             1,
             1,
-            1,
-            1,
+            1 if experts is None else experts.tp,
+            1 if experts is None else experts.ep,
             gemm_quant_mode=gemm,
             kvcache_quant_mode=kv,
+            moe_quant_mode="bfloat16",
             fmha_quant_mode="bfloat16",
             comm_quant_mode="half",
         )
-        built = _sdk("models.llama").LLAMAModel(
-            model.name, "LLAMA", "LlamaForCausalLM", model.num_layers, model.num_heads, model.num_kv_heads,
-            model.head_dim, model.hidden_size, model.intermediate_size, model.vocab_size,
-            model.max_position_embeddings or 0, config, {"use_qk_norm": model.qk_norm},
+        dimensions = (
+            model.num_layers, model.num_heads, model.num_kv_heads, model.head_dim, model.hidden_size,
+            model.intermediate_size, model.vocab_size, model.max_position_embeddings or 0, config,
+            {"use_qk_norm": model.qk_norm},
         )  # fmt: skip
-        return self._operators(built.context_ops), self._operators(built.generation_ops)
+        if experts is None:
+            built = _sdk("models.llama").LLAMAModel(model.name, "LLAMA", "LlamaForCausalLM", *dimensions)
+            return self._operators(built.context_ops), self._operators(built.generation_ops)
+        sizes = model.num_experts_per_tok, model.num_experts, model.intermediate_size
+        names = model.name, "MOE", "MixtralForCausalLM"
+        built = _sdk("models.moe").MOEModel(*sizes, *names, *dimensions, backend_name=BACKEND)
+        # Set here and not in its config: for some types the model's constructor looks for a file of that name.
+        asked = {"quant_mode": gemm, "workload_distribution": experts.distribution}
+        prefill, decode = (self._operators(ops) for ops in (built.context_ops, built.generation_ops))
+        return [_experts_as(one, asked) for one in prefill], [_experts_as(one, asked) for one in decode]
 
     def collective(self, name: str, ranks: int) -> Operator:
         """`all_reduce` or `all_gather` between so many devices, over x elements of two bytes."""
@@ -151,11 +180,18 @@ class Tables:
 
         Tables of older versions know no window of attention; all their rows are without one.
         """
+        return np.unique(self._only(table, only)[list(columns)].to_numpy(dtype=np.int64), axis=0)
+
+    def variants(self, table: str, columns: Sequence[str], **only: object) -> list[tuple[Any, ...]]:
+        """The same, of columns of any type."""
+        return sorted(set(self._only(table, only)[list(columns)].itertuples(index=False, name=None)))
+
+    def _only(self, table: str, only: dict[str, object]) -> pd.DataFrame:
         rows = self._rows(table)
         for name, value in only.items():
             if name in rows or name != "window_size":
                 rows = rows[rows[name] == value]
-        return np.unique(rows[list(columns)].to_numpy(dtype=np.int64), axis=0)
+        return rows
 
     def names(self, table: str, column: str) -> list[str]:
         """Distinct texts of a column."""
@@ -206,6 +242,11 @@ class Tables:
         return _loaded(self.system, self.version, fill_gaps=True)[1]
 
 
+def _experts_as(operator: Operator, asked: dict[str, str]) -> Operator:
+    """The operator, of the type and distribution asked for where it is that of the experts."""
+    return replace(operator, fields={**operator.fields, **asked}) if operator.kind == "Moe" else operator
+
+
 def systems() -> list[str]:
     """The package's names of devices on which it has vLLM's operators. Raises EngineError without the extra."""
     folder = Path(_sdk("perf_database").__file__).parents[1] / "systems"
@@ -216,6 +257,15 @@ def systems() -> list[str]:
 def current_version(system: str) -> str:
     """Version of vLLM that is taken on a system where none is named."""
     return str(_sdk("perf_database").get_version_slots(system, BACKEND)["current"])
+
+
+def product_types(system: str) -> list[str]:
+    """Its names of the types in which matrix products were collected on a system, with the current version of vLLM."""
+    import pyarrow.parquet as pq
+
+    folder = Path(_sdk("perf_database").__file__).parents[1] / "systems" / "data" / system / "gemm" / BACKEND
+    file = folder / current_version(system) / "gemm_perf.parquet"
+    return sorted(set(pq.read_table(file, columns=["gemm_dtype"])["gemm_dtype"].unique().to_pylist()))
 
 
 def core_version() -> str:

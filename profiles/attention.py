@@ -22,12 +22,20 @@ neighbours, where a time could not be. Batches that the grid does not hold are c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from profiles.interpolation import bracket, extend_linear, extend_nearest, fill_inside, interpolate
+from profiles.interpolation import (
+    bracket,
+    extend_linear,
+    extend_nearest,
+    fill_inside,
+    interpolate,
+    interpolate_ascending,
+    interpolate_one,
+)
 from profiles.profile import AttentionRows, SkewRows
 from traces.errors import ProfileError
 from traces.steps import Floats
@@ -48,6 +56,52 @@ class Chunk:
         return self.new_tokens * (self.computed_tokens + self.new_tokens / 2)
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionArrays:
+    """What the three tables are made of, once they are compiled. Nobody writes to it.
+
+    Attributes:
+        p_axes: prefill tokens [a] and history [b].
+        p: [a, b] seconds.
+        d_axes: decodes [c] and their history [d].
+        d: [c, d] seconds.
+        r_axes: of all four; () where no mixed batch was measured.
+        r: ratio at them; None likewise.
+        filled_corners: points of it that were filled from neighbours.
+        skew: batch sizes and the share of each, for decodes beside a prefill (True) and alone.
+        serial: tokens and the share of each, of several chunks; None where they were not measured.
+    """
+
+    p_axes: tuple[Floats, ...]
+    p: Floats
+    d_axes: tuple[Floats, ...]
+    d: Floats
+    r_axes: tuple[Floats, ...]
+    r: Floats | None
+    filled_corners: int
+    skew: dict[bool, tuple[Floats, Floats]]
+    serial: tuple[Floats, Floats] | None
+
+
+def compile_attention(rows: AttentionRows, skew: SkewRows | None = None) -> AttentionArrays:
+    """Make the tables. Raises ProfileError when there is no prefill-only or no decode-only point."""
+    one_chunk = np.full(len(rows.time_s), True) if rows.n_chunks is None else rows.n_chunks == 1
+    prefill = (rows.n_decode == 0) & (rows.prefill_tokens > 0) & one_chunk
+    decode = (rows.prefill_tokens == 0) & (rows.n_decode > 0)
+    mixed = (rows.prefill_tokens > 0) & (rows.n_decode > 0)
+    if not prefill.any() or not decode.any():
+        raise ProfileError("attention needs points of prefill alone and of decode alone", field="attention")
+    p_axes, p = _grid((rows.prefill_tokens, rows.prefill_kv_tokens), rows.time_s, prefill)
+    d_axes, d = _grid((rows.n_decode, rows.decode_kv_tokens), rows.time_s, decode)
+    p, d = extend_linear(p_axes, fill_inside(p_axes, p)), extend_linear(d_axes, fill_inside(d_axes, d))
+    shares = _skew_shares(skew) if skew is not None else {}
+    alone = AttentionArrays(p_axes, p, d_axes, d, (), None, 0, shares, None)
+    table = AttentionTable(alone)
+    r_axes, r, filled_corners = table.mixed_ratio(rows, mixed)
+    serial = table.serial_shares(rows, ~one_chunk)
+    return replace(alone, r_axes=r_axes, r=r, filled_corners=filled_corners, serial=serial)
+
+
 class AttentionTable:
     """One layer's attention on one device at one tensor-parallel degree.
 
@@ -56,29 +110,23 @@ class AttentionTable:
         filled_corners: points of the mixed grid that were filled from neighbours.
     """
 
-    def __init__(self, rows: AttentionRows, skew: SkewRows | None = None) -> None:
-        """Make the tables. Raises ProfileError when there is no prefill-only or no decode-only point."""
-        one_chunk = np.full(len(rows.time_s), True) if rows.n_chunks is None else rows.n_chunks == 1
-        prefill = (rows.n_decode == 0) & (rows.prefill_tokens > 0) & one_chunk
-        decode = (rows.prefill_tokens == 0) & (rows.n_decode > 0)
-        mixed = (rows.prefill_tokens > 0) & (rows.n_decode > 0)
-        if not prefill.any() or not decode.any():
-            raise ProfileError("attention needs points of prefill alone and of decode alone", field="attention")
-        self._decode_rows: dict[int, Floats] = {}
-        self._p_axes, p = _grid((rows.prefill_tokens, rows.prefill_kv_tokens), rows.time_s, prefill)
-        self._d_axes, d = _grid((rows.n_decode, rows.decode_kv_tokens), rows.time_s, decode)
-        self._p = extend_linear(self._p_axes, fill_inside(self._p_axes, p))
-        self._d = extend_linear(self._d_axes, fill_inside(self._d_axes, d))
-        self.largest = (
-            self._p_axes[0][-1],
-            self._p_axes[1][-1],
-            self._d_axes[0][-1],
-            self._d_axes[1][-1],
-        )
-        self._r_axes, self._r, self.filled_corners = self._mixed_ratio(rows, mixed)
-        self._skew = _skew_shares(skew) if skew is not None else {}
+    def __init__(self, rows: AttentionRows | AttentionArrays, skew: SkewRows | None = None) -> None:
+        """From compiled tables, or from rows, which are compiled. Raises ProfileError as `compile_attention`."""
+        made = rows if isinstance(rows, AttentionArrays) else compile_attention(rows, skew)
+        # Plain numbers: a batch asks for a few of them, which is no work for numpy.
+        self._p_axes: list[list[float]] = [axis.tolist() for axis in made.p_axes]
+        self._p: list[list[float]] = made.p.tolist()
+        self._p_floor_s = float(made.p.min())
+        self._d_axes: list[list[float]] = [axis.tolist() for axis in made.d_axes]
+        self._d = made.d
+        self._decode_rows: dict[int, list[float]] = {}
+        self._r_axes: list[list[float]] = [axis.tolist() for axis in made.r_axes]
+        self._r = made.r
+        self.largest = (*(axis[-1] for axis in self._p_axes), *(axis[-1] for axis in self._d_axes))
+        self.filled_corners = made.filled_corners
+        self._skew = made.skew
         self._skew_share_of: dict[tuple[int, bool], float] = {}
-        self._serial = self._serial_shares(rows, ~one_chunk)
+        self._serial = made.serial
 
     def prefill_s(self, chunks: list[Chunk]) -> float:
         """Seconds for prefill chunks alone."""
@@ -93,14 +141,14 @@ class AttentionTable:
     def _several_s(self, chunks: list[Chunk]) -> tuple[float, float, float]:
         """Seconds of several chunks as one of their tokens and work, of one after another, and of the slowest alone."""
         alone_s = [self._chunk_s(chunk.new_tokens, chunk.computed_tokens) for chunk in chunks]
-        in_turn_s = sum(alone_s) - (len(chunks) - 1) * float(self._p.min())
+        in_turn_s = sum(alone_s) - (len(chunks) - 1) * self._p_floor_s
         tokens = sum(chunk.new_tokens for chunk in chunks)
         work = sum(chunk.work for chunk in chunks)
         history = work / tokens - tokens / 2
         together_s = self._chunk_s(tokens, history) if history >= 0 else self._chunk_s(float(np.sqrt(2 * work)), 0)
         return together_s, in_turn_s, max(alone_s)
 
-    def _serial_shares(self, rows: AttentionRows, several: Mask) -> tuple[Floats, Floats] | None:
+    def serial_shares(self, rows: AttentionRows, several: Mask) -> tuple[Floats, Floats] | None:
         """Share of the way from one chunk of the same tokens and work to chunks one after another, by tokens.
 
         From 0 to 1, since the two are bounds: what lies outside is the error of a short way. None where several chunks
@@ -118,14 +166,22 @@ class AttentionTable:
         return sizes, np.clip(share, 0.0, 1.0)
 
     def decode_s(self, n: int, mean_kv: Floats, max_kv: Floats, prefill_tokens: int = 0) -> Floats:
-        """Seconds for n decodes of the given mean and longest history, [k] -> [k]."""
+        """Seconds for n decodes of the given mean and longest history, which ascend, [k] -> [k]."""
         row = self._decode_row(n)
         share = self._skew_share(n, prefill_tokens)
+        mean_s = interpolate_ascending(self._d_axes[1], row, mean_kv)
         if share == 0.0:
-            return interpolate(self._d_axes[1], row, mean_kv)
-        both_s = interpolate(self._d_axes[1], row, np.concatenate([mean_kv, max_kv]))
-        mean_s = both_s[: len(mean_kv)]
-        return mean_s + share * (both_s[len(mean_kv) :] - mean_s)
+            return mean_s
+        return mean_s + share * (interpolate_ascending(self._d_axes[1], row, max_kv) - mean_s)
+
+    def decode_once_s(self, n: int, mean_kv: float, max_kv: float, prefill_tokens: int = 0) -> float:
+        """`decode_s` to the last bit, of one step."""
+        row = self._decode_row(n)
+        share = self._skew_share(n, prefill_tokens)
+        mean_s = interpolate_one(self._d_axes[1], row, mean_kv)
+        if share == 0.0:
+            return mean_s
+        return mean_s + share * (interpolate_one(self._d_axes[1], row, max_kv) - mean_s)
 
     def mixed_s(self, chunks: list[Chunk], n: int, mean_kv: float, max_kv: float) -> float:
         """Seconds for prefill chunks and n decodes in one step."""
@@ -133,7 +189,7 @@ class AttentionTable:
         if n == 0:
             return apart_s
         tokens = sum(chunk.new_tokens for chunk in chunks)
-        apart_s += float(self.decode_s(n, np.array([mean_kv]), np.array([max_kv]), tokens)[0])
+        apart_s += self.decode_once_s(n, mean_kv, max_kv, tokens)
         if self._r is None:
             return apart_s
         history = max(sum(chunk.work for chunk in chunks) / tokens - tokens / 2, 0.0)
@@ -144,30 +200,34 @@ class AttentionTable:
         lengths, histories = self._p_axes
         low, high, _ = bracket(lengths, tokens)
         j0, j1, v = bracket(histories, history)
-        at_low = self._p[low, j0] + v * (self._p[low, j1] - self._p[low, j0])
+        row = self._p[low]
+        at_low = row[j0] + v * (row[j1] - row[j0])
         if low == high:
-            return float(at_low)
-        at_high = self._p[high, j0] + v * (self._p[high, j1] - self._p[high, j0])
+            return at_low
+        row = self._p[high]
+        at_high = row[j0] + v * (row[j1] - row[j0])
         work_low, work_high = (length * (history + length / 2) for length in (lengths[low], lengths[high]))
         share = (tokens * (history + tokens / 2) - work_low) / (work_high - work_low)
-        return float(at_low + share * (at_high - at_low))
+        return at_low + share * (at_high - at_low)
 
-    def _decode_row(self, n: int) -> Floats:
+    def _decode_row(self, n: int) -> list[float]:
         """D's row at n decodes, by history, [len(histories)]; kept, since batches of one size recur."""
         row = self._decode_rows.get(n)
         if row is None:
             low, high, share = bracket(self._d_axes[0], n)
-            row = self._d[low] + share * (self._d[high] - self._d[low])
-            self._decode_rows[n] = row
+            made: Floats = self._d[low] + share * (self._d[high] - self._d[low])
+            row = self._decode_rows[n] = made.tolist()
         return row
 
-    def _mixed_ratio(self, rows: AttentionRows, mixed: Mask) -> tuple[tuple[Floats, ...], Floats | None, int]:
+    def mixed_ratio(self, rows: AttentionRows, mixed: Mask) -> tuple[tuple[Floats, ...], Floats | None, int]:
+        """R's axes, R itself (None without a mixed batch), and how many of its points were not measured."""
         if not mixed.any():
             return (), None, 0
         columns = (rows.prefill_tokens, rows.prefill_kv_tokens, rows.n_decode, rows.decode_kv_tokens)
         axes, together_s = _grid(columns, rows.time_s, mixed)
         prefill_s = np.array([[self._chunk_s(tokens, history) for history in axes[1]] for tokens in axes[0]])
-        decode_s = np.array([interpolate(self._d_axes[1], self._decode_row(int(n)), axes[3]) for n in axes[2]])
+        histories = np.array(self._d_axes[1])
+        decode_s = np.array([interpolate(histories, np.array(self._decode_row(int(n))), axes[3]) for n in axes[2]])
         inside = fill_inside(axes, together_s / (prefill_s[:, :, None, None] + decode_s[None, None, :, :]))
         return axes, extend_nearest(inside), int(np.isnan(inside).sum())
 
@@ -178,8 +238,8 @@ class AttentionTable:
         (tokens, tokens_high, _), (history, history_high, _), (n, n_high, _), (kv, kv_high, _) = brackets
         # One by one: a cell of 16 numbers is no work for numpy.
         r = self._r
-        cell = [
-            float(r[i, j, k, m])
+        cell: list[float] = [
+            r.item(i, j, k, m)
             for i in (tokens, tokens_high)
             for j in (history, history_high)
             for k in (n, n_high)

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from profiles.compiled import read_once
 from profiles.device import DeviceSpec, read_device
-from profiles.model import ModelSpec, read_model
-from profiles.profile import Curve, OperatorTables, Profile, ProfileMeta, read_meta, read_profile
+from profiles.model import QUANTIZED_BYTES, ModelSpec, read_model
+from profiles.profile import Curve, OperatorTables, Profile, ProfileMeta, read_meta
 from traces.decoding import decode_json, read_bytes
 from traces.errors import InputError, ProfileError, nearest
 
@@ -63,7 +64,7 @@ def find_profile(device: str, model: str, dtype: str, kv_cache_dtype: str, folde
     for info in there:
         meta = info.meta
         if meta.device in names and (meta.model, meta.dtype, _kv_dtype(meta.kv_cache_dtype, meta.dtype)) == wanted:
-            return read_profile(info.path)
+            return read_once(info.path)
     key = f"{device} / {model} / {dtype} / kv {kv_cache_dtype}"
 
     def distance(info: ProfileInfo) -> tuple[int, float, str]:
@@ -83,7 +84,7 @@ def _kv_dtype(kv_cache_dtype: str, dtype: str) -> str:
     """`auto` is the type that the model computes in (vLLM 0.32 `utils/torch_utils.py::kv_cache_dtype_str_to_dtype`),
     which the name of quantized weights does not tell.
     """
-    return dtype if kv_cache_dtype == "auto" and dtype != "fp8" else kv_cache_dtype
+    return dtype if kv_cache_dtype == "auto" and dtype not in QUANTIZED_BYTES else kv_cache_dtype
 
 
 def find_model(name: str, folders: Sequence[Path]) -> ModelSpec:

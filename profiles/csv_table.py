@@ -57,7 +57,7 @@ class CsvTable:
             raise self.error(i, name, found=self.texts(name)[i], accepted=accepted) from None
         bad = (~np.isfinite(values) | (values <= 0 if above_0 else values < 0)) & ~empty
         if whole:
-            bad |= values % 1 != 0
+            bad |= values != np.floor(values)
         values[empty] = np.nan
         if bad.any():
             i = int(np.flatnonzero(bad)[0])

@@ -10,6 +10,7 @@ from typing import Any
 
 from profiles import llmservingsim, llmservingsim_artifact, vidur
 from profiles.llmservingsim_artifact import Imported
+from profiles.vidur_network import read_network
 from traces.errors import InputError, nearest
 
 PROFILE_FORMATS = {
@@ -20,10 +21,13 @@ PROFILE_FORMATS = {
 """What a folder of each format holds, by name."""
 
 
-def import_any_profiles(source: Path, configs: dict[str, dict[str, Any]], format: str | None = None) -> Imported:
+def import_any_profiles(
+    source: Path, configs: dict[str, dict[str, Any]], format: str | None = None, network: Path | None = None
+) -> Imported:
     """Every profile at or below a folder, of any known format or of the one that is named.
 
-    `configs` are Hugging Face configs by model name, put into the profiles they fit. Raises InputError.
+    `configs` are Hugging Face configs by model name, put into the profiles they fit. `network` is a folder of times
+    between devices, which Vidur keeps apart. Raises InputError.
     """
     if format is not None and format not in PROFILE_FORMATS:
         raise InputError("unknown profile format", found=format, accepted=nearest(format, PROFILE_FORMATS))
@@ -33,12 +37,15 @@ def import_any_profiles(source: Path, configs: dict[str, dict[str, Any]], format
     if not there:
         accepted = "; ".join(f"{what} ({name})" for name, what in PROFILE_FORMATS.items())
         raise InputError("holds no profile of a known format", file=source, accepted=accepted)
+    if network is not None and there != ["vidur"]:
+        raise InputError(field="--network", found=str(network), accepted=f"none for {', '.join(there)}, only for vidur")
     imported = Imported([], [])
     for name in there:
         if name == "llmservingsim":
             imported.profiles.extend(llmservingsim.import_profiles(source, configs))
         elif name == "vidur":
-            imported.profiles.extend(vidur.import_profiles(source, configs))
+            between = None if network is None else read_network(network)
+            imported.profiles.extend(vidur.import_profiles(source, configs, between))
         else:
             found = llmservingsim_artifact.import_profiles(source, configs)
             imported.profiles.extend(found.profiles)

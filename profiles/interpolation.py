@@ -14,6 +14,9 @@ Queries outside the measured range are counted by `Outside`, so that a result ca
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+
 import numpy as np
 
 from traces.steps import Floats
@@ -40,15 +43,37 @@ def interpolate(x: Floats, y: Floats, at: Floats) -> Floats:
     return between
 
 
-def bracket(x: Floats, at: float) -> tuple[int, int, float]:
+def interpolate_ascending(x: Sequence[float], y: Sequence[float], at: Floats) -> Floats:
+    """`interpolate` to the last bit, for queries that ascend: those of a sweep mostly lie between the same two points.
+
+    Args:
+        x: [n] ascending, as plain numbers.
+        y: [n], as plain numbers.
+        at: [m] ascending, at least one.
+    """
+    if len(x) > 1 and x[0] <= at[0]:
+        low = min(bisect_right(x, at[0]) - 1, len(x) - 2)
+        if low == len(x) - 2 or at[-1] < x[low + 1]:
+            between: Floats = y[low] + (at - x[low]) / (x[low + 1] - x[low]) * (y[low + 1] - y[low])
+            return between
+    return interpolate(np.array(x), np.array(y), at)
+
+
+def interpolate_one(x: Sequence[float], y: Sequence[float], at: float) -> float:
+    """`interpolate` to the last bit, for one query and plain numbers."""
+    low, high, share = bracket(x, at)
+    return y[low] + share * (y[high] - y[low])
+
+
+def bracket(x: Sequence[float], at: float) -> tuple[int, int, float]:
     """Indices below and above `at` on the ascending axis x, and the weight of the upper one.
 
     Below x[0] the weight is 0 (the floor); above x[-1] it exceeds 1 (linear from the last two).
     """
     if len(x) == 1 or at <= x[0]:
         return 0, 0, 0.0
-    low = min(int(x.searchsorted(at, side="right")) - 1, len(x) - 2)
-    return low, low + 1, float((at - x[low]) / (x[low + 1] - x[low]))
+    low = min(bisect_right(x, at) - 1, len(x) - 2)
+    return low, low + 1, (at - x[low]) / (x[low + 1] - x[low])
 
 
 def fill_inside(axes: tuple[Floats, ...], values: Floats) -> Floats:

@@ -13,7 +13,8 @@ decide, see `_reading`. Either way the times are of one layer.
 The predictions are a regression of the same file, read the other way (history of each request), and multiplied by a
 factor that its authors chose (`predictor/main.py`, `--prefill-overhead`, `--decode-overhead`) and that no file records.
 So what was measured goes first. Decode batches were measured up to a sum of keys only; beyond it stand the predictions,
-if there are any. A prefill chunk needs none: its time is linear in its history.
+if there are any, and no measured batch takes longer than a predicted one that contains it. A prefill chunk needs none:
+its time is linear in its history.
 """
 
 from __future__ import annotations
@@ -162,6 +163,8 @@ def _times_s(table: CsvTable, is_chunk: npt.NDArray[np.bool_], is_gpu: bool) -> 
         median, std = f"time_stats.attn_{kind}.median", f"time_stats.attn_{kind}.std"
         if not own.any():
             continue
+        if not table.has(median):
+            raise InputError("is missing", file=table.file, line=1, field=median, accepted=f"as there are {kind} rows")
         values = table.numbers(median, above_0=True, gaps=True)
         if (missing := np.isnan(values) & own).any():
             row = int(np.flatnonzero(missing)[0])
@@ -260,7 +263,29 @@ def _with_predictions(decode: _Measured, predicted: _Points, notes: list[str]) -
     chosen = predicted.where(beyond & ~void)
     factor = _factor(decode, predicted)
     notes.append(f"decodes: {len(chosen)} predictions of LLMServingSim beyond what was measured; {factor}")
-    return _joined([decode.points, chosen])
+    bounded = _bounded(decode.points, chosen)
+    if n := np.count_nonzero(bounded.time_s < decode.points.time_s):
+        larger = "more work: as many requests or more, with as long a history or longer"
+        notes.append(f"decodes: {n} measured rows take longer than a prediction for {larger}; they count with its time")
+    return _joined([bounded, chosen])
+
+
+def _bounded(points: _Points, larger: _Points) -> _Points:
+    """The points, none slower than one of `larger` that does all of its work and more.
+
+    The two sources contradict each other there: a batch cannot take longer than one that contains it. Whose kernel was
+    the slower is not recorded; that of an engine, which the predictions were scaled to, is the one that is simulated.
+    """
+    if not len(larger):
+        return points
+    sizes, histories = np.unique(larger.size), np.unique(larger.history)
+    least_s = np.full((len(sizes) + 1, len(histories) + 1), np.inf)
+    at = np.searchsorted(sizes, larger.size), np.searchsorted(histories, larger.history)
+    np.minimum.at(least_s, at, larger.time_s)
+    for axis in (0, 1):
+        least_s = np.flip(np.minimum.accumulate(np.flip(least_s, axis), axis=axis), axis)
+    bound_s = least_s[np.searchsorted(sizes, points.size), np.searchsorted(histories, points.history)]
+    return replace(points, time_s=np.minimum(points.time_s, bound_s))
 
 
 def _beyond(measured: _Points, predicted: _Points) -> npt.NDArray[np.bool_]:

@@ -12,6 +12,14 @@ from traces.errors import InputError, nearest
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 
+QUANTIZED_BYTES = {"fp8": 1.0, "nvfp4": 9 / 16}
+"""Of a weight of a quantized type; nvfp4 has 4 bits and, for 16 of them, a scale of 8 bits (vLLM 0.32
+`model_executor/layers/quantization/modelopt.py::ModelOptNvFp4LinearMethod`). Scales of fp8 are few and not counted."""
+
+QUANTIZED_PARTS = ("attention", "mlp", "experts")
+"""Of these types are the weights of layers; embedding, head and norms keep the type that the model computes in, as does
+the router, which is counted with the experts all the same: it is some 0.04 % of them."""
+
 VOCAB_PADDING = 64
 """vLLM rounds the embedding's rows up to a multiple (`vocab_parallel_embedding.py`, DEFAULT_VOCAB_PADDING_SIZE)."""
 
@@ -131,8 +139,9 @@ class ModelSpec:
         }
 
     def weight_bytes(self, dtype: str, tensor_parallel_size: int = 1) -> int:
-        """Bytes of weights on one of `tensor_parallel_size` devices, all of one type. Raises InputError."""
-        return sum(self.parameters(tensor_parallel_size).values()) * dtype_bytes(dtype)
+        """Bytes of weights on one of `tensor_parallel_size` devices. Raises InputError."""
+        parts = self.parameters(tensor_parallel_size)
+        return int(sum(count * part_bytes(name, dtype) for name, count in parts.items()))
 
     def rotary_bytes(self, dtype: str) -> int:
         """Bytes of the table of rotary embeddings, one for all layers and whole on each device; 0 when unknown.
@@ -164,6 +173,26 @@ def dtype_bytes(dtype: str) -> int:
     return DTYPE_BYTES[dtype]
 
 
+def compute_dtype(dtype: str) -> str:
+    """Type of activations and of weights that are not quantized, of a model whose layers' weights are of `dtype`."""
+    return "bfloat16" if dtype in QUANTIZED_BYTES else dtype
+
+
+def kv_dtype(dtype: str, kv_cache_dtype: str) -> str:
+    """Type of keys and values; `auto` is the type that the model computes in.
+
+    vLLM 0.32 `utils/torch_utils.py::kv_cache_dtype_str_to_dtype`.
+    """
+    return compute_dtype(dtype) if kv_cache_dtype == "auto" else kv_cache_dtype
+
+
+def part_bytes(part: str, dtype: str) -> float:
+    """Bytes of a weight of a part of the model (`ModelSpec.parameters`). Raises InputError for an unknown dtype."""
+    if dtype in QUANTIZED_BYTES and part in QUANTIZED_PARTS:
+        return QUANTIZED_BYTES[dtype]
+    return float(dtype_bytes(compute_dtype(dtype)))
+
+
 def read_model(path: Path, name: str | None = None) -> ModelSpec:
     """A model from its config.json. Raises InputError naming the field."""
     return model_of(decode_json(read_bytes(path), dict[str, Any], file=path), name or path.parent.name, path)
@@ -187,7 +216,7 @@ def model_of(config: Mapping[str, Any], name: str, file: Path | str = "config.js
             file=file, field="hidden_size", found=hidden, accepted=f"a multiple of {heads} heads, or head_dim"
         )
     widths = ("moe_intermediate_size", "intermediate_size") if family.is_moe else ("intermediate_size",)
-    bias = bool(config.get("attention_bias", False))
+    bias = _flag(config, file, "attention_bias")
     return ModelSpec(
         name=name,
         num_layers=_positive(config, file, "num_hidden_layers"),
@@ -198,8 +227,8 @@ def model_of(config: Mapping[str, Any], name: str, file: Path | str = "config.js
         head_dim=_positive(config, file, "head_dim", default=hidden // heads),
         vocab_size=_positive(config, file, "vocab_size"),
         max_position_embeddings=_positive(config, file, "max_position_embeddings", default=0) or None,
-        dtype=config.get("dtype") or config.get("torch_dtype"),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        dtype=_text(config, file, "dtype") or _text(config, file, "torch_dtype"),
+        tie_word_embeddings=_flag(config, file, "tie_word_embeddings"),
         qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
         output_bias=bias if family.output_bias is None else family.output_bias,
         qk_norm=family.qk_norm,
@@ -208,14 +237,15 @@ def model_of(config: Mapping[str, Any], name: str, file: Path | str = "config.js
         num_experts=_positive(config, file, "num_local_experts", "num_experts") if family.is_moe else 0,
         num_experts_per_tok=_positive(config, file, "num_experts_per_tok") if family.is_moe else 0,
         model_type=config["model_type"],
-        rotary_rows=_rotary_rows(config),
+        rotary_rows=_rotary_rows(config, file),
         rotary_dim=int(
-            _positive(config, file, "head_dim", default=hidden // heads) * config.get("partial_rotary_factor", 1.0)
+            _positive(config, file, "head_dim", default=hidden // heads)
+            * _factor(config, file, "partial_rotary_factor", 1.0)
         ),
     )
 
 
-def _rotary_rows(config: Mapping[str, Any]) -> int | None:
+def _rotary_rows(config: Mapping[str, Any], file: Path | str) -> int | None:
     """Positions in the table of rotary embeddings; None for a kind that is not known here.
 
     vLLM 0.32 `model_executor/layers/rotary_embedding/`: the model's positions, as many times as a linear or dynamic
@@ -225,8 +255,9 @@ def _rotary_rows(config: Mapping[str, Any]) -> int | None:
     positions = config.get("max_position_embeddings")
     if not isinstance(rope, Mapping) or not isinstance(positions, int):
         return None
-    factor = rope.get("factor", 1.0)
-    original = rope.get("original_max_position_embeddings", config.get("original_max_position_embeddings", positions))
+    factor = _factor(rope, file, "factor", 1.0)
+    name = "original_max_position_embeddings"
+    original = _factor(rope, file, name, _factor(config, file, name, positions))
     match rope.get("rope_type", rope.get("type", "default")):
         case "default" | "llama3":
             return positions
@@ -244,13 +275,36 @@ def _family(config: Mapping[str, Any], file: Path | str) -> _Family:
     model_type = config.get("model_type")
     if model_type is None:
         raise InputError("is missing", file=file, field="model_type", accepted=", ".join(FAMILIES))
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(file=file, field="model_type", found=model_type, accepted=nearest(str(model_type), FAMILIES))
     # Each changes the layers from what FAMILIES says: biases in the MLP, dense layers among those with experts.
     for field, usual in (("mlp_bias", False), ("mlp_only_layers", []), ("decoder_sparse_step", 1)):
         if (found := config.get(field)) not in (None, usual):
             raise InputError(file=file, field=field, found=found, accepted=f"{usual!r}: others are not described yet")
     return FAMILIES[model_type]
+
+
+def _text(config: Mapping[str, Any], file: Path | str, name: str) -> str | None:
+    value = config.get(name)
+    if value is not None and not isinstance(value, str):
+        raise InputError(file=file, field=name, found=value, accepted="a text")
+    return value
+
+
+def _flag(config: Mapping[str, Any], file: Path | str, name: str) -> bool:
+    value = config.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise InputError(file=file, field=name, found=value, accepted="true or false")
+    return bool(value)
+
+
+def _factor(config: Mapping[str, Any], file: Path | str, name: str, default: float) -> float:
+    value = config.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
+        raise InputError(file=file, field=name, found=value, accepted="a number above 0")
+    return value
 
 
 def _padded(vocab_size: int) -> int:

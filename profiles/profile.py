@@ -220,7 +220,7 @@ def read_profile(path: Path) -> Profile:
         parts: dict[str, Any] = {name: group.get(tp) for name, group in groups.items()}
         tables[tp] = OperatorTables(**{**NO_OPERATORS, **parts})
     collectives = read_collectives(path / "collectives.csv") if (path / "collectives.csv").exists() else None
-    return Profile(meta, tables, _digest(path), path, collectives)
+    return Profile(meta, tables, digest_of(path), path, collectives)
 
 
 NO_OPERATORS: dict[str, Any] = {"dense": {}, "per_request": {}, "attention": AttentionRows(*np.zeros((5, 0)))}
@@ -409,7 +409,8 @@ COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 """
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Digest of a profile folder: names and contents of its files."""
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.is_file():

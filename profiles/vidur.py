@@ -9,14 +9,17 @@ make up a step: microsoft/vidur `vidur/execution_time_predictor/sklearn_executio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from profiles.csv_table import CsvTable, read_csv
 from profiles.model import model_of
 from profiles.profile import AttentionRows, Composition, Curve, OperatorTables, Profile, ProfileMeta
+from profiles.vidur_network import Network
 from traces.errors import InputError
 from traces.steps import Floats
 
@@ -40,12 +43,22 @@ def has_profile(folder: Path) -> bool:
     return (folder / "mlp.csv").is_file() and (folder / "attention.csv").is_file()
 
 
-def import_profiles(source: Path, configs: dict[str, dict[str, Any]]) -> list[Profile]:
-    """Every profile at or below `source`, whose last folders are <device>/<org>/<model>. Raises InputError."""
+def import_profiles(source: Path, configs: dict[str, dict[str, Any]], network: Network | None = None) -> list[Profile]:
+    """Every profile at or below `source`, whose last folders are <device>/<org>/<model>. Raises InputError.
+
+    `network`: what was measured between such devices; None: nothing.
+    """
     folders = sorted(file.parent for file in source.resolve().rglob("attention.csv") if has_profile(file.parent))
     if not folders:
         raise InputError("holds no Vidur profile", file=source, accepted="folders with an mlp.csv and an attention.csv")
-    return [_import(folder, configs) for folder in folders]
+    profiles = [_import(folder, configs) for folder in folders]
+    return profiles if network is None else [_with_network(profile, network) for profile in profiles]
+
+
+def _with_network(profile: Profile, network: Network) -> Profile:
+    network.check_device(profile.meta.device)
+    meta = msgspec.structs.replace(profile.meta, notes=(*profile.meta.notes, *network.notes))
+    return replace(profile, meta=meta, collectives=network.collectives)
 
 
 def _import(folder: Path, configs: dict[str, dict[str, Any]]) -> Profile:

@@ -9,7 +9,8 @@ none runs past the next moment at which another could concern it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,21 +18,24 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from simulator.engine import Engine
-from simulator.fleet import Autoscaling, Failure
+from simulator.contention import SharedLinks
+from simulator.engine import Engine, Role
+from simulator.fleet import AfterFailure, Autoscaling, Earlier, Failure, earlier_of, load_of, scalings
 from simulator.handover import Handover, KVTransfer
 from simulator.instance import Instance, Tell
+from simulator.network import Network
 from simulator.plan import StepPlan
 from simulator.prefixes import Prefixes
-from simulator.rank import Arrival, Part, Rank
+from simulator.rank import Arrival, Part, Rank, token_times_s
 from simulator.request import Request, RequestStatus
 from simulator.routing import Router, new_router
 from simulator.scheduler import Scheduler
 from simulator.sessions import Sessions, Think
 from simulator.step_time import reads_batches
+from simulator.tier_links import NicWay
 from simulator.tiers import KVTierFile, KVTiers, Tier, new_tier, tier_notes
 from simulator.topology import Place, Topology
-from traces.errors import InputError
+from traces.errors import EngineError, InputError
 from traces.steps import Floats
 from traces.trace import Trace, TraceRow
 
@@ -52,8 +56,9 @@ class Cluster:
         think_s: from a seat's last end to its next request, on the average.
         think: whether that is always the same or drawn.
         failures: of engines.
+        after_failure: what becomes of an answer whose engine fails.
         autoscaling: of the engines; None: all are in use all the time.
-        kv_tiers: behind the engines' prefix caches, the nearest first.
+        kv_tiers: behind the engines' prefix caches, the nearest first; not behind those of decode engines.
         watch: told of the service before it runs, for a display of progress; it changes nothing.
     """
 
@@ -68,6 +73,7 @@ class Cluster:
     think_s: float = 0.0
     think: Think = "constant"
     failures: tuple[Failure, ...] = ()
+    after_failure: AfterFailure = "start_over"
     autoscaling: Autoscaling | None = None
     kv_tiers: tuple[KVTierFile, ...] = ()
     watch: Callable[[Service], None] | None = field(default=None, compare=False, repr=False)
@@ -86,6 +92,7 @@ class Service:
         ranks: where requests can be sent, in the order of the engines.
         arrivals_s: when each request arrived, [n_requests].
         tiers: KV tiers of the ranks; a shared one once.
+        earlier: what requests had that go on after a failure, by index.
     """
 
     def __init__(self, trace: Trace, cluster: Cluster, *, fast_forward: bool, names_batches: bool = True) -> None:
@@ -101,52 +108,71 @@ class Service:
         self.instances: list[Instance] = []
         self.ranks: list[Rank] = []
         self.tiers: list[Tier] = []
+        self.earlier: dict[int, Earlier] = {}
         self._trace = trace
         self._routing = cluster.routing
         self._deadline_s = cluster.deadline_s
         self._sessions = _sessions_of(trace, cluster)
         self._failures = cluster.failures
-        self._autoscaling = cluster.autoscaling
-        self._n_sent_again = self._n_started = 0
+        self._goes_on = cluster.after_failure == "go_on"
+        self._roles: list[Role] = [engine.role for engine in cluster.engines]
+        self._scalings = scalings(cluster.autoscaling, self._roles)
+        # Requests sent again, and how often each was; instances started, by role.
+        self._sent_again: Counter[int] = Counter()
+        self._started: Counter[Role] = Counter()
         self._starting: set[int] = set()
-        self._roles = [engine.role for engine in cluster.engines]
+        self._failed: set[int] = set()
+        # Decisions on pools that are still to come: they go on only while something else does.
+        self._n_looks = 0
         self._instance_of: dict[int, int] = {}
         self._places: dict[int, tuple[Place, ...]] = {}
         self._prefixes = Prefixes(trace, is_whole=bool(trace.rows))
         # Ranks whose schedulers are told of shared prefixes only, and by the trace's own hashes.
         self._told_little: set[int] = set()
+        self._network = Network()
         pools: dict[str, list[Rank]] = {}
-        for engine in cluster.engines:
+        of_engines: list[list[Rank]] = []
+        for number, engine in enumerate(cluster.engines):
             ranks = self._new_ranks(engine, cluster, names_batches=names_batches)
-            instance = Instance(
-                ranks,
-                engine.step_time,
-                steps_in_flight=engine.steps_in_flight,
-                fast_forward=fast_forward,
-                on_finish=self._on_finish(engine),
-                on_reserve=self._reserved if engine.role == "decode" else None,
-                on_plan=self._planned if engine.role == "prefill" else None,
-            )
-            self._instance_of.update((rank.number, len(self.instances)) for rank in ranks)
+            self._instance_of.update((rank.number, number) for rank in ranks)
             each = len(engine.places) // engine.ranks
             self._places.update((rank.number, engine.places[i * each : (i + 1) * each]) for i, rank in enumerate(ranks))
             pools.setdefault(engine.role, []).extend(ranks)
             self.ranks += ranks
-            self.instances.append(instance)
+            of_engines.append(ranks)
             self._add_tiers(cluster, engine, ranks)
         self.handover = self._new_handover(cluster)
-        name, options = cluster.routing, cluster.routing_options
+        # Step times of instances whose collectives share links with KV, by instance.
+        self._shared = self._shared_links(cluster, pools)
+        for number, (engine, ranks) in enumerate(zip(cluster.engines, of_engines, strict=True)):
+            instance = Instance(
+                ranks,
+                self._shared.get(number, engine.step_time),
+                steps_in_flight=engine.steps_in_flight,
+                fast_forward=fast_forward,
+                on_finish=self._on_finish(engine),
+                on_reserve=self._reserved if engine.role == "decode" else None,
+                on_plan=self._on_plan(engine, self._shared.get(number)),
+            )
+            self.instances.append(instance)
+        make = partial(
+            new_router,
+            cluster.routing,
+            options=cluster.routing_options,
+            version=cluster.engines[0].rules.version,
+            steps_together=len(cluster.engines) == 1 and cluster.engines[0].ranks > 1,
+        )
         first = pools["prefill" if self.handover else "both"]
-        self._first = Pool(first, new_router(name, seed=cluster.seed, options=options))
-        self._second = Pool(pools.get("decode", []), new_router(name, seed=cluster.seed + 1, options=options))
+        self._first = Pool(first, make(seed=cluster.seed))
+        self._second = Pool(pools.get("decode", []), make(seed=cluster.seed + 1))
         # What happens at a set time, with a number that keeps the order of equal times.
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._n_events = 0
         # Instances that have something to do, by when; the others wait for a request.
         self._awake: list[tuple[float, int]] = []
         self._asleep = set(range(len(self.instances)))
-        # Requests that found no instance in use, by index.
-        self._homeless: list[int] = []
+        # What waits for an instance to come into use.
+        self._homeless: list[Callable[[float], None]] = []
         self._check(cluster)
 
     def _new_ranks(self, engine: Engine, cluster: Cluster, *, names_batches: bool) -> list[Rank]:
@@ -166,13 +192,12 @@ class Service:
 
     def _add_tiers(self, cluster: Cluster, engine: Engine, ranks: list[Rank]) -> None:
         """Put the KV tiers behind an engine's ranks. Raises InputError where that is not possible."""
-        if not cluster.kv_tiers:
+        if not cluster.kv_tiers or engine.role == "decode":
             return
-        if cluster.is_disaggregated:
-            raise InputError("is not modelled where prefill and decode are apart", field="kv_tiers")
         if not engine.options.enable_prefix_caching:
             raise InputError("has no effect without enable_prefix_caching", field="kv_tiers")
-        kinds = {(one.model, one.kv_bytes_per_token, one.options.block_size) for one in cluster.engines}
+        readers = [one for one in cluster.engines if one.role != "decode"]
+        kinds = {(one.model, one.kv_bytes_per_token, one.options.block_size) for one in readers}
         if len(kinds) > 1 and any(file.shared for file in cluster.kv_tiers):
             raise InputError("is shared by engines of different models or block sizes", field="kv_tiers")
         for rank in ranks:
@@ -187,7 +212,11 @@ class Service:
                     tier = new_tier(file, rank.block_size, engine.kv_bytes_per_token, node)
                     self.tiers.append(tier)
                 own.append(tier)
-            rank.scheduler.tiers = KVTiers(own, rank.block_size)
+            way = None
+            is_remote = any(file.memory == "remote" for file in cluster.kv_tiers)
+            if is_remote and cluster.is_disaggregated and cluster.topology is not None and cluster.topology.has_nics:
+                way = NicWay(cluster.topology, places, self._network)
+            rank.scheduler.tiers = KVTiers(own, rank.block_size, node, way)
 
     def _check(self, cluster: Cluster) -> None:
         """Raise InputError for what contradicts itself."""
@@ -199,17 +228,16 @@ class Service:
             if any(other.at_s <= failure.at_s < other.at_s + other.for_s for other in again):
                 accepted = "a time at which the instance is up, in order of time"
                 raise InputError(field=f"failures[{i}].at_s", found=failure.at_s, accepted=accepted)
-        scaling = self._autoscaling
-        if scaling is not None and scaling.min_instances > len(self.instances):
-            accepted = f"at most {len(self.instances)} instances"
-            raise InputError(field="autoscaling.min_instances", found=scaling.min_instances, accepted=accepted)
+        transfer = cluster.kv_transfer
+        if transfer.kv_load_failure_policy == "fail" and not (self._failures or transfer.failure_probability):
+            message = "has no effect without failures or a failure_probability"
+            raise InputError(message, field="kv_transfer.kv_load_failure_policy", found="fail")
+        if self._goes_on and not self._failures:
+            raise InputError("has no effect without failures", field="after_failure", found="go_on")
         sizes = {rank.block_size for rank in self.ranks}
         if cluster.routing == "prefix_aware" and len(sizes) > 1:
             found = ", ".join(str(size) for size in sorted(sizes))
             raise InputError(field="block_size", found=found, accepted="one size for all behind prefix_aware")
-        if cluster.is_disaggregated and (self._failures or scaling is not None):
-            field = "failures" if self._failures else "autoscaling"
-            raise InputError("is not modelled where prefill and decode are apart", field=field)
 
     def _new_handover(self, cluster: Cluster) -> Handover | None:
         if not cluster.is_disaggregated:
@@ -231,17 +259,34 @@ class Service:
             cluster.kv_transfer,
             num_layers=layers,
             seed=cluster.seed,
+            network=self._network,
         )
+
+    def _shared_links(self, cluster: Cluster, pools: dict[str, list[Rank]]) -> dict[int, SharedLinks]:
+        """Step times of engines that talk over links that KV may cross, by instance."""
+        if self.handover is None or not any(engine.exchanges for engine in cluster.engines):
+            return {}
+        links = self.handover.links(pools["prefill"], pools["decode"])
+        found = {}
+        for number, engine in enumerate(cluster.engines):
+            if any(link in links for one in engine.exchanges for link in one.link_bytes(1, 1)):
+                own, stages, network = engine.exchanges, engine.pipeline_parallel_size, self.handover.network
+                found[number] = SharedLinks(engine.step_time, own, links, network, stages=stages)
+        return found
 
     def run(self) -> None:
         """Serve the whole trace. Raises EngineError when a request can never go on, and says which."""
-        if self._is_coupled or self.reads_state or self._failures or self._autoscaling is not None:
+        if self._is_coupled or self.reads_state or self._failures or self._scalings:
             self._take_turns()
         else:
             for index, row in enumerate(self._trace.rows):
                 self.send(index, row, row.arrival_s)
             self.advance(np.inf)
         self.check_done()
+
+    def n_sent_again(self, index: int) -> int:
+        """How often a request was sent again, after a failure or for KV that was lost."""
+        return self._sent_again[index]
 
     @property
     def reads_state(self) -> bool:
@@ -258,6 +303,12 @@ class Service:
         """Raise EngineError when a request can never go on."""
         for instance in self.instances:
             instance.check_done()
+        if self.handover is not None and (prompt := self.handover.waiting) is not None:
+            request_id, target = self._trace.rows[prompt.index].request_id, prompt.target
+            raise EngineError(
+                f"the simulation is stuck: request {request_id!r} waits for KV from instance {prompt.source.number}"
+                + ("" if target is None else f" on instance {target.number}")
+            )
 
     def notes(self) -> list[str]:
         """What a reader should know of how requests were dealt and what was sent."""
@@ -269,16 +320,35 @@ class Service:
             notes.append(f"{sent} sent from prefill to decode instances")
             if self.handover.n_lost:
                 notes.append(f"KV of {self.handover.n_lost} prompts was lost on the way, and computed again")
+            if self.handover.n_dropped:
+                sent = f"{self.handover.n_dropped_bytes / 1e9:.3f} GB of it had been sent"
+                notes.append(f"KV of {self.handover.n_dropped} prompts was under way when an instance failed; {sent}")
+        if self._shared:
+            slowed = [one.slowed for one in self._shared.values()]
+            steps, seconds = sum(n for n, _ in slowed), sum(seconds for _, seconds in slowed)
+            notes.append(f"{steps} steps took {seconds:.6g} s longer for KV on links of their collectives, as planned")
         if self._failures:
-            notes.append(f"{len(self._failures)} failures of instances; {self._n_sent_again} requests sent again")
-        if self._autoscaling is not None:
-            least = self._autoscaling.min_instances
-            notes.append(f"autoscaling from {least} instances of {len(self.instances)}: {self._n_started} started")
+            n_again = self._sent_again.total()
+            notes.append(f"{len(self._failures)} failures of instances; {n_again} requests sent again")
+        if self._goes_on:
+            n_tokens = sum(len(one.token_times_s) for one in self.earlier.values())
+            notes.append(f"{len(self.earlier)} of them went on behind {n_tokens} tokens that had come")
+        for role, scaling in self._scalings.items():
+            of = f"{self._roles.count(role)}{'' if role == 'both' else f' {role}'}"
+            least, started = scaling.min_instances, self._started[role]
+            notes.append(f"autoscaling from {least} instances of {of}: {started} started")
+        if self.tiers and self.handover is not None:
+            notes.append("KV tiers stand behind prefill instances alone")
         return [*notes, *tier_notes(self.tiers)]
 
     @property
     def _shares_a_tier(self) -> bool:
         return len(self.instances) > 1 and any(tier.file.shared for tier in self.tiers)
+
+    @property
+    def _shares_links(self) -> bool:
+        """Whether KV between instances shares links with their collectives, or with a store behind one of them."""
+        return bool(self._shared) or self._network.is_shared
 
     @property
     def _is_coupled(self) -> bool:
@@ -298,9 +368,14 @@ class Service:
         rank.submit(Arrival(time_s, row, index, self._hashes(row, rank), part, until_s))
         return rank
 
+    def _row(self, index: int) -> TraceRow:
+        """A request as it is sent: after a failure, with the tokens that came in its prompt."""
+        row = self._trace.rows[index]
+        return row if index not in self.earlier else self.earlier[index].rest_of(row)
+
     def _second_rank(self, index: int, time_s: float) -> Rank:
         """The decode rank that the router chooses for a request."""
-        row = self._trace.rows[index]
+        row = self._row(index)
         return self._second.choose(row, self._blocks(row, self._second.ranks[0]), time_s)
 
     def _until_s(self, index: int, row: TraceRow) -> float:
@@ -329,10 +404,10 @@ class Service:
             self._at(time_s, partial(self._arrive, index))
         for failure in self._failures:
             self._at(failure.at_s, partial(self._fail, failure))
-        if self._autoscaling is not None:
-            for instance in self.instances[self._autoscaling.min_instances :]:
-                _set_alive(instance, alive=False)
-            self._at(0.0, self._scale)
+        for role, scaling in self._scalings.items():
+            for number in self._pool(role)[scaling.min_instances :]:
+                _set_alive(self.instances[number], alive=False)
+            self._look_at(role, 0.0)
         while True:
             sent_s = self.handover.next_event_s() if self.handover else np.inf
             told_s = self._events[0][0] if self._events else np.inf
@@ -354,6 +429,10 @@ class Service:
         instance = self.instances[number]
         if self._is_coupled:
             until_s = min(until_s, self._concerned_s(number))
+        if (shared := self._shared.get(number)) is not None:
+            shared.now_s = instance.now_s
+            if shared.is_shared_now:
+                until_s = instance.now_s  # each step finds less KV on its links
         if instance.step(until_s):
             heapq.heappush(self._awake, (instance.now_s, number))
         else:
@@ -362,13 +441,16 @@ class Service:
     def _concerned_s(self, number: int) -> float:
         """When another instance could do something that concerns this one.
 
-        With sessions any of them can. Else those of the other role: KV that one decode instance reads can only delay
-        another's, unless it makes room on a prefill instance that waits for it.
+        With sessions any of them can, and where a decode instance sends requests back or KV shares links with steps.
+        Else those of the other role: KV that one decode instance reads can only delay another's, unless it makes room
+        on a prefill instance that waits for it.
         """
         role = self._roles[number]
         any_can = (
             self._sessions is not None
             or self._shares_a_tier
+            or (self.handover is not None and self.handover.may_fail)
+            or self._shares_links
             or (role == "decode" and any(map(self._is_held_up, self._asleep)))
         )
         others = (at_s for at_s, other in self._awake if any_can or self._roles[other] != role)
@@ -388,10 +470,14 @@ class Service:
         self._find_home(index, time_s)
 
     def _find_home(self, index: int, time_s: float) -> None:
-        if any(rank.alive for rank in self._first.ranks):
-            self._wake(self.send(index, self._trace.rows[index], time_s), time_s)
+        """Send a request, as soon as there is an instance for it."""
+        needed = [self._first]
+        if self.handover is not None and self.handover.is_layer_by_layer:
+            needed.append(self._second)
+        if all(pool.has_alive for pool in needed):
+            self._wake(self.send(index, self._row(index), time_s), time_s)
         else:
-            self._homeless.append(index)
+            self._homeless.append(partial(self._find_home, index))
 
     def _wake(self, rank: Rank, time_s: float) -> None:
         """Something has changed for a rank: its instance looks again, as soon as it can."""
@@ -422,51 +508,125 @@ class Service:
 
     def _fail(self, failure: Failure, time_s: float) -> None:
         """An instance fails: its requests go to others, and it comes back later."""
-        instance = self.instances[failure.instance]
+        number = failure.instance
+        instance, role = self.instances[number], self._roles[number]
+        was_used = instance.ranks[0].alive or number in self._starting
         _set_alive(instance, alive=False)
+        self._failed.add(number)
+        had = [(rank, request) for rank in instance.ranks for request in rank.requests if request.is_open]
+        others: list[int] = []
+        if self.handover is not None:
+            ends = self.handover.source_fails if role == "prefill" else self.handover.target_fails
+            others, told = ends(instance.ranks, time_s)
+            self._wake_all(told, time_s)
+        ended_s = max(time_s, instance.now_s)
         lost = instance.fail(time_s, failure.for_s)
-        self._awake = [(at_s, number) for at_s, number in self._awake if number != failure.instance]
+        if number in self._shared:
+            self._shared[number].stop(time_s)
+        self._awake = [(at_s, awake) for at_s, awake in self._awake if awake != number]
         heapq.heapify(self._awake)
-        self._asleep.add(failure.instance)
-        self._n_sent_again += len(lost)
-        for index in lost:
-            self._find_home(index, time_s)
-        self._at(time_s + failure.for_s, partial(self._come_up, failure.instance))
+        self._asleep.add(number)
+        if self._goes_on and role != "prefill":
+            self._keep_tokens(had)
+        again = list(dict.fromkeys([*lost, *others]))
+        self._sent_again.update(again)
+        self._withdraw(set(again), time_s)
+        for index in again:
+            # Tokens that came with the step under way are known when it has ended.
+            if index in self.earlier and ended_s > time_s:
+                self._at(ended_s, partial(self._find_home, index))
+            else:
+                self._find_home(index, time_s)
+        self._at(time_s + failure.for_s, partial(self._come_back, number, was_used=was_used))
+
+    def _keep_tokens(self, had: list[tuple[Rank, Request]]) -> None:
+        """Remember what came of requests whose instance has failed."""
+        for rank, request in had:
+            times_s = token_times_s(request, rank.record.end_column_s(), rank.record.n_dropped)
+            if not len(times_s):
+                continue
+            legs = [*self._prompts_of(request.index), request]
+            known = self.earlier.get(request.index)
+            self.earlier[request.index] = earlier_of(legs, times_s) if known is None else known.then(legs, times_s)
+
+    def _prompts_of(self, index: int) -> list[Request]:
+        """A request on the prefill instance that computed its prompt."""
+        if self.handover is None:
+            return []
+        return [request for rank in self._first.ranks for request in rank.requests if request.index == index]
+
+    def _withdraw(self, indices: Collection[int], time_s: float) -> None:
+        """Take requests back from wherever they still are: they are sent again."""
+        for rank in self.ranks if self.handover is not None else ():
+            if rank.withdraw(indices, time_s):
+                self._wake(rank, time_s)
+
+    def _send_again(self, index: int, time_s: float) -> None:
+        """A request's KV cannot be had: take it back and send it through a prefill instance again."""
+        self._sent_again[index] += 1
+        self._withdraw({index}, time_s)
+        self._find_home(index, time_s)
+
+    def _come_back(self, number: int, time_s: float, *, was_used: bool) -> None:
+        """A failed instance is up again, and in use if it was."""
+        self._failed.discard(number)
+        if was_used:
+            self._come_up(number, time_s)
 
     def _come_up(self, number: int, time_s: float) -> None:
         """An instance takes requests from now on."""
         _set_alive(self.instances[number], alive=True)
         homeless, self._homeless = self._homeless, []
-        for index in homeless:
-            self._find_home(index, time_s)
+        for act in homeless:
+            act(time_s)
 
-    def _scale(self, time_s: float) -> None:
+    def _pool(self, role: Role) -> list[int]:
+        """Numbers of the instances of a role."""
+        return [number for number, own in enumerate(self._roles) if own == role]
+
+    def _look_at(self, role: Role, time_s: float) -> None:
+        """Look at the load of a role's instances at that time."""
+        self._n_looks += 1
+        self._at(time_s, partial(self._scale, role))
+
+    def _scale(self, role: Role, time_s: float) -> None:
         """Look at the load, and start an instance or take one out of use."""
-        scaling = self._autoscaling
-        assert scaling is not None
-        used = [i for i, instance in enumerate(self.instances) if instance.ranks[0].alive]
-        ranks = [rank for i in used for rank in self.instances[i].ranks]
-        load = sum(rank.n_waiting + rank.n_running for rank in ranks) / sum(rank.max_num_seqs for rank in ranks)
-        unused = [i for i in range(len(self.instances)) if i not in used and i not in self._starting]
+        self._n_looks -= 1
+        scaling, pool = self._scalings[role], self._pool(role)
+        used = [number for number in pool if self.instances[number].ranks[0].alive]
+        load = load_of([rank for i in used for rank in self.instances[i].ranks], apart=self.handover is not None)
+        unused = [i for i in pool if i not in used and i not in self._starting and i not in self._failed]
         if load > scaling.up_above and unused:
-            self._n_started += 1
+            self._started[role] += 1
             self._starting.add(unused[0])
-            self._at(time_s + scaling.start_s, partial(self._started, unused[0]))
+            self._at(time_s + scaling.start_s, partial(self._started_up, unused[0]))
         elif load < scaling.down_below and len(used) > scaling.min_instances:
             _set_alive(self.instances[used[-1]], alive=False)
-        if self._events or self._awake:
-            self._at(time_s + scaling.interval_s, self._scale)
+        is_sent = self.handover is not None and self.handover.next_event_s() < np.inf
+        if len(self._events) > self._n_looks or self._awake or is_sent:
+            self._look_at(role, time_s + scaling.interval_s)
 
-    def _started(self, number: int, time_s: float) -> None:
+    def _started_up(self, number: int, time_s: float) -> None:
         self._starting.remove(number)
-        self._come_up(number, time_s)
+        if number not in self._failed:
+            self._come_up(number, time_s)
 
     # -- from prefill to decode --------------------------------------------------------------------------------
 
-    def _planned(self, plan: StepPlan, scheduled_s: Floats, end_s: Floats) -> None:
-        """A prefill rank runs a plan: what it computes can leave."""
-        if self.handover is not None and self.handover.is_layer_by_layer:
+    def _on_plan(self, engine: Engine, shared: SharedLinks | None) -> Callable[[StepPlan, Floats, Floats], None] | None:
+        """What is to be told of the plans that an engine runs."""
+        sends = self.handover is not None and self.handover.is_layer_by_layer and engine.role == "prefill"
+        if not sends:
+            return None if shared is None else shared.ran
+
+        def planned(plan: StepPlan, scheduled_s: Floats, end_s: Floats) -> None:
+            """What a prefill rank computes can leave."""
+            assert self.handover is not None
             self.handover.planned(plan, scheduled_s, end_s)
+            if shared is not None:
+                shared.ran(plan, scheduled_s, end_s)
+
+        return planned
 
     def _prefilled(self, rank: Rank, request: Request, time_s: float) -> None:
         """A prompt is computed, or was refused or given up: what comes of it concerns a decode rank, or nobody."""
@@ -475,12 +635,18 @@ class Service:
             self.handover.drop(request)
             self._finished(rank, request, time_s)
         else:
-            self._at(time_s, partial(self._go_on, rank, request))
+            self.handover.ended(request)
+            self._at(time_s, partial(self._go_on, rank, request, self._sent_again[request.index]))
 
-    def _go_on(self, rank: Rank, request: Request, time_s: float) -> None:
-        """Send a request whose prompt is computed to its decode rank."""
+    def _go_on(self, rank: Rank, request: Request, sending: int, time_s: float) -> None:
+        """Send a request whose prompt is computed to its decode rank, unless it was sent again meanwhile."""
         assert self.handover is not None
-        row = self._trace.rows[request.index]
+        if sending != self._sent_again[request.index]:
+            return
+        if self.handover.target(request.index) is None and not self._second.has_alive:
+            self._homeless.append(partial(self._go_on, rank, request, sending))
+            return
+        row = self._row(request.index)
         target = self.handover.target(request.index) or self._second_rank(request.index, time_s)
         is_kept = self.handover.computed(rank, request, target)
         part = Part.ANSWER if is_kept else Part.WHOLE
@@ -489,11 +655,19 @@ class Service:
         self._wake(target, time_s)
         if is_kept:
             self._wake_all(self.handover.settle(request), time_s)
+            self._look_for_failed(time_s)
 
     def _reserved(self, _: Rank, request: Request, time_s: float) -> None:
         """A decode rank has reserved blocks: the KV can come."""
         assert self.handover is not None
         self.handover.reserved(request, time_s)
+        self._look_for_failed(time_s)
+
+    def _look_for_failed(self, time_s: float) -> None:
+        """Send requests again whose KV was lost on the way, where decode instances do not compute it."""
+        assert self.handover is not None
+        for index in self.handover.take_failed():
+            self._at(time_s, partial(self._send_again, index))
 
     def _answered(self, rank: Rank, request: Request, time_s: float) -> None:
         """An answer is complete, or was refused or given up, so that nobody will read the KV of its prompt."""
@@ -506,6 +680,7 @@ class Service:
         """Some KV has arrived, or moves faster or slower from now on."""
         assert self.handover is not None
         self._wake_all(self.handover.advance(time_s), time_s)
+        self._look_for_failed(time_s)
 
     def _wake_all(self, ranks: list[Rank], time_s: float) -> None:
         for rank in ranks:
@@ -518,6 +693,11 @@ class Pool:
 
     ranks: list[Rank]
     router: Router
+
+    @property
+    def has_alive(self) -> bool:
+        """Whether any of them is in use."""
+        return any(rank.alive for rank in self.ranks)
 
     def choose(self, row: TraceRow, hashes: Sequence[int], now_s: float) -> Rank:
         """The rank that a request goes to, of those in use."""

@@ -75,9 +75,20 @@ class CorrectedModel:
         values: Mapping[str, float],
         terms: TermsOf = residual_terms,
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        *,
+        pace: float = 1.0,
     ) -> None:
-        """Correct `model` by `values`; steps outside `ranges` of `AXES` are counted in the notes."""
+        """Correct a model.
+
+        Args:
+            model: what is corrected.
+            values: of the parameters.
+            terms: what they are linear in.
+            ranges: of `AXES`; steps outside are counted in the notes.
+            pace: how many times as long as all that every step takes.
+        """
         self.model = model
+        self._pace = pace
         self.changes = {name: value - 1.0 if name in SCALES else value for name, value in values.items()}
         self.changes = {name: change for name, change in self.changes.items() if change}
         self._terms = terms
@@ -113,6 +124,8 @@ class CorrectedModel:
                 field="calibration",
                 accepted="a calibration fitted on steps like those it is used for",
             )
+        if self._pace != 1.0:
+            device_s, host_s = self._pace * device_s, self._pace * host_s
         return replace(bare, device_s=device_s, host_s=host_s), bare, on_device, on_host
 
     def count(self, plan: StepPlan, times: int) -> None:

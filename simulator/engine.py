@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from simulator.contention import Exchange
 from simulator.options import EngineOptions
 from simulator.policies import new_eviction, new_order
 from simulator.rank import Rank
 from simulator.rules import OPTIONS_SINCE, REFERENCE_RULES, Rules
 from simulator.scheduling import SchedulerKind, new_scheduler
+from simulator.speculation import check_speculation
 from simulator.step_time import StepTimeModel
 from simulator.topology import Place
 from traces.errors import InputError
@@ -38,8 +40,10 @@ class Engine:
         weight_bytes: of one device; None when it is not known or devices hold different shares.
         kv_block_bytes: of one KV block on one device; None likewise.
         num_layers: of the model, where KV leaves layer by layer.
+        exchanges: what its devices send each other, where KV may share their links.
         scheduling_order: a user's own order of requests, as `module:Class`; None: the scheduling policy's.
         cache_eviction: a user's own rule of what the prefix cache evicts, as `module:Class`; None: vLLM's.
+        seed: decides which drafted tokens are accepted, where the options have a drafter.
     """
 
     model: str
@@ -58,8 +62,10 @@ class Engine:
     weight_bytes: int | None = None
     kv_block_bytes: int | None = None
     num_layers: int = 1
+    exchanges: tuple[Exchange, ...] = ()
     scheduling_order: str | None = None
     cache_eviction: str | None = None
+    seed: int = 0
 
     @property
     def steps_in_flight(self) -> int:
@@ -96,6 +102,7 @@ class Engine:
             eviction=None if self.cache_eviction is None else new_eviction(self.cache_eviction),
             blocks_per_hash=blocks_per_hash,
             names_batches=names_batches,
+            seed=self.seed,
         )
         return Rank(
             scheduler,
@@ -105,6 +112,25 @@ class Engine:
             block_size=self.options.block_size,
             keeps_batches=names_batches,
         )
+
+
+def check_engine(engine: Engine, *, has_tiers: bool = False) -> None:
+    """Refuse options that contradict each other, or that are not modelled together. Raises InputError with the field.
+
+    `has_tiers`: whether the cluster keeps KV in other memories too.
+    """
+    check_options(engine.options, engine.max_model_len, engine.rules)
+    if engine.options.speculative_config is None:
+        return
+    for field, found, plain in (
+        ("instances.role", engine.role, "both"),
+        ("instances.pipeline_parallel_size", engine.pipeline_parallel_size, 1),
+        ("instances.data_parallel_size", engine.ranks, 1),
+        ("kv_tiers", has_tiers, False),
+    ):
+        if found != plain:
+            message = "is not modelled where tokens are drafted (engine.speculative_config)"
+            raise InputError(message, field=field, found=found or None, accepted=str(plain).lower())
 
 
 def check_options(options: EngineOptions, max_model_len: int, rules: Rules) -> None:
@@ -136,6 +162,12 @@ def check_options(options: EngineOptions, max_model_len: int, rules: Rules) -> N
             found=options.max_num_batched_tokens,
             accepted=f"at least max_num_seqs {options.max_num_seqs}",
         )
+    check_speculation(
+        options.speculative_config,
+        asynchronous=options.async_scheduling,
+        threshold=options.long_prefill_token_threshold,
+        budget=options.max_num_batched_tokens,
+    )
     for name, since in OPTIONS_SINCE.items():
         if rules.version < since and getattr(options, name) != getattr(EngineOptions(), name):
             raise InputError(

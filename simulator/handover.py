@@ -7,24 +7,28 @@ read, so that a decode engine without room holds up the prefill engine too. Or l
 pushes (`p2p_nccl_connector.py`): each layer's KV leaves when it is computed, into memory of the decode engine that is
 not counted here; nothing waits for a reservation, and nothing that is cached there is left out.
 
-Either way the decode engine computes the prompt's last token again and goes on from there. KV that is lost on the way
-is computed again by the decode engine (vLLM's `kv_load_failure_policy: recompute`).
+Either way the decode engine computes the prompt's last token again and goes on from there. KV that is lost on the way,
+or with the engine that keeps it, is computed again by the decode engine (vLLM's `kv_load_failure_policy: recompute`),
+or the request is sent again through a prefill engine (`fail`, and a router that tries again).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 
-from simulator.network import Network
+from simulator.network import Link, Network, Path, Transfer
 from simulator.plan import StepPlan
-from simulator.rank import Rank
-from simulator.request import Request
+from simulator.rank import Part, Rank
+from simulator.request import PromptKV, Request
 from simulator.scheduler import Scheduler
 from simulator.topology import Place, Topology
+from traces.errors import InputError
 from traces.steps import Floats
 
 
@@ -34,10 +38,14 @@ class KVTransfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         when: all of it when the decode engine asks for it, or each layer's as it is computed.
         failure_probability: that the KV of a prompt is lost on the way.
+        kv_load_failure_policy: what becomes of a request whose KV cannot be had: its decode engine computes the prompt,
+            or it is sent again through a prefill engine. vLLM's default was `recompute` and is `fail` in 0.32
+            (`config/kv_transfer.py`), which ends the request with an error; sending it again is the router's.
     """
 
     when: Literal["at_end", "layer_by_layer"] = "at_end"
     failure_probability: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    kv_load_failure_policy: Literal["recompute", "fail"] = "recompute"
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +58,7 @@ class Prompt:
         target: the rank that goes on; None until it is chosen.
         prompt: the request at the source, once it has ended there.
         answer: the request at the target, once blocks are reserved there.
+        ended: the request at the source, as soon as the source has computed it.
         is_sent: whether all of it has been put on its way.
         parts_left: transfers between two devices that are under way.
     """
@@ -59,6 +68,7 @@ class Prompt:
     target: Rank | None
     prompt: Request | None = None
     answer: Request | None = None
+    ended: Request | None = None
     is_sent: bool = False
     parts_left: int = 0
 
@@ -73,8 +83,9 @@ class Handover:
 
     Attributes:
         n_prompts: prompts whose KV was sent.
-        n_bytes: of them all.
-        n_lost: of the prompts, those whose KV was lost.
+        n_lost: prompts whose KV was lost, on the way or with the engine that kept it.
+        n_dropped: prompts whose KV was on its way when an engine at one end failed.
+        policy: what becomes of requests whose KV is lost.
         network: the links that it is sent over, and what they carried.
     """
 
@@ -87,8 +98,9 @@ class Handover:
         *,
         num_layers: int = 1,
         seed: int = 0,
+        network: Network | None = None,
     ) -> None:
-        """Nothing is on its way.
+        """Nothing is on its way. Raises InputError where no request could ever end.
 
         Args:
             topology: the links between devices.
@@ -97,10 +109,15 @@ class Handover:
             settings: how and how surely it is sent.
             num_layers: of the model: the first of them is computed before anything can leave.
             seed: of which prompts are lost.
+            network: for its transfers; None: one of its own.
         """
+        if settings.kv_load_failure_policy == "fail" and settings.failure_probability == 1:
+            accepted = "below 1 where requests are sent again until their KV comes (kv_load_failure_policy: fail)"
+            raise InputError(field="kv_transfer.failure_probability", found=1, accepted=accepted)
         self.n_prompts = 0
-        self.n_bytes = 0.0
         self.n_lost = 0
+        self.n_dropped = 0
+        self.policy = settings.kv_load_failure_policy
         self.is_layer_by_layer = settings.when == "layer_by_layer"
         self._topology = topology
         self._places = places
@@ -108,12 +125,42 @@ class Handover:
         self._failure_probability = settings.failure_probability
         self._num_layers = num_layers
         self._seed = seed
-        self.network = Network()
+        self.network = network or Network()
         self._prompts: dict[int, Prompt] = {}
+        self._started_bytes = 0.0
+        # Transfers that were cancelled, which know what they had carried.
+        self._cancelled: list[Transfer] = []
+        # Requests whose KV was lost as their targets were told: to be sent again.
+        self._failed: list[int] = []
+        self._n_failed: Counter[int] = Counter()
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether a decode rank may find that a prompt's KV is lost, so that the request is sent again."""
+        return self.policy == "fail" and self._failure_probability > 0
+
+    @property
+    def n_bytes(self) -> float:
+        """Bytes that were sent, those of transfers that were dropped as far as they had come."""
+        return self._started_bytes - sum(one.n_bytes - (one.carried_bytes or 0.0) for one in self._cancelled)
+
+    @property
+    def n_dropped_bytes(self) -> float:
+        """Of the bytes that were sent, those of transfers that were dropped."""
+        return sum(one.carried_bytes or 0.0 for one in self._cancelled)
+
+    @property
+    def waiting(self) -> Prompt | None:
+        """A prompt whose KV nobody has used yet; None when there is none."""
+        return next(iter(self._prompts.values()), None)
 
     def next_event_s(self) -> float:
         """When something next changes; infinite when nothing is on its way."""
         return self.network.next_event_s()
+
+    def links(self, sources: Collection[Rank], targets: Collection[Rank]) -> set[Link]:
+        """Links that KV from any of these to any of those crosses."""
+        return {link for a in sources for b in targets for path in self._paths(a, b) for link in path}
 
     def begin(self, index: int, source: Rank, target: Rank | None) -> None:
         """A request's prompt will be computed by one rank for another, which may not be chosen yet."""
@@ -137,6 +184,10 @@ class Handover:
             # What was found in the cache goes with the first chunk.
             first = computed == (request.cached_tokens or 0)
             self._send(prompt, int(new) + (int(computed) if first else 0), from_s)
+
+    def ended(self, request: Request) -> None:
+        """A prefill rank will have computed a prompt when its step ends."""
+        self._prompts[request.index].ended = request
 
     def computed(self, rank: Rank, request: Request, target: Rank) -> bool:
         """A prompt is computed, and `target` goes on with it. Returns whether its KV is there to be sent."""
@@ -162,6 +213,9 @@ class Handover:
     def drop(self, request: Request) -> Rank | None:
         """A request has ended: nobody needs its prompt's KV. Returns the rank that is rid of it, if one kept it."""
         prompt = self._prompts.pop(request.index, None)
+        if prompt is not None and prompt.prompt is None and _scheduler(prompt.source).keeps(request):
+            # Given up while its token was under way.
+            _scheduler(prompt.source).release(request)
         if prompt is None or prompt.prompt is None or prompt.answer is not None:
             return None
         if not prompt.has_arrived:
@@ -172,8 +226,7 @@ class Handover:
         """Let time pass. Returns the ranks for which something has changed: blocks are free, or KV is there."""
         changed: list[Rank] = []
         for part in self.network.advance(now_s):
-            prompt = part.owner
-            assert isinstance(prompt, Prompt)
+            prompt = _prompt(part)
             prompt.parts_left -= 1
             if prompt.has_arrived:
                 changed += self._arrived(prompt)
@@ -184,24 +237,88 @@ class Handover:
         prompt = self._prompts[request.index]
         return self._arrived(prompt) if prompt.has_arrived else []
 
+    def take_failed(self) -> list[int]:
+        """Requests whose KV was lost since this was last asked and that are to be sent again, by index."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    # -- engines that fail ---------------------------------------------------------------------------------------
+
+    def source_fails(self, ranks: Collection[Rank], now_s: float) -> tuple[list[int], list[Rank]]:
+        """Prefill ranks fail: what they compute and keep is lost.
+
+        Returns the requests, by index, that are to be sent again, and the ranks that compute themselves what they
+        waited for.
+        """
+        again, told = [], []
+        self._cut([one for one in self.network.under_way.values() if _prompt(one).source in ranks], now_s)
+        for prompt in [one for one in self._prompts.values() if one.source in ranks]:
+            if prompt.prompt is None:
+                again.append(prompt.index)
+                self._drop(prompt)
+            elif not prompt.has_arrived:
+                self.n_lost += 1
+                self._drop(prompt)
+                assert prompt.target is not None
+                if self.policy == "fail":
+                    again.append(prompt.index)
+                else:
+                    _compute_there(prompt.target, prompt)
+                    told.append(prompt.target)
+        return again, told
+
+    def target_fails(self, ranks: Collection[Rank], now_s: float) -> tuple[list[int], list[Rank]]:
+        """Decode ranks fail: what is on its way to them is lost, and nobody keeps it.
+
+        Returns the requests, by index, that are to be sent again, and the ranks that are rid of what they kept.
+        """
+        again, freed = [], []
+        self._cut([one for one in self.network.under_way.values() if _prompt(one).target in ranks], now_s)
+        for prompt in [one for one in self._prompts.values() if one.target in ranks]:
+            again.append(prompt.index)
+            self._drop(prompt)
+            freed.append(prompt.source)
+        return again, freed
+
+    def _cut(self, transfers: Collection[Transfer], now_s: float) -> None:
+        """Take transfers off their links."""
+        for transfer in transfers:
+            self.network.cancel(transfer, now_s)
+        self._cancelled += transfers
+        self.n_dropped += len({id(one.owner) for one in transfers})
+
+    def _drop(self, prompt: Prompt) -> None:
+        """Forget a prompt's KV, and free its blocks where it was computed."""
+        del self._prompts[prompt.index]
+        if prompt.ended is not None and _scheduler(prompt.source).keeps(prompt.ended):
+            _scheduler(prompt.source).release(prompt.ended)
+
     def _send(self, prompt: Prompt, n_tokens: int, start_s: float) -> None:
-        """Each device sends its part to the one that needs it; the side with more devices has the smaller parts."""
+        """Each device sends its part to the one that needs it."""
         assert prompt.target is not None
-        senders, receivers = self._places[prompt.source.number], self._places[prompt.target.number]
-        parts = max(len(senders), len(receivers))
+        paths = self._paths(prompt.source, prompt.target)
         n_bytes = n_tokens * self._kv_bytes_per_token
-        for i in range(parts):
-            path = self._topology.path(senders[i * len(senders) // parts], receivers[i * len(receivers) // parts])
-            self.network.start(path, n_bytes / parts, start_s, prompt)
-        prompt.parts_left += parts
-        self.n_bytes += n_bytes
+        for path in paths:
+            self.network.start(path, n_bytes / len(paths), start_s, prompt)
+        prompt.parts_left += len(paths)
+        self._started_bytes += n_bytes
+
+    def _paths(self, source: Rank, target: Rank) -> list[Path]:
+        """From each device to the one that needs its part; the side with more devices has the smaller parts."""
+        senders, receivers = self._places[source.number], self._places[target.number]
+        parts = max(len(senders), len(receivers))
+        return [
+            self._topology.path(senders[i * len(senders) // parts], receivers[i * len(receivers) // parts])
+            for i in range(parts)
+        ]
 
     def _arrived(self, prompt: Prompt) -> list[Rank]:
         """All of a prompt's KV has arrived: its blocks are free at the source."""
         if prompt.prompt is None:
             return []
         self.n_prompts += 1
-        _scheduler(prompt.source).release(prompt.prompt)
+        if _scheduler(prompt.source).keeps(prompt.prompt):
+            _scheduler(prompt.source).release(prompt.prompt)
         if prompt.answer is not None:
             self._use(prompt)
         return [prompt.source] if prompt.target is None else [prompt.source, prompt.target]
@@ -215,15 +332,39 @@ class Handover:
             return
         if self._failure_probability and self._draw(prompt.index) < self._failure_probability:
             self.n_lost += 1
-            _scheduler(prompt.target).lose(prompt.answer)
+            if self.policy == "fail":
+                self._failed.append(prompt.index)
+                self._n_failed[prompt.index] += 1
+            else:
+                _scheduler(prompt.target).lose(prompt.answer)
         else:
             _scheduler(prompt.target).receive(prompt.answer)
 
     def _draw(self, index: int) -> float:
-        """A number from 0 to 1 of the request's own, whatever happens before it."""
-        return float(np.random.default_rng((self._seed, index)).random())
+        """A number from 0 to 1 of the request's own, and of each of its sendings, whatever happens before it."""
+        sending = (self._n_failed[index],) if self._n_failed[index] else ()
+        return float(np.random.default_rng((self._seed, index, *sending)).random())
 
 
 def _scheduler(rank: Rank) -> Scheduler:
     assert isinstance(rank.scheduler, Scheduler)
     return rank.scheduler
+
+
+def _prompt(transfer: Transfer) -> Prompt:
+    assert isinstance(transfer.owner, Prompt)
+    return transfer.owner
+
+
+def _compute_there(rank: Rank, prompt: Prompt) -> None:
+    """A rank that waits for a prompt's KV, or soon will, computes it."""
+    if prompt.answer is not None:
+        if prompt.answer.is_open:
+            _scheduler(rank).lose(prompt.answer)
+        return
+    for request in _scheduler(rank).waiting:
+        if request.index == prompt.index:
+            request.kv = PromptKV.COMPUTED_HERE
+    for i, arrival in enumerate(rank.arrivals):
+        if arrival.index == prompt.index:
+            rank.arrivals[i] = replace(arrival, part=Part.WHOLE)

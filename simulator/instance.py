@@ -203,6 +203,8 @@ class Instance:
         scheduled_s, end_s = scheduled_s[:times], end_s[:times]
         self._n_steps += times
         self._step_time.count(plan, times)
+        for rank in self.ranks:
+            rank.come_round(float(scheduled_s[1]))
         for rank, own in planned:
             kv_blocks, kv_cached = rank.scheduler.repeat(own, times)
             rank.record.add_sweep(own, scheduled_s, end_s, kv_blocks, kv_cached)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from profiles.model import ModelSpec, dtype_bytes
+from profiles.model import ModelSpec, kv_dtype, part_bytes
 from simulator.options import EngineOptions
 from simulator.partition import ALONE, Partition, stage_layers
 from simulator.profiling_run import Peak, activation_dtype, profiling_peak
@@ -174,7 +174,7 @@ def weights_by_part(model: ModelSpec, dtype: str, partition: Partition = ALONE, 
     held = {name: parts[name] * share for name in ("attention", "mlp", "experts", "norms")}
     held["embedding"] = parts["embedding"] if stage == 0 or (model.tie_word_embeddings and last) else 0
     held["lm_head"] = parts["lm_head"] if last else 0
-    return {name: count * dtype_bytes(dtype) for name, count in held.items() if count}
+    return {name: count * part_bytes(name, dtype) for name, count in held.items() if count}
 
 
 def device_weight_bytes(
@@ -189,8 +189,8 @@ def device_weight_bytes(
 
 def block_bytes(model: ModelSpec, options: EngineOptions, partition: Partition = ALONE, stage: int = 0) -> int:
     """Bytes of one KV block on one device of a pipeline stage (v1/kv_cache_interface.py `page_size_bytes`)."""
-    kv_dtype = options.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
-    of_layers = model.kv_bytes_per_token(kv_dtype, partition.tensor_parallel_size) // model.num_layers
+    of_kv = kv_dtype(options.dtype, options.kv_cache_dtype)
+    of_layers = model.kv_bytes_per_token(of_kv, partition.tensor_parallel_size) // model.num_layers
     return of_layers * stage_layers(model.num_layers, partition.pipeline_parallel_size)[stage] * options.block_size
 
 

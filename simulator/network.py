@@ -5,6 +5,9 @@ link on its path: no transfer can have more without another that has no more tha
 Gallager, Data Networks, 2nd ed., section 6.5.2, which also has the progressive filling used here). Rates change only
 when a transfer joins or leaves, so that time passes from one such event to the next and is never sliced.
 
+Something else may take part of a link at set times, as an engine's collectives do: transfers share what it leaves, and
+at least what they would have if each such user were one transfer more.
+
 Transfers over the same links have the same rate. They are one flow with one count of bytes, and an event costs as much
 as the flows that share links with it, however many transfers these hold. Packets, congestion control and loss are not
 modelled.
@@ -14,9 +17,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +43,14 @@ class Link:
     latency_s: float
 
 
+class User(Protocol):
+    """What takes part of a link beside transfers."""
+
+    def rate(self, link: Link, at_s: float) -> tuple[float, float]:
+        """Bytes per second from this moment on, and until when as far as that is known; infinite when it is not."""
+        ...
+
+
 Path = tuple[Link, ...]
 """Links that a transfer crosses, each once; none from a place to itself, which takes no time."""
 
@@ -56,6 +68,7 @@ class Transfer:
         end_s: when its last byte arrived; None before, and when it was cancelled.
         cancelled_s: when it was cancelled; None when it was not.
         carried_bytes: what was sent when it ended or was cancelled; None before.
+        first_byte_s: when its latency is over.
     """
 
     path: Path
@@ -66,6 +79,7 @@ class Transfer:
     end_s: float | None = None
     cancelled_s: float | None = None
     carried_bytes: float | None = None
+    first_byte_s: float = 0.0
     _flow: _Flow | None = field(default=None, repr=False)
     _until_bytes: float = field(default=0.0, repr=False)
 
@@ -74,11 +88,14 @@ class Transfer:
 class _Line:
     """A link in use: its flows, the bytes they have carried, and each change of the rate of all of them together.
 
+    `left` is the bandwidth that its other users leave.
+
     Bytes are counted and not integrated from the record: a small transfer late in a long run may be shorter than what
     a float can tell of the time.
     """
 
     link: Link
+    left: float
     flows: dict[_Flow, None] = field(default_factory=dict)
     carried_bytes: float = 0.0
     times_s: array[float] = field(default_factory=lambda: array("d"))
@@ -103,7 +120,7 @@ class _Flow:
     entry: int = -1
 
 
-_CANCEL, _JOIN = 0, 1
+_CANCEL, _JOIN, _SHARE = 0, 1, 2
 
 
 class Network:
@@ -125,9 +142,11 @@ class Network:
         self._flows: dict[Path, _Flow] = {}
         # First bytes and cancellations to come, and the next end of each flow while its rate stays as it is. An entry
         # is the flow's own only while the flow names it: others are left over from former rates.
-        self._changes: list[tuple[float, int, int, Transfer]] = []
+        self._changes: list[tuple[float, int, int, Transfer | _Line]] = []
         self._ends: list[tuple[float, int, _Flow]] = []
         self._n_entries = 0
+        # Who else takes part of a link.
+        self._users: dict[Link, list[User]] = {}
 
     def start(self, path: Path, n_bytes: float, start_s: float, owner: object = None) -> Transfer:
         """Send bytes over a path, from `start_s` on, which is not before `now_s`."""
@@ -136,7 +155,8 @@ class Network:
         transfer = Transfer(path, n_bytes, start_s, self._n_started, owner)
         self._n_started += 1
         self.under_way[transfer.number] = transfer
-        self._at(start_s + sum([link.latency_s for link in path]), _JOIN, transfer)
+        transfer.first_byte_s = start_s + sum([link.latency_s for link in path])
+        self._at(transfer.first_byte_s, _JOIN, transfer)
         return transfer
 
     def cancel(self, transfer: Transfer, at_s: float) -> None:
@@ -173,6 +193,35 @@ class Network:
         return 0.0 if transfer._flow is None else transfer._flow.rate
 
     @property
+    def is_shared(self) -> bool:
+        """Whether anybody else takes part of a link."""
+        return bool(self._users)
+
+    def share_with(self, link: Link, user: User) -> None:
+        """From the start on, somebody else takes part of a link."""
+        self._users.setdefault(link, []).append(user)
+
+    def shared_anew(self, links: Iterable[Link], at_s: float) -> None:
+        """Another user takes more or less of these links from `at_s` on, which is not before `now_s`."""
+        for link in links:
+            line = self._lines.get(link)
+            if line is not None and line.flows:
+                self._n_entries += 1
+                heappush(self._changes, (max(at_s, self.now_s), _SHARE, self._n_entries, line))
+
+    def on(self, links: Collection[Link]) -> list[Transfer]:
+        """Transfers under way that cross any of these links, those included that are still to begin."""
+        return [one for one in self.under_way.values() if any(link in links for link in one.path)]
+
+    def left_bytes(self, transfer: Transfer, at_s: float) -> float:
+        """What of a transfer under way is still to come at a moment at which rates are what they are now."""
+        flow = transfer._flow
+        if flow is None:
+            return transfer.n_bytes
+        served_bytes = flow.served_bytes + flow.rate * (at_s - flow.at_s)
+        return min(max(0.0, transfer._until_bytes - served_bytes), transfer.n_bytes)
+
+    @property
     def links(self) -> tuple[Link, ...]:
         """The links that were ever used, in order of their first use."""
         return tuple(self._lines)
@@ -205,7 +254,12 @@ class Network:
             if flow.entry == entry:
                 ended += self._end(flow, touched)
         while self._changes and self._changes[0][0] <= self.now_s:
-            _, kind, _, transfer = heappop(self._changes)
+            _, kind, _, changed = heappop(self._changes)
+            if isinstance(changed, _Line):
+                if changed.flows:
+                    touched[changed] = None
+                continue
+            transfer = changed
             if transfer.number not in self.under_way:
                 continue
             if kind == _CANCEL:
@@ -263,12 +317,16 @@ class Network:
             self._touch(flow, touched)
 
     def _new_flow(self, path: Path) -> _Flow:
-        lines = tuple([self._lines.get(link) or self._lines.setdefault(link, _Line(link)) for link in path])
+        lines = tuple([self._lines.get(link) or self._new_line(link) for link in path])
         assert len(set(lines)) == len(lines), f"a path crosses a link twice: {', '.join(link.name for link in path)}"
         flow = _Flow(path, lines, self.now_s)
         for line in lines:
             line.flows[flow] = None
         return flow
+
+    def _new_line(self, link: Link) -> _Line:
+        line = self._lines[link] = _Line(link, link.bandwidth_bytes_per_s)
+        return line
 
     def _settle(self, flow: _Flow, served_bytes: float | None = None) -> None:
         """Count what its transfers have got by now, which an end says exactly."""
@@ -292,13 +350,28 @@ class Network:
     def _share(self, touched: dict[_Line, None]) -> None:
         """New rates for all flows that share links with the touched ones, directly or through others."""
         lines, flows = _connected(touched)
+        if self._users:
+            for line in lines:
+                self._look_at_users(line)
         for flow, rate in zip(flows, _fair_rates(flows), strict=True):
             self._settle(flow)
-            if rate != flow.rate or flow.entry < 0:
+            if rate != flow.rate or flow.entry < 0 or self._users:
                 flow.rate = rate
                 self._schedule(flow)
         for line in lines:
             self._record(line)
+
+    def _look_at_users(self, line: _Line) -> None:
+        """What others leave of a link now, and when to look again."""
+        full = line.link.bandwidth_bytes_per_s
+        taken, n_users, until_s = 0.0, 0, math.inf
+        for user in self._users.get(line.link, ()):
+            rate, so_long_s = user.rate(line.link, self.now_s)
+            taken, n_users, until_s = taken + rate, n_users + (rate > 0), min(until_s, so_long_s)
+        line.left = full if not n_users else max(full - taken, full / (1 + n_users))
+        if until_s < math.inf and line.flows:
+            self._n_entries += 1
+            heappush(self._changes, (until_s, _SHARE, self._n_entries, line))
 
     def _schedule(self, flow: _Flow) -> None:
         """Find when the flow's next transfer ends at its present rate."""
@@ -315,7 +388,7 @@ class Network:
     def _record(self, line: _Line) -> None:
         """Keep the link's rate from now on, where it is another than before."""
         rate = sum([flow.rate * flow.count for flow in line.flows])
-        full = line.link.bandwidth_bytes_per_s
+        full = line.left
         if rate > full * (1 - 1e-12):
             rate = full  # a full link is full, whatever the last bit of a sum says
         if rate != (line.rates[-1] if line.rates else 0.0):
@@ -340,6 +413,21 @@ def _connected(touched: Iterable[_Line]) -> tuple[dict[_Line, None], list[_Flow]
     return lines, list(flows)
 
 
+def fair_rates(paths: Sequence[Path]) -> list[float]:
+    """Max-min fair rate of transfers over these paths, bytes per second, [n_paths], if nobody else used the links."""
+    lines: dict[Link, _Line] = {}
+    flows: dict[Path, _Flow] = {}
+    for path in paths:
+        if path not in flows:
+            own = [lines.setdefault(link, _Line(link, link.bandwidth_bytes_per_s)) for link in path]
+            flows[path] = _Flow(path, tuple(own), 0.0)
+            for line in own:
+                line.flows[flows[path]] = None
+        flows[path].count += 1
+    rates = dict(zip(flows, _fair_rates(list(flows.values())), strict=True))
+    return [rates[path] for path in paths]
+
+
 def _fair_rates(flows: list[_Flow]) -> list[float]:
     """Max-min fair rate of each transfer of each flow, bytes per second, [n_flows].
 
@@ -348,12 +436,12 @@ def _fair_rates(flows: list[_Flow]) -> list[float]:
     """
     if len(flows) == 1:
         (flow,) = flows
-        return [min([line.link.bandwidth_bytes_per_s for line in flow.lines]) / flow.count]
+        return [min([line.left for line in flow.lines]) / flow.count]
     left: dict[_Line, float] = {}
     growing: dict[_Line, int] = {}
     for flow in flows:
         for line in flow.lines:
-            left[line] = line.link.bandwidth_bytes_per_s
+            left[line] = line.left
             growing[line] = growing.get(line, 0) + flow.count
     fullest = [(left[line] / growing[line], i, line) for i, line in enumerate(left)]
     heapify(fullest)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from profiles.attention import AttentionTable
+from profiles.compiled import compiled_attention
 from profiles.interpolation import interpolate
 from profiles.profile import Curve, Profile
 from simulator.experts import ExpertTimes
@@ -70,16 +71,19 @@ class OperatorModel:
         self._experts = experts if has_experts else None
         self._num_layers = num_layers
         self._has_attention = bool(in_layers.pop("attention", 0))
-        self._attention = AttentionTable(tables.attention, tables.skew)
+        self._attention = AttentionTable(compiled_attention(tables.attention, tables.skew))
         most = options.max_num_batched_tokens
         layers = Counter({name: count * num_layers for name, count in in_layers.items()})
-        self._layers_s, largest = _compiled(layers, tables.dense, most)
-        self._once_s, self._largest_tokens = _compiled(once, tables.dense, most)
+        layers_s, largest = _compiled(layers, tables.dense, most)
+        once_s, self._largest_tokens = _compiled(once, tables.dense, most)
         self._largest_tokens = min(self._largest_tokens, largest)
-        self._tokens_s = self._layers_s + self._once_s
         per_request = Counter(composition.per_request)
-        self._requests_s, self._largest_requests = _compiled(per_request, tables.per_request, options.max_num_seqs)
-        self._padded = _padding(options.capture_sizes(), most)
+        requests_s, self._largest_requests = _compiled(per_request, tables.per_request, options.max_num_seqs)
+        # Plain numbers: a step reads one of each, which is no work for numpy.
+        self._once_s: list[float] = once_s.tolist()
+        self._tokens_s: list[float] = (layers_s + once_s).tolist()
+        self._requests_s: list[float] = requests_s.tolist()
+        self._padded: list[int] = _padding(options.capture_sizes(), most).tolist()
         self._largest_graph = max(options.capture_sizes(), default=0)
         self._overhead = overhead or Overhead()
         self._talk = talk
@@ -100,12 +104,11 @@ class OperatorModel:
             plan: the batch.
             attending: what of it has its attention computed on the device; None: all of it.
         """
-        repeats = np.arange(plan.repeat)
-        attention_s = self._attention_s(attending or plan, repeats)
+        attention_s = self._attention_s(attending or plan, plan.repeat)
         n_tokens, n_requests = plan.n_tokens, plan.n_requests
         for other in plan.alongside:
             # Ranks that step together wait for each other in every layer.
-            attention_s = np.maximum(attention_s, self._attention_s(other, repeats))
+            attention_s = np.maximum(attention_s, self._attention_s(other, plan.repeat))
             n_tokens, n_requests = max(n_tokens, other.n_tokens), max(n_requests, other.n_requests)
         attention_s = attention_s * (self._num_layers if self._has_attention else 0)
         padded = self._padded[n_tokens]
@@ -119,16 +122,21 @@ class OperatorModel:
             moe_s = self._experts.layers_s(entering, plan.first_step, plan.repeat)
             device_s = device_s + moe_s
         if self._talk is not None:
-            in_layer_s = self._talk.layer_s[padded] + self._talk.experts_s[entering]
-            talk_s = self._num_layers * in_layer_s + self._talk.once_s[padded]
-            talk_s += self._talk.request_s[n_requests] + (len(self._stage_layers) - 1) * self._talk.stage_s[padded]
+            talk_s = self._talk_s(self._talk, padded, entering, n_requests)
             device_s = device_s + talk_s
         host_s = self._overhead.host_step_s + self._overhead.host_request_s * n_requests
-        operators = OperatorTimes(dense_s, dense_s - bare_s, attention_s, per_request_s, moe_s, talk_s)
-        cost = StepCost(device_s, np.full(plan.repeat, host_s), operators)
+        each_s = _each(attention_s, plan.repeat)
+        operators = OperatorTimes(dense_s, dense_s - bare_s, each_s, per_request_s, moe_s, talk_s)
+        cost = StepCost(_each(device_s, plan.repeat), _each(host_s, plan.repeat), operators)
         if len(self._stage_layers) == 1:
             return cost
-        return replace(cost, stages=self._stages(device_s[0], int(padded), n_requests))
+        return replace(cost, stages=self._stages(float(cost.device_s[0]), padded, n_requests))
+
+    def _talk_s(self, talk: Communication, padded: int, entering: int, n_requests: int) -> float:
+        """What the devices take to communicate in a step."""
+        in_layer_s = talk.layer_s.item(padded) + talk.experts_s.item(entering)
+        talk_s = self._num_layers * in_layer_s + talk.once_s.item(padded)
+        return talk_s + (talk.request_s.item(n_requests) + (len(self._stage_layers) - 1) * talk.stage_s.item(padded))
 
     def _tokens_of_experts(self, plan: StepPlan) -> int:
         """Tokens that enter a layer's experts, of all ranks; one without requests computes a dummy token.
@@ -141,8 +149,8 @@ class OperatorModel:
         tokens += [1] * (ranks - len(tokens))
         largest = max(tokens)
         if largest <= self._largest_graph:
-            return int(self._padded[largest]) * ranks
-        return int(sum(self._padded[n] for n in tokens))
+            return self._padded[largest] * ranks
+        return sum(self._padded[n] for n in tokens)
 
     def _stages(self, device_s: float, padded: int, n_requests: int) -> tuple[float, ...]:
         """Share of a step that each pipeline stage takes: its layers, and at the ends what runs once."""
@@ -157,17 +165,20 @@ class OperatorModel:
         stages_s[-1] += last_s
         return tuple(float(stage_s / device_s) for stage_s in stages_s)
 
-    def _attention_s(self, plan: StepPlan, repeats: Ints) -> Floats:
-        """One layer's attention, [repeat]."""
+    def _attention_s(self, plan: StepPlan, repeat: int) -> float | Floats:
+        """One layer's attention; of a plan that is repeated, and in which requests decode, [repeat]."""
         if not plan.n_requests:
-            return np.zeros(plan.repeat)
+            return 0.0
         if not plan.n_decode:
-            return np.array([self._attention.prefill_s(plan.chunks)])
-        mean_kv = (plan.decode_kv_sum + repeats * plan.n_decode) / plan.n_decode
-        max_kv = (plan.decode_kv_max + repeats).astype(np.float64)
-        if not plan.chunks:
-            return self._attention.decode_s(plan.n_decode, mean_kv, max_kv)
-        return np.array([self._attention.mixed_s(plan.chunks, plan.n_decode, mean_kv[0], max_kv[0])])
+            return self._attention.prefill_s(plan.chunks)
+        if repeat == 1 or plan.chunks:
+            mean_kv, max_kv = plan.decode_kv_sum / plan.n_decode, float(plan.decode_kv_max)
+            if plan.chunks:
+                return self._attention.mixed_s(plan.chunks, plan.n_decode, mean_kv, max_kv)
+            return self._attention.decode_once_s(plan.n_decode, mean_kv, max_kv)
+        repeats = np.arange(repeat)
+        means = (plan.decode_kv_sum + repeats * plan.n_decode) / plan.n_decode
+        return self._attention.decode_s(plan.n_decode, means, (plan.decode_kv_max + repeats).astype(np.float64))
 
     def count(self, plan: StepPlan, times: int, attending: StepPlan | None = None) -> None:
         """Count `times` steps of this plan, and what of them is beyond the measured range; `attending` as `price`."""
@@ -175,18 +186,20 @@ class OperatorModel:
         together = (plan, *plan.alongside)
         attend = (attending or plan, *plan.alongside)
         tokens, history, decodes, decode_history = self._attention.largest
-        n_tokens = max(plan.n_tokens for plan in together)
-        beyond = {
-            "tokens per step": n_tokens > self._largest_tokens,
-            "requests per step": any(plan.n_requests > self._largest_requests for plan in together),
-            "attention: prefill tokens": any(plan.n_prefill_tokens > tokens for plan in attend),
-            "attention: prefill history": any(c.computed_tokens > history for plan in attend for c in plan.chunks),
-            "attention: decodes": any(plan.n_decode > decodes for plan in attend),
-            "attention: decode history": any(plan.decode_kv_max > decode_history for plan in attend),
-        }
-        for what, is_beyond in beyond.items():
-            if is_beyond:
-                self._outside[what] += times
+        if max([one.n_tokens for one in together]) > self._largest_tokens:
+            self._outside["tokens per step"] += times
+        if max([one.n_requests for one in together]) > self._largest_requests:
+            self._outside["requests per step"] += times
+        if max([one.n_prefill_tokens for one in attend]) > tokens:
+            self._outside["attention: prefill tokens"] += times
+        if max([chunk.computed_tokens for one in attend for chunk in one.chunks], default=0) > history:
+            self._outside["attention: prefill history"] += times
+        if max([one.n_decode for one in attend]) > decodes:
+            self._outside["attention: decodes"] += times
+        # Histories grow by a token with each step.
+        left = int(decode_history) - max([one.decode_kv_max for one in attend])
+        if left < times - 1:
+            self._outside["attention: decode history"] += min(times, times - 1 - left)
         if self._experts is not None:
             self._experts.count(self._tokens_of_experts(plan), times)
 
@@ -199,6 +212,13 @@ class OperatorModel:
         if filled := self._attention.filled_corners:
             outside.append(f"{filled} corners of the profile's mixed attention grid were filled from their neighbours")
         return tuple(outside) + (self._experts.notes() if self._experts is not None else ())
+
+
+def _each(seconds: float | Floats, repeat: int) -> Floats:
+    """The same for each repeat, [repeat], unless there is one for each already."""
+    if isinstance(seconds, np.ndarray):
+        return seconds
+    return np.array([seconds]) if repeat == 1 else np.full(repeat, seconds)
 
 
 def _compiled(counts: Counter[str], curves: dict[str, Curve], largest: int) -> tuple[Floats, float]:

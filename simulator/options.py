@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from simulator.speculation import SpeculativeConfig
+
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -39,12 +41,13 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         async_scheduling: plan the next step while one runs (vLLM's default on GPUs since 0.14).
         enforce_eager: no torch.compile, no CUDA graphs, so no padding to captured sizes.
         cudagraph_capture_sizes: batch sizes (tokens) with a CUDA graph; None: vLLM's default list.
-        dtype: type of weights and activations.
-        kv_cache_dtype: type of the KV cache; auto: as dtype.
+        dtype: type of weights and activations; of fp8 and nvfp4 are the weights of layers alone, the rest is bfloat16.
+        kv_cache_dtype: type of the KV cache; auto: as activations.
         cpu_offload_gb: GiB of weights of each device that stay in its host's memory, read in place.
         offload_group_size: layers of a group; its last stay in the host's memory and are fetched ahead; 0: none.
         offload_num_in_group: how many of each group.
         offload_prefetch_step: how many of them are fetched ahead.
+        speculative_config: how tokens are drafted (`simulator.speculation`); None: they are not.
     """
 
     max_num_seqs: Positive = 256
@@ -65,23 +68,30 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     async_scheduling: bool = True
     enforce_eager: bool = False
     cudagraph_capture_sizes: tuple[Positive, ...] | None = None
-    dtype: Literal["bfloat16", "float16", "float32", "fp8"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32", "fp8", "nvfp4"] = "bfloat16"
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "float32", "fp8"] = "auto"
     cpu_offload_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     offload_group_size: Count = 0
     offload_num_in_group: Positive = 1
     offload_prefetch_step: Positive = 1
+    speculative_config: SpeculativeConfig | None = None
 
     def capture_sizes(self) -> tuple[int, ...]:
         """Batch sizes with a CUDA graph, ascending; none when eager.
 
         vLLM 0.19 `vllm/config/vllm.py::_set_cudagraph_sizes`: 1, 2, 4, then every 8 below 256, then every 16, up to
-        min(2 * max_num_seqs, 512), and none above the token budget.
+        min(2 * max_num_seqs, 512), and none above the token budget. Where tokens are drafted (0.32, same place), 1 + k
+        tokens of each request count there in place of one, and those of so many requests are sizes too.
         """
         if self.enforce_eager:
             return ()
         if self.cudagraph_capture_sizes is not None:
             return tuple(sorted(self.cudagraph_capture_sizes))
-        largest = min(2 * self.max_num_seqs, 512, self.max_num_batched_tokens)
+        each = 1 if self.speculative_config is None else 1 + self.speculative_config.num_speculative_tokens
+        largest = min(2 * self.max_num_seqs * each, 512, self.max_num_batched_tokens)
         sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)]
-        return tuple(size for size in sizes if size <= largest)
+        if each > 1:
+            of_requests = [count for count in (*sizes, self.max_num_seqs) if count <= self.max_num_seqs]
+            sizes += [count * each for count in of_requests]
+            sizes += [self.max_num_batched_tokens]
+        return tuple(sorted({size for size in sizes if size <= largest}))

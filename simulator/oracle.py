@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ from simulator.kv_cache import BlockHash
 from simulator.options import EngineOptions
 from simulator.plan import StepPlan, plan_of
 from simulator.request import Request, RequestStatus, new_request
+from simulator.speculation import (
+    Acceptance,
+    Speculation,
+    SpeculativeConfig,
+    acceptance_of,
+    no_speculation,
+    slots_ahead,
+    together,
+)
 from traces.errors import EngineError
 from traces.steps import Ints
 from traces.trace import TraceRow
@@ -44,16 +54,32 @@ MODEL_CONFIG = {
 """A model that is never loaded: vLLM reads its config.json to know the kind of its layers."""
 
 
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A plan of vLLM's, and of its requests, by id: whom it brings a token, and who runs anew.
+
+    Drafts of those who run anew only pad them to the length of the others: none is accepted.
+    """
+
+    plan: Any
+    brings: dict[str, Request]
+    padded: frozenset[str]
+
+
 class Oracle:
     """The installed vLLM's Scheduler, or AsyncScheduler, behind the methods of `RequestScheduler`.
 
     Attributes:
         scheduler: vLLM's own object.
         version: vLLM's version.
+        speculation: what was drafted and accepted so far, by vLLM's own count; None where nothing is drafted.
     """
 
-    def __init__(self, options: EngineOptions, *, num_gpu_blocks: int, max_model_len: int) -> None:
-        """Build it. Raises EngineError when vllm is not installed or refuses the options."""
+    def __init__(self, options: EngineOptions, *, num_gpu_blocks: int, max_model_len: int, seed: int = 0) -> None:
+        """Build it. Raises EngineError when vllm is not installed or refuses the options.
+
+        `seed` decides which drafted tokens are accepted.
+        """
         if importlib.util.find_spec("vllm") is None:
             raise EngineError(
                 "scheduler 'vllm' needs vllm in the environment that runs servetwin, and it is not installed there; "
@@ -70,10 +96,15 @@ class Oracle:
         self.scheduler: Any = _vllm_scheduler(options, num_gpu_blocks, max_model_len)
         self._block_pool: Any = self.scheduler.kv_cache_manager.block_pool
         self._requests: dict[str, Request] = {}
+        self.speculation: Speculation | None = None
+        self._acceptance: Acceptance | None = None
+        if (config := options.speculative_config) is not None:
+            self.speculation = no_speculation(config.num_speculative_tokens)
+            self._acceptance = acceptance_of(config, seed)
         self._next_step = 0
         self._finished_step = -1
-        # Plans whose output is still to come, with the requests that it brings a token.
-        self._under_way: list[tuple[Any, list[Request]]] = []
+        # Plans whose output is still to come.
+        self._under_way: list[_UnderWay] = []
         self._preempted: list[Request] = []
         self._preempt = self.scheduler._preempt_request
         self.scheduler._preempt_request = self._note_preemption
@@ -109,6 +140,7 @@ class Oracle:
             block_size=self._options.block_size,
             num_blocks=self._num_blocks,
             max_model_len=self._max_model_len,
+            slots_ahead=slots_ahead(self._options.speculative_config, asynchronous=self._options.async_scheduling),
         )
         if request.status is RequestStatus.WAITING:
             self._requests[row.request_id] = request
@@ -140,20 +172,58 @@ class Oracle:
         done = []
         while self._finished_step < last_step:
             self._finished_step += 1
-            plan, brings = self._under_way.pop(0)
-            tokens = {request.row.request_id: STOP_TOKEN if request in stopped else ANY_TOKEN for request in brings}
-            ids = list(plan.num_scheduled_tokens)
-            sampled = [[tokens[rid]] if rid in tokens else [] for rid in ids]
+            under_way = self._under_way.pop(0)
+            ids = list(under_way.plan.num_scheduled_tokens)
+            sampled = [self._sampled(rid, under_way, stopped) for rid in ids]
             order = {rid: i for i, rid in enumerate(ids)}
             output = ModelRunnerOutput(req_ids=ids, req_id_to_index=order, sampled_token_ids=sampled)
-            outputs = self.scheduler.update_from_output(plan, output)
+            outputs = self.scheduler.update_from_output(under_way.plan, output)
             for one in (one for of_client in outputs.values() for one in of_client.outputs):
                 request = self._requests[one.request_id]
                 request.num_tokens += len(one.new_token_ids)
-                _add_tokens(request, self._finished_step, len(one.new_token_ids))
+                request.add_tokens(self._finished_step, len(one.new_token_ids))
                 if one.finish_reason is not None:
                     done.append(self._close(request, RequestStatus.FINISHED, end_s))
+            if self._acceptance is not None:
+                self._count(outputs)
+                if not self._options.async_scheduling:
+                    self._draft(ids, self._acceptance)
         return done
+
+    def _sampled(self, rid: str, under_way: _UnderWay, stopped: Collection[Request]) -> list[int]:
+        """What a step brings a request: accepted drafts and a token of the model's own; the first one may be a stop."""
+        request = under_way.brings.get(rid)
+        if request is None:
+            return []
+        n_drafts, accepted = len(under_way.plan.scheduled_spec_decode_tokens.get(rid, ())), 0
+        theirs = self.scheduler.requests.get(rid)
+        if n_drafts and rid not in under_way.padded and theirs is not None:
+            assert self._acceptance is not None
+            accepted = min(self._acceptance.accepted(request.index, theirs.num_output_tokens), n_drafts)
+        return [STOP_TOKEN if request in stopped else ANY_TOKEN, *[ANY_TOKEN] * accepted]
+
+    def _draft(self, ids: list[str], acceptance: Acceptance) -> None:
+        """Without asynchronous scheduling, an engine hands over the drafter's tokens when a step has ended."""
+        from vllm.v1.outputs import DraftTokenIds
+
+        open_ids = [rid for rid in ids if rid in self._requests]
+        theirs = self.scheduler.requests
+        drafts = [acceptance.drafts(self._requests[rid].index, theirs[rid].num_output_tokens) for rid in open_ids]
+        self.scheduler.update_draft_token_ids(DraftTokenIds(open_ids, [[ANY_TOKEN] * n for n in drafts]))
+
+    def _count(self, outputs: Any) -> None:
+        """Add what vLLM counted of one step."""
+        assert self.speculation is not None
+        for of_client in outputs.values():
+            stats = getattr(of_client.scheduler_stats, "spec_decoding_stats", None)
+            if stats is not None:
+                counted = Speculation(
+                    stats.num_drafts,
+                    stats.num_draft_tokens,
+                    stats.num_accepted_tokens,
+                    list(stats.num_accepted_tokens_per_pos),
+                )
+                self.speculation = together((self.speculation, counted))
 
     def abort(self, request: Request, now_s: float) -> None:
         """End a request from outside, as vLLM's front end does when a client goes away."""
@@ -178,8 +248,9 @@ class Oracle:
                 request.scheduled_s = now_s
                 request.cached_tokens = computed[request.row.request_id]
         theirs = self.scheduler.requests
-        brings = [request for request in requests if not theirs[request.row.request_id].is_prefill_chunk]
-        self._under_way.append((plan, brings))
+        ids = [rid for rid in plan.num_scheduled_tokens if not theirs[rid].is_prefill_chunk]
+        resumed = {new.req_id for new in plan.scheduled_new_reqs} | set(cached.resumed_req_ids)
+        self._under_way.append(_UnderWay(plan, {rid: self._requests[rid] for rid in ids}, frozenset(resumed)))
         self._next_step += 1
         preempted, self._preempted = self._preempted, []
         return plan_of(
@@ -192,6 +263,10 @@ class Oracle:
             n_running=len(self.scheduler.running),
             n_waiting=len(self.scheduler.waiting),
             kv_blocks=self._num_blocks - self.num_free_blocks,
+            drafts=np.array(
+                [len(plan.scheduled_spec_decode_tokens.get(rid, ())) for rid in plan.num_scheduled_tokens],
+                dtype=np.int64,
+            ),
         )
 
     def _note_preemption(self, theirs: Any, *args: Any, **kwargs: Any) -> None:
@@ -219,6 +294,8 @@ def _vllm_scheduler(options: EngineOptions, num_gpu_blocks: int, max_model_len: 
     config = _vllm_config(options, max_model_len)
     config.cache_config.num_gpu_blocks = num_gpu_blocks
     config.scheduler_config.scheduler_reserve_full_isl = options.scheduler_reserve_full_isl
+    if options.speculative_config is not None:
+        _take_drafter(config, options, options.speculative_config)
     spec = FullAttentionSpec(block_size=options.block_size, num_kv_heads=1, head_size=64, dtype=torch.bfloat16)
     kind = AsyncScheduler if options.async_scheduling else Scheduler
     return kind(
@@ -247,7 +324,7 @@ def _vllm_config(options: EngineOptions, max_model_len: int) -> Any:
         "enable_chunked_prefill": options.enable_chunked_prefill,
         "long_prefill_token_threshold": options.long_prefill_token_threshold,
         "scheduling_policy": options.scheduling_policy,
-        "async_scheduling": options.async_scheduling,
+        "async_scheduling": options.async_scheduling and options.speculative_config is None,
         "block_size": options.block_size,
         "enforce_eager": True,
     }
@@ -256,6 +333,9 @@ def _vllm_config(options: EngineOptions, max_model_len: int) -> Any:
         # Not every version has them, so that they are only named where they are asked for.
         if getattr(options, name) != getattr(defaults, name):
             arguments[name] = getattr(options, name)
+    if options.speculative_config is not None:
+        drafted = options.speculative_config.num_speculative_tokens
+        arguments["speculative_config"] = {"method": "ngram", "num_speculative_tokens": drafted, "prompt_lookup_max": 2}
     with tempfile.TemporaryDirectory() as folder:
         config = {**MODEL_CONFIG, "max_position_embeddings": max_model_len}
         Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -263,6 +343,16 @@ def _vllm_config(options: EngineOptions, max_model_len: int) -> Any:
             return EngineArgs(model=folder, **arguments).create_engine_config()
         except (TypeError, ValueError) as error:
             raise EngineError(f"vLLM refuses the engine's options: {error}") from None
+
+
+def _take_drafter(config: Any, options: EngineOptions, drafter: SpeculativeConfig) -> None:
+    """Put the drafter's method in place of `ngram`, which alone needs no files of a drafter.
+
+    The scheduler asks the configuration for the method and not for its model.
+    """
+    config.speculative_config.method = drafter.method
+    config.speculative_config.disable_eagle_block_drop = drafter.disable_eagle_block_drop
+    config.scheduler_config.async_scheduling = options.async_scheduling
 
 
 def _vllm_request(request: Request, options: EngineOptions) -> Any:
@@ -287,17 +377,6 @@ def _vllm_request(request: Request, options: EngineOptions) -> Any:
         priority=row.priority,
         block_hasher=hash_blocks if options.enable_prefix_caching else None,
     )
-
-
-def _add_tokens(request: Request, step: int, count: int) -> None:
-    """Note that a step brought a token: a run of such steps is one span."""
-    if not count:
-        return
-    if request.token_spans and request.token_spans[-1][1] == step - 1:
-        first, _ = request.token_spans.pop()
-        request.token_spans.append((first, step))
-    else:
-        request.token_spans.append((step, step))
 
 
 def _digest(hash_: BlockHash) -> bytes:

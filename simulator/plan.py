@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from profiles.attention import Chunk
 from simulator.request import Request
 from traces.steps import Ints
@@ -15,6 +17,7 @@ class StepPlan:
 
     A request that computes more than one token is a prefill chunk; one that computes a single token is a decode,
     also when that token is the last of its prompt: attention kernels see it so (vLLM splits batches by query length).
+    One that computes a token and drafted ones behind it is a decode too.
 
     Attributes:
         first_step: number of the step in its instance, counted from 0.
@@ -28,6 +31,8 @@ class StepPlan:
         n_decode: the decodes among them.
         decode_kv_sum: sum of the decodes' computed tokens.
         decode_kv_max: largest of them.
+        drafts: [n_requests] those of the new tokens that were drafted, and are to be verified; None: nobody drafts.
+        n_draft_tokens: all of them.
         n_preempted: requests that lost their blocks while this was planned.
         n_running: requests in the running queue afterwards.
         n_waiting: requests in the waiting queue afterwards.
@@ -51,11 +56,13 @@ class StepPlan:
     n_waiting: int
     kv_blocks: int
     alongside: tuple[StepPlan, ...] = ()
+    drafts: Ints | None = None
+    n_draft_tokens: int = 0
 
     @property
     def n_tokens(self) -> int:
         """Tokens of the step."""
-        return self.n_prefill_tokens + self.n_decode
+        return self.n_prefill_tokens + self.n_decode + self.n_draft_tokens
 
 
 def plan_of(
@@ -69,9 +76,12 @@ def plan_of(
     n_running: int,
     n_waiting: int,
     kv_blocks: int,
+    drafts: Ints | None = None,
 ) -> StepPlan:
-    """A plan from the batch itself: counts and sums are taken here, once."""
-    chunked = new_tokens > 1
+    """A plan from the batch itself: counts and sums are taken here, once; `drafts` [n_requests] of the new tokens."""
+    n_drafts = np.zeros_like(new_tokens) if drafts is None else drafts
+    n_draft_tokens = int(n_drafts.sum())
+    chunked = (new_tokens > 1) & (n_drafts == 0)
     histories = computed_tokens[~chunked]
     return StepPlan(
         first_step=first_step,
@@ -81,7 +91,7 @@ def plan_of(
         computed_tokens=computed_tokens,
         n_requests=len(requests),
         chunks=[Chunk(int(new_tokens[i]), int(computed_tokens[i])) for i in chunked.nonzero()[0]],
-        n_prefill_tokens=int(new_tokens.sum()) - len(histories),
+        n_prefill_tokens=int(new_tokens.sum()) - len(histories) - n_draft_tokens,
         n_decode=len(histories),
         decode_kv_sum=int(histories.sum()),
         decode_kv_max=int(histories.max(initial=0)),
@@ -89,4 +99,6 @@ def plan_of(
         n_running=n_running,
         n_waiting=n_waiting,
         kv_blocks=kv_blocks,
+        drafts=drafts,
+        n_draft_tokens=n_draft_tokens,
     )

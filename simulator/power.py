@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from profiles.device import Above0, DevicePower
 from simulator.network import Network
+from simulator.tiers import Move
 from simulator.topology import Place
 from traces.capture import Series
 from traces.series import Grid
@@ -259,25 +260,28 @@ def _devices(work: _Work, power: DevicePower, steps: Steps, beside: Beside | Non
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What crossed links beside the steps.
+    """What was sent beside the steps: over links, and to and from KV tiers.
 
     Attributes:
         network: the links and what they carried.
         j_per_bit: by link's name; a link that is not in it costs what nobody knows.
         component: that each link belongs to, by its name.
+        tiers: what moves to and from tiers draws, by component; only where that is known.
     """
 
     network: Network
     j_per_bit: Mapping[str, float]
     component: Mapping[str, str]
+    tiers: Mapping[str, Curve] = field(default_factory=dict)
 
     def energy_j(self, component: str, at_s: npt.ArrayLike) -> Floats:
-        """What a component's links have drawn for it by each of these times."""
-        at = np.minimum(np.asarray(at_s, dtype=np.float64), self.network.now_s)
-        total = np.zeros(at.shape)
+        """What a component has drawn for it by each of these times."""
+        at = np.asarray(at_s, dtype=np.float64)
+        total = self.tiers[component].energy_j(at) if component in self.tiers else np.zeros(at.shape)
+        at = np.minimum(at, self.network.now_s)
         for link in self.network.links:
             if self.component.get(link.name) == component and link.name in self.j_per_bit:
-                total += self.network.carried_bytes(link, at) * BITS * self.j_per_bit[link.name]
+                total = total + self.network.carried_bytes(link, at) * BITS * self.j_per_bit[link.name]
         return total
 
 
@@ -293,7 +297,7 @@ class PowerRun:
         serving: watts drawn for steps, by component; only components that are known.
         idle: watts drawn beside.
         step_j: [n_steps] energy of each step, by component.
-        sent: what crossed links; None: nothing.
+        sent: what was sent beside the steps; None: nothing.
         unknown: what is in no sum, in words.
         notes: what else a reader should know.
     """
@@ -364,6 +368,7 @@ def power_run(
     end_s: float,
     network: Network | None = None,
     besides: Sequence[Beside] = (),
+    moves: Sequence[Move] = (),
 ) -> PowerRun:
     """What a finished simulation drew.
 
@@ -374,6 +379,7 @@ def power_run(
         end_s: the run's end, not before the last step's.
         network: links over which KV was sent; None: none were used.
         besides: of ranks that draw more than their devices do.
+        moves: what moved to and from KV tiers.
     """
     by_rank = {one.rank: one for one in besides}
     work = [_work(machine, steps) for machine in machines]
@@ -394,8 +400,10 @@ def power_run(
             unpriced += _add_beside(one, extra, nodes, serving, idle, step_j)
     for number, node in enumerate(nodes):
         _add_node(number, node, work, serving, idle, step_j)
-    sent = None if network is None else _sent(network, nodes, serving)
-    missing = list(unknown.values()) + ([] if network is None or sent is None else _unpriced(network, sent))
+    sent = None if network is None and not moves else _sent(network or Network(), nodes, serving, moves)
+    missing = (
+        list(unknown.values()) + ([] if sent is None else _unpriced(sent)) + _unpriced_moves(moves, nodes, serving)
+    )
     missing += _unpriced_collectives(machines, nodes) + unpriced
     return PowerRun(
         end_s,
@@ -535,8 +543,8 @@ def _outside(work: Sequence[_Work], steps: Steps) -> list[str]:
     return [f"power of {count} of {len(steps)} steps read beyond active_w_by_tokens, at its end"] if count else []
 
 
-def _sent(network: Network, nodes: Sequence[NodePower], known: Mapping[str, object]) -> Sent:
-    """What links cost, by the names that `simulator.topology` gives them."""
+def _sent(network: Network, nodes: Sequence[NodePower], known: Mapping[str, object], moves: Sequence[Move]) -> Sent:
+    """What links cost, by the names that `simulator.topology` gives them, and what moves to and from tiers does."""
     j_per_bit: dict[str, float] = {}
     component: dict[str, str] = {}
     for link in network.links:
@@ -548,11 +556,50 @@ def _sent(network: Network, nodes: Sequence[NodePower], known: Mapping[str, obje
         part: PartPower | None = getattr(nodes[int(name.removeprefix("node"))], kind)
         if part is not None and part.j_per_bit is not None and kind in known:
             j_per_bit[link.name] = part.j_per_bit
-    return Sent(network, j_per_bit, component)
+    return Sent(network, j_per_bit, component, _moved(moves, nodes, known))
 
 
-def _unpriced(network: Network, sent: Sent) -> list[str]:
+def _j_per_bit(component: str, node: NodePower) -> float | None:
+    """What a bit costs that crosses a component of a node; None: not known."""
+    part: PartPower | None = getattr(node, component, None)
+    return None if part is None else part.j_per_bit
+
+
+def _moved(moves: Sequence[Move], nodes: Sequence[NodePower], known: Mapping[str, object]) -> dict[str, Curve]:
+    """What moves to and from tiers draws while it moves, by component.
+
+    A move is taken to last a nanosecond at least: late in a long run, one may be shorter than what a float can tell.
+    """
+    curves: dict[str, Curve] = {}
+    for component in known:
+        own = [(move, _j_per_bit(component, nodes[move.node])) for move in moves if component in (move.crosses or ())]
+        priced = [(move, j_per_bit) for move, j_per_bit in own if j_per_bit is not None]
+        if priced:
+            begin_s = np.array([move.begin_s for move, _ in priced])
+            end_s = np.maximum(np.array([move.end_s for move, _ in priced]), begin_s + 1e-9)
+            joules = np.array([move.n_bytes * BITS * j_per_bit for move, j_per_bit in priced])
+            curves[component] = Spans(begin_s, end_s).sum(joules / (end_s - begin_s))
+    return curves
+
+
+def _unpriced_moves(moves: Sequence[Move], nodes: Sequence[NodePower], known: Mapping[str, object]) -> list[str]:
+    """Bytes that moved to and from tiers without a known energy per bit; not of components that are not known."""
+    crossed: dict[str, float] = {}
+    for move in moves:
+        if move.crosses is None:
+            what = f"to and from KV tier {move.tier}, of which no memory is said"
+            crossed[what] = crossed.get(what, 0.0) + move.n_bytes
+        for component in move.crosses or ():
+            is_told = component in COMPONENTS and component not in known
+            if not is_told and _j_per_bit(component, nodes[move.node]) is None:
+                what = f"over {component} to and from KV tier {move.tier}"
+                crossed[what] = crossed.get(what, 0.0) + move.n_bytes
+    return [f"energy of {n_bytes / 1e9:.3f} GB {what}" for what, n_bytes in crossed.items()]
+
+
+def _unpriced(sent: Sent) -> list[str]:
     """Bytes that crossed links without a known energy per bit."""
+    network = sent.network
     crossed: dict[str, float] = {}
     for link in network.links:
         if link.name not in sent.j_per_bit:

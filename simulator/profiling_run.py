@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from profiles.model import VOCAB_PADDING, ModelSpec, dtype_bytes
+from profiles.model import VOCAB_PADDING, ModelSpec, compute_dtype, dtype_bytes
 from simulator.options import EngineOptions
 from simulator.partition import Partition
 
@@ -96,7 +96,7 @@ def uses_second_runner(model: ModelSpec, version: tuple[int, int]) -> bool:
 
 def activation_dtype(options: EngineOptions) -> str:
     """Type of hidden states and of the table of rotary embeddings: 16 bit wide where weights have one byte."""
-    return "bfloat16" if options.dtype == "fp8" else options.dtype
+    return compute_dtype(options.dtype)
 
 
 def _sampler(model: ModelSpec, version: tuple[int, int]) -> str:

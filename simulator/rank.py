@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from simulator.record import Record
 from simulator.request import PromptKV, Request, RequestStatus
 from simulator.scheduler import Scheduler
 from simulator.scheduling import RequestScheduler
+from simulator.vllm_dp import Report
 from traces.steps import Floats
 from traces.trace import TraceRow
 
@@ -87,6 +88,8 @@ class Rank:
         self.requests: list[Request] = []
         self.arrivals: deque[Arrival] = deque()
         self.alive = True
+        # What it can say of itself; nothing is kept before somebody has asked.
+        self._reports: list[Report] | None = None
         # Requests that their clients give up at a set time.
         self._deadlines: list[tuple[float, int, Request]] = []
 
@@ -118,6 +121,7 @@ class Rank:
     def take_arrivals(self, now_s: float) -> list[Request]:
         """Queue what has arrived by now. Returns the requests that can never be served here."""
         rejected = []
+        self.come_round(now_s)
         while self.arrivals and self.arrivals[0].time_s <= now_s:
             arrival = self.arrivals.popleft()
             request = self.scheduler.add_request(arrival.row, arrival.index, arrival.hashes, now_s)
@@ -130,7 +134,19 @@ class Rank:
                 request.kv = PromptKV.ELSEWHERE
             if arrival.until_s < np.inf:
                 heapq.heappush(self._deadlines, (arrival.until_s, arrival.index, request))
+        self.come_round(now_s, with_arrivals=True)
         return rejected
+
+    def come_round(self, now_s: float, *, with_arrivals: bool = False) -> None:
+        """The engine's loop is at its start again, or has just taken what had come: it could say how it is."""
+        if self._reports is not None:
+            n_waiting = len(self.scheduler.waiting)
+            self._reports.append(Report(now_s, with_arrivals, n_waiting, self.n_running, self.kv_usage))
+
+    def take_reports(self) -> list[Report]:
+        """What it can say of itself since this was last asked, each round of its loop; nothing the first time."""
+        reports, self._reports = self._reports or [], []
+        return reports
 
     def give_up(self, now_s: float) -> list[Request]:
         """End the requests that their clients have given up by now. Returns them."""
@@ -153,6 +169,22 @@ class Rank:
         self.arrivals.clear()
         self._deadlines.clear()
         return indices
+
+    def withdraw(self, indices: Collection[int], now_s: float) -> bool:
+        """Take back requests that were sent here; nothing of them is left. Returns whether there were any."""
+        ours = [request for request in self.requests if request.index in indices]
+        n_arrivals = len(self.arrivals)
+        self.arrivals = deque(arrival for arrival in self.arrivals if arrival.index not in indices)
+        for request in ours:
+            if request.is_open:
+                self.scheduler.abort(request, now_s)
+            if isinstance(self.scheduler, Scheduler) and self.scheduler.keeps(request):
+                self.scheduler.release(request)
+        if ours:
+            self.requests = [request for request in self.requests if request.index not in indices]
+            self._deadlines = [one for one in self._deadlines if one[1] not in indices]
+            heapq.heapify(self._deadlines)
+        return bool(ours) or len(self.arrivals) < n_arrivals
 
     def take_reserved(self) -> list[Request]:
         """Requests for whose KV blocks were reserved since this was last asked."""

@@ -72,7 +72,7 @@ class Record:
             (
                 plan.n_requests,
                 plan.n_prefill_tokens,
-                plan.n_decode,
+                plan.n_decode + plan.n_draft_tokens,
                 plan.n_preempted,
                 plan.n_running,
                 plan.n_waiting,

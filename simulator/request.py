@@ -48,7 +48,8 @@ class Request:
         num_shared_blocks: how many these are.
         num_hashed_blocks: its blocks whose hash is known.
         num_in_flight: steps under way that will bring it a token.
-        token_spans: steps that brought its tokens, as [first, last] pairs of the instance's step numbers.
+        token_spans: steps that brought its tokens, as [first, last] pairs of the instance's step numbers; a step that
+            brought several is there as often.
         scheduled_s: when it was first scheduled.
         queued_s: when it entered the waiting queue.
         finish_s: when its last token came, or when it was aborted.
@@ -68,6 +69,15 @@ class Request:
             their hashes.
         span: first step of its present run of steps that each bring a token; -1 when there is none.
         last_step: last step that was planned to bring it a token; -1 when there is none.
+
+    Where its engine drafts tokens (`simulator.speculative_scheduler`) these too; `num_tokens` are what exists,
+    and there is no `span`:
+
+        num_drafts: drafted tokens behind its own, to be verified in its next step (vLLM: `spec_token_ids`).
+        num_output_placeholders: tokens that steps under way will bring at most, with asynchronous scheduling.
+        num_in_flight_tokens: tokens that steps under way compute for it.
+        num_stale_tokens: those of them that were planned before it was last preempted.
+        is_prefill_chunk: whether the last step planned for it leaves some of its tokens to be computed.
     """
 
     row: TraceRow
@@ -95,6 +105,11 @@ class Request:
     num_cached_tokens: int = 0
     span: int = -1
     last_step: int = -1
+    num_drafts: int = 0
+    num_output_placeholders: int = 0
+    num_in_flight_tokens: int = 0
+    num_stale_tokens: int = 0
+    is_prefill_chunk: bool = True
 
     @property
     def is_open(self) -> bool:
@@ -109,6 +124,14 @@ class Request:
                 self.token_spans.append((first, step))
         self.num_tokens = self.row.prompt_tokens + sum(last - first + 1 for first, last in self.token_spans)
 
+    def add_tokens(self, step: int, count: int) -> None:
+        """Note that a step brought so many tokens; steps in a row that each bring one are one span."""
+        if count == 1 and self.token_spans and self.token_spans[-1][1] == step - 1:
+            first, _ = self.token_spans.pop()
+            self.token_spans.append((first, step))
+        else:
+            self.token_spans += [(step, step)] * count
+
 
 def new_request(
     row: TraceRow,
@@ -119,11 +142,16 @@ def new_request(
     block_size: int,
     num_blocks: int,
     max_model_len: int,
+    slots_ahead: int = 0,
 ) -> Request:
-    """A request as it enters an engine; REJECTED, with the reason, when the engine can never serve it."""
+    """A request as it enters an engine; REJECTED, with the reason, when the engine can never serve it.
+
+    `slots_ahead`: token slots that it may take beyond its last computed token, within max_model_len.
+    """
     target = min(row.prompt_tokens + row.output_tokens, max_model_len)
     request = Request(row, index, target, list(hashes), row.prompt_tokens)
-    blocks = -(-(target - 1) // block_size)
+    slots = min(target - 1 + slots_ahead, max_model_len) if slots_ahead else target - 1
+    blocks = -(-slots // block_size)
     if row.prompt_tokens >= max_model_len:
         request.reason = f"prompt of {row.prompt_tokens} tokens, max_model_len is {max_model_len}"
     elif blocks > num_blocks:

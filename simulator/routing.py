@@ -15,12 +15,17 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from simulator.rules import REFERENCE
+from simulator.vllm_dp import Report, VllmBalancer
 from traces.errors import InputError, nearest
 from traces.trace import TraceRow
+
+Reads = Literal["queues", "cache"]
+"""What a router looks at: how many requests wait and run, or besides what is in the prefix caches."""
 
 
 class InstanceState(Protocol):
@@ -60,6 +65,10 @@ class InstanceState(Protocol):
         """How many of these blocks, from the first on, are in its prefix cache."""
         ...
 
+    def take_reports(self) -> list[Report]:
+        """What vLLM's engine could have told of itself since this was last asked."""
+        ...
+
 
 class Router(Protocol):
     """Chooses an instance for each request."""
@@ -81,7 +90,14 @@ class Router(Protocol):
         ...
 
 
-def new_router(name: str, *, seed: int = 0, options: Mapping[str, Any] | None = None) -> Router:
+def new_router(
+    name: str,
+    *,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    version: tuple[int, int] = REFERENCE,
+    steps_together: bool = False,
+) -> Router:
     """A router that has seen no request yet.
 
     Args:
@@ -89,6 +105,8 @@ def new_router(name: str, *, seed: int = 0, options: Mapping[str, Any] | None = 
             the options, and what it makes must be a `Router`.
         seed: of whatever is drawn.
         options: further arguments, by the names that the router's class has for them.
+        version: of vLLM, whose own router may be asked for.
+        steps_together: whether the instances step together.
 
     Raises:
         InputError: the name, the class or an option is unknown, or the class makes no router.
@@ -100,13 +118,23 @@ def new_router(name: str, *, seed: int = 0, options: Mapping[str, Any] | None = 
         accepted = f"{nearest(name, ROUTERS)}, or a class as module:Class"
         raise InputError("is unknown", field="routing", found=name, accepted=accepted)
     make = ROUTERS[name]
-    known = set(inspect.signature(make).parameters)
+    parameters = set(inspect.signature(make).parameters)
+    facts = {"seed": seed, "version": version, "steps_together": steps_together}
+    known = parameters - set(facts)
     for option, value in given.items():
-        if option not in known - {"seed"}:
-            raise InputError("is unknown", field=f"routing.{option}", accepted=nearest(option, known - {"seed"}))
+        if option not in known:
+            raise InputError("is unknown", field=f"routing.{option}", accepted=nearest(option, known))
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise InputError(field=f"routing.{option}", found=value, accepted="a finite number, 0 or above")
-    return make(**({"seed": seed} if "seed" in known else {}), **given)
+    return make(**{name: fact for name, fact in facts.items() if name in parameters}, **given)
+
+
+def reads(router: Router) -> Reads | None:
+    """What of the instances a router looks at where it says so; None: anything that `InstanceState` has.
+
+    One of the user's own is not asked: it sees all instances brought to the moment of every arrival.
+    """
+    return getattr(router, "reads", None)
 
 
 def load_class(name: str, *, field: str) -> Callable[..., Any]:
@@ -202,6 +230,7 @@ class LeastLoaded:
     """The least loaded by `load`, as it is at this moment; among equals the next in turn after the last choice."""
 
     reads_state = True
+    reads: Reads = "queues"
 
     def __init__(self) -> None:
         self._next = 0
@@ -217,6 +246,7 @@ class PowerOfTwo:
     """Two at random, and of these the less loaded by `load` (Mitzenmacher, IEEE TPDS 12(10), 2001)."""
 
     reads_state = True
+    reads: Reads = "queues"
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -229,56 +259,6 @@ class PowerOfTwo:
         other = int(self._rng.integers(len(instances) - 1))
         other += other >= one
         return other if load(instances[other]) < load(instances[one]) else one
-
-
-class VllmBalancer:
-    """The balancer inside vLLM's front end, between the data-parallel ranks of one engine.
-
-    It knows of the ranks what a coordinator has told it last, every 100 ms while something changes, and counts what it
-    has sent itself since (`waiting` goes up by one). Source: vLLM `v1/engine/core_client.py`
-    (`DPLBAsyncMPClient.get_core_engine_for_request`) and `v1/engine/coordinator.py`
-    (`min_stats_update_interval_ms`), with one API server.
-
-    `as_0_19` is the rule of vLLM 0.19: score 4 * waiting + running, of equals the lowest rank. Else it is that of 0.32
-    (which version between them changed it was not looked up): the larger of what this client has under way there and
-    of the coordinator's waiting + running, plus 6 * waiting * max(0, KV usage - 0.5); of equals the first from a start
-    that moves on by one with every request.
-
-    Limit: the coordinator's word is asked for at the first choice that is `interval_s` or more after the last word, and
-    takes no time to come. In vLLM it is published by a clock of its own, and is up to an interval old.
-    """
-
-    reads_state = True
-
-    def __init__(self, as_0_19: bool = False, interval_s: float = 0.1) -> None:
-        self._as_0_19 = as_0_19
-        self._interval_s = interval_s
-        self._told_s = -math.inf
-        self._waiting: list[int] = []
-        self._running: list[int] = []
-        self._kv_usage: list[float] = []
-        self._start = 0
-
-    def choose(self, row: TraceRow, hashes: Sequence[int], instances: Sequence[InstanceState], now_s: float) -> int:
-        """The one of least score, by what was told last."""
-        if now_s - self._told_s >= self._interval_s or len(instances) != len(self._waiting):
-            self._told_s = now_s
-            self._waiting = [instance.n_waiting for instance in instances]
-            self._running = [instance.n_running for instance in instances]
-            self._kv_usage = [instance.kv_usage for instance in instances]
-        if self._as_0_19:
-            scores = [4.0 * n + m for n, m in zip(self._waiting, self._running, strict=True)]
-        else:
-            scores = [self._score(i, instance) for i, instance in enumerate(instances)]
-        chosen = _least(scores, self._start)
-        self._waiting[chosen] += 1
-        self._start = 0 if self._as_0_19 else (self._start + 1) % len(instances)
-        return chosen
-
-    def _score(self, i: int, instance: InstanceState) -> float:
-        under_way = instance.n_waiting + instance.n_running
-        pressure = 6.0 * max(0.0, self._kv_usage[i] - 0.5)
-        return max(under_way, self._waiting[i] + self._running[i]) + self._waiting[i] * pressure
 
 
 class SessionAffinity:
@@ -314,6 +294,7 @@ class PrefixAware:
     """
 
     reads_state = True
+    reads: Reads = "cache"
 
     def __init__(
         self, cache_threshold: float = 0.3, balance_abs_threshold: float = 64, balance_rel_threshold: float = 1.5
@@ -343,10 +324,10 @@ class PrefixAware:
 
 def _cached_tokens(row: TraceRow, hashes: Sequence[int], instances: Sequence[InstanceState]) -> list[int]:
     """Tokens of the prompt that each instance has cached; the hashes go on into the answer."""
-    return [
-        instance.block_size * instance.cached_blocks(hashes[: row.prompt_tokens // instance.block_size])
-        for instance in instances
-    ]
+    if not hashes:
+        return [0] * len(instances)
+    of_prompt = {size: hashes[: row.prompt_tokens // size] for size in {instance.block_size for instance in instances}}
+    return [instance.block_size * instance.cached_blocks(of_prompt[instance.block_size]) for instance in instances]
 
 
 def _least(scores: Sequence[float], start: int) -> int:
@@ -354,21 +335,12 @@ def _least(scores: Sequence[float], start: int) -> int:
     return min(range(len(scores)), key=lambda i: (scores[i], (i - start) % len(scores)))
 
 
-def _vllm_0_19(interval_s: float = 0.1) -> Router:
-    return VllmBalancer(as_0_19=True, interval_s=interval_s)
-
-
-def _vllm_0_32(interval_s: float = 0.1) -> Router:
-    return VllmBalancer(interval_s=interval_s)
-
-
 ROUTERS: dict[str, Callable[..., Router]] = {
     "round_robin": RoundRobin,
     "random": Random,
     "least_loaded": LeastLoaded,
     "power_of_two": PowerOfTwo,
-    "vllm_dp": _vllm_0_32,
-    "vllm_dp_0_19": _vllm_0_19,
+    "vllm_dp": VllmBalancer,
     "session_affinity": SessionAffinity,
     "prefix_aware": PrefixAware,
 }

@@ -28,6 +28,7 @@ from simulator.plan import StepPlan
 from simulator.policies import Eviction, Order, RankedKVCache
 from simulator.request import PromptKV, Request, RequestStatus, new_request
 from simulator.rules import REFERENCE_RULES, Rules
+from simulator.speculation import Speculation, slots_ahead
 from simulator.tiers import KVTiers
 from traces.steps import Ints
 from traces.trace import TraceRow
@@ -46,6 +47,7 @@ class Scheduler:
         holding: requests that hold blocks for KV that another engine computed, and are not running yet.
         reserved: those of them that are new since somebody last took this list.
         tiers: where more of a prompt's KV may be than on the GPU; None: nowhere.
+        speculation: what was drafted and accepted; None: nothing is drafted (`simulator.speculative_scheduler`).
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Scheduler:
         # Blocks reserved for KV that is on its way.
         self._reserved_blocks: dict[Request, int] = {}
         self.tiers: KVTiers | None = None
+        self.speculation: Speculation | None = None
         # Loads under way: when each is there, a number that keeps the order of equal times, and whose it is.
         self._loads: list[tuple[float, int, Request]] = []
         self._n_loads = 0
@@ -146,6 +149,7 @@ class Scheduler:
             block_size=self._options.block_size,
             num_blocks=self.kv_cache.num_blocks,
             max_model_len=self._max_model_len,
+            slots_ahead=slots_ahead(self._options.speculative_config, asynchronous=self._options.async_scheduling),
         )
         request.num_hashed_blocks = len(hashes) * self.kv_cache.blocks_per_hash
         if request.status is RequestStatus.WAITING:
@@ -244,7 +248,9 @@ class Scheduler:
             self._close(request, RequestStatus.ABORTED, now_s)
 
     def forget(self) -> None:
-        """Lose what is cached; no request may hold blocks."""
+        """Lose what is cached, and what is kept for another engine; no request may hold blocks."""
+        for request in list(self._kept):
+            self.release(request)
         self.kv_cache.forget()
         if self.tiers is not None:
             self.tiers.forget()
@@ -408,6 +414,10 @@ class Scheduler:
         if request.num_in_flight:
             self._stale.append(request)
         self._close_span(request)
+        self._start_over(request)
+
+    def _start_over(self, request: Request) -> None:
+        """Give back the blocks of a request that no longer runs, and queue it again."""
         # Its own full blocks stay findable, by itself at least: hashes nobody else has.
         full = request.num_cached_tokens // self._options.block_size
         for j in range(len(request.block_hashes), -(-full // self.kv_cache.blocks_per_hash)):

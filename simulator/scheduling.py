@@ -13,6 +13,8 @@ from simulator.policies import Eviction, Order
 from simulator.request import Request
 from simulator.rules import REFERENCE_RULES, Rules
 from simulator.scheduler import Scheduler
+from simulator.speculation import Speculation
+from simulator.speculative_scheduler import SpeculativeScheduler
 from traces.errors import InputError
 from traces.steps import Ints
 from traces.trace import TraceRow
@@ -42,6 +44,11 @@ class RequestScheduler(Protocol):
     @property
     def num_cached_free(self) -> int | None:
         """Free blocks that hold content still; None when not known."""
+        ...
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """What was drafted and accepted; None: nothing is drafted."""
         ...
 
     def cached_blocks(self, hashes: Sequence[BlockHash], most: int | None = None) -> int:
@@ -94,8 +101,9 @@ def new_scheduler(
     eviction: Eviction | None = None,
     blocks_per_hash: int = 1,
     names_batches: bool = True,
+    seed: int = 0,
 ) -> RequestScheduler:
-    """A scheduler with empty queues and an empty KV cache.
+    """A scheduler with empty queues and an empty KV cache; `seed` decides which drafted tokens are accepted.
 
     Raises EngineError when vLLM's is asked for, and vllm is not installed or refuses the options; InputError for
     pipeline stages or a user's own rules behind it.
@@ -105,7 +113,19 @@ def new_scheduler(
             if pipelined or order is not None or eviction is not None:
                 what = "pipeline_parallel_size above 1" if pipelined else "an order or an eviction rule of one's own"
                 raise InputError(field="scheduler", found=kind, accepted=f"native with {what}")
-            return Oracle(options, num_gpu_blocks=num_gpu_blocks, max_model_len=max_model_len)
+            return Oracle(options, num_gpu_blocks=num_gpu_blocks, max_model_len=max_model_len, seed=seed)
+        case "native" if options.speculative_config is not None:
+            return SpeculativeScheduler(
+                options,
+                options.speculative_config,
+                num_gpu_blocks=num_gpu_blocks,
+                max_model_len=max_model_len,
+                seed=seed,
+                rules=rules,
+                order=order,
+                eviction=eviction,
+                blocks_per_hash=blocks_per_hash,
+            )
         case "native":
             return Scheduler(
                 options,

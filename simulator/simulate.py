@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from simulator.cluster import Cluster, Service
-from simulator.engine import Engine, check_options
+from simulator.engine import Engine, check_engine
+from simulator.fleet import Earlier
 from simulator.network import Network
 from simulator.oracle import Oracle
 from simulator.rank import Rank, token_times_s
 from simulator.request import Request, RequestStatus
-from simulator.tiers import tier_series
+from simulator.speculation import Speculation, together
+from simulator.tiers import Move, tier_series
 from traces.capture import Capture, CaptureMeta
 from traces.outcome import Outcome, Status
 from traces.series import grid_over
@@ -34,6 +37,8 @@ class Simulation:
         n_sweeps: times the scheduler planned; each covers one step or more.
         network: links over which KV was sent, with the record of what they carried; None: none was.
         request_j: joules of each request, [n_requests]; None: not known.
+        speculation: what was drafted and accepted; None: no engine drafts.
+        moves: what moved to and from KV tiers.
     """
 
     capture: Capture
@@ -41,6 +46,8 @@ class Simulation:
     n_sweeps: int
     network: Network | None = None
     request_j: Floats | None = None
+    speculation: Speculation | None = None
+    moves: tuple[Move, ...] = ()
 
 
 @contextmanager
@@ -74,15 +81,17 @@ def simulate(
     if isinstance(cluster, Engine):
         cluster = Cluster((cluster,))
     for engine in cluster.engines:
-        check_options(engine.options, engine.max_model_len, engine.rules)
+        check_engine(engine, has_tiers=bool(cluster.kv_tiers))
     service = Service(trace, cluster, fast_forward=fast_forward, names_batches=record_batches)
     if cluster.watch is not None:
         cluster.watch(service)
     service.run()
     steps = _steps(service, record_batches=record_batches)
     outcomes = tuple(
-        outcome_of(row, arrival_s, legs)
-        for row, arrival_s, legs in zip(trace.rows, service.arrivals_s, _legs(service, len(trace)), strict=True)
+        outcome_of(row, arrival_s, legs, service.earlier.get(index))
+        for index, (row, arrival_s, legs) in enumerate(
+            zip(trace.rows, service.arrivals_s, _legs(service, len(trace)), strict=True)
+        )
     )
     rejected = sum(outcome.status is Status.REJECTED for outcome in outcomes)
     capped = sum(is_capped(outcome, row) for outcome, row in zip(outcomes, trace.rows, strict=True))
@@ -91,7 +100,14 @@ def simulate(
     if service.tiers:
         capture.series.update(tier_series(service.tiers, grid_over(capture).ends_s()))
     n_sweeps = sum(rank.record.n_sweeps for rank in service.ranks)
-    return Simulation(capture, len(steps), n_sweeps, service.handover.network if service.handover else None)
+    network = service.handover.network if service.handover else None
+    moves = tuple(move for tier in service.tiers for move in tier.moves)
+    return Simulation(capture, len(steps), n_sweeps, network, speculation=speculation_of(service), moves=moves)
+
+
+def speculation_of(service: Service) -> Speculation | None:
+    """What all engines drafted, and what of it was accepted; None where none of them drafts."""
+    return together(rank.scheduler.speculation for rank in service.ranks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +140,11 @@ def _steps(service: Service, *, record_batches: bool) -> Steps:
     return each[0] if len(each) == 1 else merged_steps(each)
 
 
-def outcome_of(row: TraceRow, arrival_s: float, legs: list[Leg]) -> Outcome:
-    """What became of a request: it began on its first rank and ended on its last."""
+def outcome_of(row: TraceRow, arrival_s: float, legs: list[Leg], earlier: Earlier | None = None) -> Outcome:
+    """What became of a request: it began on its first rank and ended on its last, perhaps behind tokens of earlier."""
     first, last = legs[0].request, legs[-1].request
-    if last.status is RequestStatus.REJECTED:
+    began: Request | Earlier = earlier or first
+    if last.status is RequestStatus.REJECTED and earlier is None:
         return Outcome(
             request_id=row.request_id,
             status=Status.REJECTED,
@@ -138,7 +155,13 @@ def outcome_of(row: TraceRow, arrival_s: float, legs: list[Leg]) -> Outcome:
             instance=legs[-1].rank.number,
         )
     times_s = token_times_s(last, legs[-1].end_s, legs[-1].rank.record.n_dropped)
-    aborted = last.status is RequestStatus.ABORTED
+    preemptions = sum(leg.request.num_preemptions for leg in legs)
+    if earlier is not None:
+        times_s = np.concatenate([earlier.token_times_s, times_s])
+        preemptions += earlier.num_preemptions
+    # One that no engine takes that could make the rest of it has ended with what it has.
+    aborted = last.status in (RequestStatus.ABORTED, RequestStatus.REJECTED)
+    ended_s = last.finish_s if last.status is RequestStatus.ABORTED else float(times_s[-1])
     return Outcome(
         request_id=row.request_id,
         status=Status.ABORTED if aborted else Status.FINISHED,
@@ -147,12 +170,12 @@ def outcome_of(row: TraceRow, arrival_s: float, legs: list[Leg]) -> Outcome:
         output_tokens=len(times_s),
         arrival_s=arrival_s,
         instance=legs[-1].rank.number,
-        queued_s=first.queued_s,
-        scheduled_s=first.scheduled_s,
+        queued_s=began.queued_s,
+        scheduled_s=began.scheduled_s,
         first_token_s=float(times_s[0]) if len(times_s) else None,
-        finish_s=last.finish_s if aborted else float(times_s[-1]),
-        cached_tokens=first.cached_tokens,
-        num_preemptions=sum(leg.request.num_preemptions for leg in legs),
+        finish_s=ended_s,
+        cached_tokens=began.cached_tokens,
+        num_preemptions=preemptions,
         token_times_s=tuple(times_s.tolist()),
     )
 
@@ -167,6 +190,8 @@ def meta_of(trace: Trace, cluster: Cluster, service: Service, *, n_rejected: int
     engines = cluster.engines
     notes = [*trace.notes, *service.notes(), *_scheduled_by(service, engines)]
     notes += [note for engine in engines for note in engine.step_time.notes()]
+    if (speculation := speculation_of(service)) is not None:
+        notes.append(speculation.note())
     if n_rejected:
         notes.append(f"{n_rejected} requests rejected; their outcomes carry the reason")
     if n_capped:

@@ -97,6 +97,9 @@ def replay_steps(
     options = options or _recorded_options(capture)
     if options.num_gpu_blocks is None or options.max_model_len is None:
         raise InputError("the capture did not record num_gpu_blocks and max_model_len", field="meta.num_gpu_blocks")
+    if options.speculative_config is not None:
+        message = "a capture does not say which drafted tokens were accepted: its steps cannot be planned again"
+        raise InputError(message, field="engine.speculative_config")
     rules = rules or rules_of(version_of(capture.meta.engine) or REFERENCE)
     n_steps = n_preempted = 0
     notes: list[str] = []

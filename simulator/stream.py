@@ -13,10 +13,11 @@ from itertools import islice
 import numpy as np
 
 from simulator.cluster import Cluster, Service
-from simulator.engine import check_options
+from simulator.engine import check_engine
 from simulator.rank import Rank
 from simulator.request import Request, RequestStatus
-from simulator.simulate import Leg, is_capped, meta_of, outcome_of
+from simulator.simulate import Leg, is_capped, meta_of, outcome_of, speculation_of
+from simulator.speculation import Speculation
 from traces.capture import CaptureMeta
 from traces.errors import InputError
 from traces.outcome import Outcome, Status
@@ -46,7 +47,7 @@ class Stream:
             InputError: options that contradict each other, or what needs more than the requests in flight.
         """
         for engine in cluster.engines:
-            check_options(engine.options, engine.max_model_len, engine.rules)
+            check_engine(engine)
         _check(cluster)
         self.n_served = self.most_in_flight = 0
         self._trace = trace
@@ -81,6 +82,16 @@ class Stream:
         yield self._ended()
 
     @property
+    def n_in_flight(self) -> int:
+        """Requests that were sent, and whose outcome was not handed out."""
+        return len(self._rows)
+
+    @property
+    def now_s(self) -> float:
+        """How far the engine is that is furthest."""
+        return max(instance.now_s for instance in self._service.instances)
+
+    @property
     def n_steps(self) -> int:
         """Steps that were simulated so far."""
         return sum(rank.record.n_steps for rank in self._service.ranks)
@@ -89,6 +100,11 @@ class Stream:
     def n_sweeps(self) -> int:
         """Times the schedulers planned; each covers one step or more."""
         return sum(rank.record.n_sweeps for rank in self._service.ranks)
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """What was drafted and accepted so far; None: no engine drafts."""
+        return speculation_of(self._service)
 
     def meta(self, trace: Trace) -> CaptureMeta:
         """Of the capture that the outcomes make; `trace` as the constructor's, once all rows are read."""

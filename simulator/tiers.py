@@ -20,16 +20,31 @@ import msgspec
 import numpy as np
 
 from simulator.kv_cache import BlockHash
+from simulator.tier_links import NicWay
 from traces.capture import Series
 from traces.errors import InputError
 from traces.steps import Floats
 
 Above0 = Annotated[float, msgspec.Meta(gt=0)]
 
+Memory = Literal["host", "cxl", "remote", "storage"]
+"""Where a tier's content is."""
+
+CROSSES: dict[Memory, tuple[str, str]] = {
+    "host": ("links", "dram"),
+    "cxl": ("links", "cxl"),
+    "remote": ("nic", "remote"),
+    "storage": ("links", "storage"),
+}
+"""What each byte between a device and a tier crosses, the way and the memory, as `simulator.power` calls components.
+
+What no description of power knows is `cxl`, the memory behind the link, and `remote`, the store beyond the NIC.
+"""
+
 LIKE: dict[str, dict[str, Any]] = {
-    "OffloadingConnector": {"chunk_tokens": None, "shared": False, "eviction": "lru"},
-    "LMCache host": {"chunk_tokens": 256, "shared": False, "eviction": "lru"},
-    "LMCache store": {"chunk_tokens": 256, "shared": True, "eviction": "lru"},
+    "OffloadingConnector": {"chunk_tokens": None, "shared": False, "eviction": "lru", "memory": "host"},
+    "LMCache host": {"chunk_tokens": 256, "shared": False, "eviction": "lru", "memory": "host"},
+    "LMCache store": {"chunk_tokens": 256, "shared": True, "eviction": "lru", "memory": "remote"},
     "LLMServingSim": {"chunk_tokens": 256, "shared": False, "eviction": "lru"},
 }
 """What a tier has that is like one of these, where its description does not say otherwise; all write through.
@@ -53,6 +68,7 @@ class KVTierFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         write: `through`: everything, at once; `back`: what the tier before it evicts.
         eviction: `lru`: what was used least recently; `fifo`: what was written first.
         duplex: `full`: writes have a way of their own, as fast; `half`: they share one with loads.
+        memory: what it is in, for the energy of what moves (`CROSSES`); None: not said, and the energy is not known.
         like: one of `LIKE`, for what is not said; None: the defaults here.
     """
 
@@ -65,7 +81,28 @@ class KVTierFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     write: Literal["through", "back"] = "through"
     eviction: Literal["lru", "fifo"] = "lru"
     duplex: Literal["full", "half"] = "full"
+    memory: Memory | None = None
     like: Literal["OffloadingConnector", "LMCache host", "LMCache store", "LLMServingSim"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Bytes that moved to or from a tier, at an even rate.
+
+    Attributes:
+        tier: its name.
+        node: of the rank that they moved from or to.
+        begin_s, end_s: when, its latency apart.
+        n_bytes: how many.
+        crosses: the components that carry them (`CROSSES`); None: not said.
+    """
+
+    tier: str
+    node: int
+    begin_s: float
+    end_s: float
+    n_bytes: float
+    crosses: tuple[str, ...] | None
 
 
 @dataclass(slots=True)
@@ -85,6 +122,7 @@ class Tier:
         stored_bytes: written to it.
         num_evicted: chunks.
         times_s, held_bytes, hits: the record: at which time, bytes held and tokens loaded so far.
+        moves: the record of what moved to and from it.
     """
 
     file: KVTierFile
@@ -100,6 +138,7 @@ class Tier:
     times_s: list[float] = field(default_factory=list)
     held_bytes: list[float] = field(default_factory=list)
     hits: list[int] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
     _link_free_s: float = 0.0
     _way_back_free_s: float = 0.0
 
@@ -114,13 +153,28 @@ class Tier:
             end += 1
         return max(first, end * self.chunk_blocks)
 
-    def load(self, hashes: Sequence[BlockHash], first: int, end: int, block_size: int, now_s: float) -> float:
-        """Load blocks `first` to `end` of a prompt. Returns when they are there."""
+    def load(
+        self,
+        hashes: Sequence[BlockHash],
+        first: int,
+        end: int,
+        block_size: int,
+        now_s: float,
+        node: int = 0,
+        way: NicWay | None = None,
+    ) -> float:
+        """Load blocks `first` to `end` of a prompt to a rank on a node, over its NICs. Returns when they are there."""
         self.touch(hashes[:end])
         n_bytes = (end - first) * self.chunk_bytes / self.chunk_blocks
         ends = range((first // self.chunk_blocks + 1) * self.chunk_blocks, end + 1, self.chunk_blocks)
         start_s = max(now_s, self._link_free_s, *(self.chunks[hashes[last - 1]] for last in ends))
-        self._link_free_s = start_s + n_bytes / self.file.bandwidth_bytes_per_s
+        takes_s = n_bytes / self.file.bandwidth_bytes_per_s
+        if way is not None:
+            takes_s = max(takes_s, way.takes_s(n_bytes, "in"))
+        self._link_free_s = start_s + takes_s
+        if way is not None:
+            way.moves(start_s, self._link_free_s, n_bytes, "in")
+        self.moves.append(Move(self.file.name, node, start_s, self._link_free_s, n_bytes, self._crosses))
         self.hit_tokens += (end - first) * block_size
         self.loaded_bytes += n_bytes
         self._note(now_s)
@@ -134,15 +188,46 @@ class Tier:
             if hashes[last - 1] in self.chunks:
                 self.chunks.move_to_end(hashes[last - 1])
 
-    def store(self, hashes: Sequence[BlockHash], block: int, now_s: float) -> BlockHash | None:
+    def store(
+        self, hashes: Sequence[BlockHash], block: int, now_s: float, node: int = 0, way: NicWay | None = None
+    ) -> BlockHash | None:
         """Take a copy of the chunk that block number `block` ends, if it ends one. Returns as `put`."""
-        return None if (block + 1) % self.chunk_blocks else self.put(hashes[block], now_s)
+        return None if (block + 1) % self.chunk_blocks else self.put(hashes[block], now_s, node, way=way)
 
-    def put(self, key: BlockHash, now_s: float) -> BlockHash | None:
-        """Take a copy of a chunk, if it is not here yet. Returns the chunk that is evicted for it; None: none is."""
+    def put(
+        self,
+        key: BlockHash,
+        now_s: float,
+        node: int = 0,
+        source: Tier | None = None,
+        way: NicWay | None = None,
+    ) -> BlockHash | None:
+        """Take a copy of a chunk, if it is not here yet. Returns the chunk that is evicted for it; None: none is.
+
+        Args:
+            key: of the chunk.
+            now_s: when it can begin to move.
+            node: of the rank whose chunk it is.
+            source: the tier that it comes from, out of whose memory it is read; None: the device.
+            way: NICs that it crosses; None: none that others use.
+        """
         if key in self.chunks:
             return None
-        self.chunks[key] = self._written_s(now_s)
+        takes_s = self.chunk_bytes / self.file.bandwidth_bytes_per_s
+        if way is not None:
+            takes_s = max(takes_s, way.takes_s(self.chunk_bytes, "out"))
+        begin_s = max(now_s, self._way_back_free_s if self.file.duplex == "full" else self._link_free_s)
+        end_s = self.chunks[key] = begin_s + takes_s
+        if self.file.duplex == "full":
+            self._way_back_free_s = end_s
+        else:
+            self._link_free_s = end_s
+        if way is not None:
+            way.moves(begin_s, end_s, self.chunk_bytes, "out")
+        self.moves.append(Move(self.file.name, node, begin_s, end_s, self.chunk_bytes, self._crosses))
+        if source is not None:
+            read = None if source._crosses is None else source._crosses[1:]
+            source.moves.append(Move(source.file.name, node, begin_s, end_s, self.chunk_bytes, read))
         self.stored_bytes += self.chunk_bytes
         evicted = None
         if len(self.chunks) > self.capacity_chunks:
@@ -151,14 +236,9 @@ class Tier:
         self._note(now_s)
         return evicted
 
-    def _written_s(self, now_s: float) -> float:
-        """When a chunk that is written from now on is there, after those before it."""
-        takes_s = self.chunk_bytes / self.file.bandwidth_bytes_per_s
-        if self.file.duplex == "half":
-            self._link_free_s = max(now_s, self._link_free_s) + takes_s
-            return self._link_free_s
-        self._way_back_free_s = max(now_s, self._way_back_free_s) + takes_s
-        return self._way_back_free_s
+    @property
+    def _crosses(self) -> tuple[str, ...] | None:
+        return None if self.file.memory is None else CROSSES[self.file.memory]
 
     def forget(self) -> None:
         """Lose all content."""
@@ -177,8 +257,8 @@ class KVTiers:
         tiers: them.
     """
 
-    def __init__(self, tiers: Sequence[Tier], block_size: int) -> None:
-        """Tiers of an engine with blocks of `block_size` tokens.
+    def __init__(self, tiers: Sequence[Tier], block_size: int, node: int = 0, way: NicWay | None = None) -> None:
+        """Tiers of a rank with blocks of `block_size` tokens, which stands on a node; `way`: NICs to remote ones.
 
         Raises InputError for a tier that is written back and has none of the same chunks before it.
         """
@@ -188,6 +268,11 @@ class KVTiers:
                 raise InputError(field="kv_tiers.write", found="back", accepted=accepted)
         self.tiers = tuple(tiers)
         self._block_size = block_size
+        self._node = node
+        self._way = way
+
+    def _way_to(self, tier: Tier) -> NicWay | None:
+        return self._way if tier.file.memory == "remote" else None
 
     def reach(self, hashes: Sequence[BlockHash], first: int, most: int) -> int:
         """Blocks of a prompt that can be had, the first of which are on the GPU."""
@@ -201,7 +286,8 @@ class KVTiers:
         for tier in self.tiers:
             end = tier.reach(hashes, first, most)
             if end > first:
-                done_s = max(done_s, tier.load(hashes, first, end, self._block_size, now_s))
+                at_s = tier.load(hashes, first, end, self._block_size, now_s, self._node, self._way_to(tier))
+                done_s = max(done_s, at_s)
                 first = end
         return done_s
 
@@ -213,11 +299,13 @@ class KVTiers:
     def store(self, hashes: Sequence[BlockHash], block: int, now_s: float) -> None:
         """Write a block through to every tier, and what one evicts back to the next, where that is written back."""
         evicted: BlockHash | None = None
+        before: Tier | None = None
         for tier in self.tiers:
             if tier.file.write == "through":
-                evicted = tier.store(hashes, block, now_s)
+                evicted = tier.store(hashes, block, now_s, self._node, self._way_to(tier))
             elif evicted is not None:
-                evicted = tier.put(evicted, now_s)
+                evicted = tier.put(evicted, now_s, self._node, before, self._way_to(tier))
+            before = tier
 
     def forget(self) -> None:
         """The engine fails: what is its own is lost, and what it shares is not."""

@@ -142,6 +142,20 @@ class Topology:
             return self._between_nodes(source, target)
         return () if source == target else self._inside(source.node, source.device, target.device)
 
+    @property
+    def has_nics(self) -> bool:
+        """Whether each node has NICs with a link up into a switch and one down, whatever they are sent to."""
+        return self._file.inter_node is not None and self._file.inter_node.kind == "switch"
+
+    def nic(self, place: Place) -> tuple[Link, Link]:
+        """A device's NIC: the link up into the switch between nodes, and the one down; there must be one."""
+        self._node(place)
+        between = self._file.inter_node
+        assert between is not None
+        at = f"node{place.node}.nic{place.device % between.nics_per_node}"
+        figures = between.bandwidth_bytes_per_s, between.latency_s / 2
+        return self._link(f"{at}.up", *figures), self._link(f"{at}.down", *figures)
+
     def to_host(self, source: Place) -> Path:
         """From a device to its host's memory. Raises InputError where the node describes no way there."""
         return self._up(source) + self._host_memory(source)
@@ -208,7 +222,7 @@ class Topology:
         out, into = (f"node{place.node}.nic{place.device % between.nics_per_node}" for place in (source, target))
         if between.kind == "full_mesh":
             return (self._link(f"{out}>{into}", bandwidth, latency_s),)
-        return self._link(f"{out}.up", bandwidth, latency_s / 2), self._link(f"{into}.down", bandwidth, latency_s / 2)
+        return self.nic(source)[0], self.nic(target)[1]
 
     def _up(self, place: Place) -> Path:
         return self._port(place, "host_up")

@@ -309,14 +309,23 @@ def _outcome(row: dict[str, Any], path: Path) -> Outcome:
         raise InputError(f"holds a row that is no outcome ({error})", file=path / "outcomes.parquet") from None
 
 
-def _read_table(path: Path) -> pa.Table:
+def _read_table(path: Path, **columns: str) -> pa.Table:
+    """A Parquet file, which has these columns: of `int64`, `double` or `string`, without gaps. Raises InputError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        table = pq.read_table(path)
+        table.validate(full=True)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise InputError(f"cannot be read as Parquet ({str(error).splitlines()[0]})", file=path) from None
+    for name, kind in columns.items():
+        if name not in table.column_names:
+            raise InputError("is missing", file=path, field=name, accepted=f"a column of {kind}")
+        column = table.column(name)
+        if str(column.type) != kind or column.null_count:
+            raise InputError(file=path, field=name, found=str(column.type), accepted=f"{kind} without gaps")
+    return table
 
 
 def _read_steps(path: Path) -> Steps | None:
@@ -326,8 +335,12 @@ def _read_steps(path: Path) -> Steps | None:
     columns = {name: table.column(name).to_numpy() for name in table.column_names}
     batches = None
     if (path / "batches.parquet").exists():
-        entries = _read_table(path / "batches.parquet")
-        counts = np.bincount(entries.column("step").to_numpy(), minlength=table.num_rows)
+        file = path / "batches.parquet"
+        entries = _read_table(file, step="int64", request="int64", new_tokens="int64", computed_tokens="int64")
+        step = entries.column("step").to_numpy()
+        if (np.diff(step) < 0).any() or (len(step) and not 0 <= step[0] <= step[-1] < table.num_rows):
+            raise InputError(file=file, field="step", accepted=f"0 to {table.num_rows - 1}, ascending")
+        counts = np.bincount(step, minlength=table.num_rows)
         offsets = np.concatenate([[0], np.cumsum(counts)])
         batches = Batches(
             offsets, *(entries.column(name).to_numpy() for name in ("request", "new_tokens", "computed_tokens"))
@@ -338,7 +351,7 @@ def _read_steps(path: Path) -> Steps | None:
 def _read_series(path: Path) -> dict[str, Series]:
     if not (path / "series.parquet").exists():
         return {}
-    table = _read_table(path / "series.parquet")
+    table = _read_table(path / "series.parquet", name="string", time_s="double", value="double")
     names = np.asarray(table.column("name").to_pylist())
     time_s, value = table.column("time_s").to_numpy(), table.column("value").to_numpy()
     return {str(name): Series(time_s[names == name], value[names == name]) for name in np.unique(names)}

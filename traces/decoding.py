@@ -28,7 +28,9 @@ from traces.errors import InputError, nearest
 
 T = TypeVar("T")
 
-_AT = re.compile(r"^(?P<what>.*) - at `\$(?P<path>[^`]*)`$", re.DOTALL)
+_AT = re.compile(r"^(?P<what>.*) - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`$", re.DOTALL)
+_GOT = re.compile(r", got `\w+`")  # of a whole number beyond 64 bits another kind is said once it is decoded
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _UNKNOWN = re.compile(r"unknown field `(?P<name>[^`]+)`")
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
 
@@ -220,8 +222,8 @@ def _input_error(
 ) -> InputError:
     match = _AT.match(str(error))
     what, path = (match["what"], match["path"]) if match else (str(error), "")
-    steps = re.findall(r"\.([^.\[]+)|\[(\d+)\]", path)
-    keys: list[str | int] = [name if name else int(index) for name, index in steps]
+    keys = _keys(path, value, type_, str(error), from_json=tree is None)
+    wrong_key = _wrong_key(value, keys, type_, str(error), from_json=tree is None) if match and match["key"] else None
     if unknown := _UNKNOWN.search(what):
         name = unknown["name"]
         accepted = nearest(name, _fields_at(type_, keys))
@@ -236,12 +238,49 @@ def _input_error(
         field = _dotted([*keys, missing["name"]])
         return InputError("is missing", file=file, line=_line(tree, keys, line), field=field)
     wanted = re.sub(r", got .*$", "", what.removeprefix("Expected ")).replace("`", "")
-    if isinstance(kind := _type_at(type_, keys), msgspec.inspect.LiteralType | msgspec.inspect.EnumType):
+    kind = _type_at(type_, keys)
+    if wrong_key is not None and isinstance(kind, msgspec.inspect.DictType):
+        kind = kind.key_type
+    if isinstance(kind, msgspec.inspect.LiteralType | msgspec.inspect.EnumType):
         values = kind.values if isinstance(kind, msgspec.inspect.LiteralType) else [one.value for one in kind.cls]
         wanted = ", ".join(str(one) for one in values)
-    return InputError(
-        file=file, line=_line(tree, keys, line), field=_dotted(keys), found=_value_at(value, keys), accepted=wanted
-    )
+    found = _value_at(value, keys) if wrong_key is None else wrong_key
+    return InputError(file=file, line=_line(tree, keys, line), field=_dotted(keys), found=found, accepted=wanted)
+
+
+def _keys(path: str, value: Any, type_: Any, said: str, *, from_json: bool) -> list[str | int]:
+    """The keys that lead to where msgspec says an error is; of a dictionary it says `[...]` for any of its keys."""
+    keys: list[str | int] = []
+    for name, index in _STEP.findall(path):
+        if index != "...":
+            keys.append(name if name else int(index))
+            continue
+        key = _wrong_key(value, keys, type_, said, from_json=from_json)
+        if key is None:
+            break
+        keys.append(key)
+    return keys
+
+
+def _wrong_key(value: Any, keys: list[str | int], type_: Any, said: str, *, from_json: bool) -> Any:
+    """The key of the dictionary at `keys` with which alone the same error is raised; None: it is no dictionary."""
+    holder = _value_at(value, keys)
+    for key in holder if isinstance(holder, dict) else ():
+        try:
+            msgspec.convert(_replaced(value, keys, {key: holder[key]}), type_, str_keys=from_json)
+        except msgspec.ValidationError as error:
+            if _GOT.sub("", str(error)) == _GOT.sub("", said):
+                return key
+    return None
+
+
+def _replaced(value: Any, keys: list[str | int], new: Any) -> Any:
+    """A copy of a value with something else at `keys`."""
+    if not keys:
+        return new
+    copy = value.copy()
+    copy[keys[0]] = _replaced(value[keys[0]], keys[1:], new)
+    return copy
 
 
 def _dotted(keys: list[str | int]) -> str | None:

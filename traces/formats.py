@@ -13,7 +13,7 @@ from traces import llmservingsim, series_file
 from traces.capture import Capture, read_capture
 from traces.decoding import read_bytes
 from traces.errors import InputError, nearest
-from traces.readers import azure, lengths, mooncake, otel, sharegpt, tracev2
+from traces.readers import azure, lengths, mooncake, otel, own, sharegpt, tracev2
 from traces.readers.jsonl import keys
 from traces.readers.source import Reader, Source, whole
 from traces.results import aiperf, guidellm, inference_perf, vllm_bench
@@ -40,8 +40,8 @@ def _by_rows(fits: Callable[[bytes], bool], rows: Reader) -> TraceFormat:
 
 
 TRACE_FORMATS: dict[str, TraceFormat] = {
-    "servetwin": TraceFormat(is_trace, read_trace),
-    "llmservingsim": TraceFormat(llmservingsim.is_workload, llmservingsim.read_workload),
+    "servetwin": TraceFormat(is_trace, read_trace, own.rows),
+    "llmservingsim": TraceFormat(llmservingsim.is_workload, llmservingsim.read_workload, llmservingsim.rows),
     "azure": _by_rows(azure.is_azure, azure.rows),
     "mooncake": _by_rows(mooncake.is_mooncake, mooncake.rows),
     "bailian": _by_rows(mooncake.is_bailian, mooncake.bailian_rows),
@@ -83,7 +83,7 @@ class TraceStream:
     """The rows of a trace one by one, as they are read: memory does not grow with the file.
 
     What can only be known of a whole file is not checked: that ids are unique. A format that cannot be read row by row
-    (servetwin's own, LLMServingSim's) is read whole first.
+    (ShareGPT's, one JSON value) is read whole first.
     """
 
     def __init__(self, path: Path, format: str | None = None) -> None:
@@ -109,6 +109,11 @@ class TraceStream:
             previous_s = row.arrival_s
             yield row
 
+    @property
+    def share_read(self) -> float:
+        """How much of the file was read so far, from 0 to 1."""
+        return 1.0 if self._whole is not None else self._source.share_read()
+
     def trace(self) -> Trace:
         """The trace without its rows: its block size is known once the first row is, all else once all rows are."""
         if self._whole is not None:
@@ -123,6 +128,9 @@ def stream_trace(path: Path, format: str | None = None) -> Iterator[TraceRow]:
 
 
 def _trace_format(path: Path, name: str | None) -> TraceFormat:
+    if path.is_dir():
+        accepted = "a file; of a folder of ServeGen's clients, what `servetwin trace synth --servegen` draws"
+        raise InputError("is a folder", file=path, accepted=accepted)
     if name is None:
         line, first_line = next(Source(path).lines(), (0, b""))
         if not first_line:

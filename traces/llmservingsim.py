@@ -14,7 +14,7 @@ The formats are those of LLMServingSim's `workloads/` and `bench/` as of its vLL
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
@@ -28,6 +28,7 @@ from traces.capture import Capture, CaptureMeta, Series
 from traces.decoding import decode_json, lines, read_bytes, read_columns, sha256
 from traces.errors import InputError
 from traces.outcome import Outcome, Status
+from traces.readers.source import Numbered, Source
 from traces.trace import Tokens, Trace, TraceRow, checked_rows
 
 TokenIds = list[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]]
@@ -93,27 +94,47 @@ def read_workload(path: Path, block_size: int = 16) -> Trace:
     Raises:
         InputError: with file, line and field.
     """
-    data = read_bytes(path)
-    numbered = list(lines(data))
-    rows = [_workload_row(line, path, number) for number, line in numbered]
-    _check_lines(rows, path, [number for number, _ in numbered])
-    trace_rows: list[TraceRow] = []
-    line_of: list[int] = []
-    for index, ((number, _), row) in enumerate(zip(numbered, rows, strict=True)):
+    source = Source(path)
+    numbered = list(rows(source, block_size))
+    checked = checked_rows([row for _, row in numbered], path, [line for line, _ in numbered])
+    return Trace(checked, source.hash_block_size, str(path), source.sha256(), tuple(source.notes))
+
+
+def rows(source: Source, block_size: int = 16) -> Iterator[Numbered]:
+    """The requests of a workload, a session's calls one after another. Raises InputError.
+
+    The source has a hash_block_size until all are read, and then where a row had token ids.
+    """
+    source.hash_block_size = block_size
+    first_line, previous_ns = b"", 0.0
+    n_rows = n_hashed = n_unread = 0
+    sessions: set[str] = set()
+    for index, (line, data) in enumerate(source.lines()):
+        first_line = first_line or data
+        row = _workload_row(data, source.path, line)
+        if row.arrival_time_ns < previous_ns:
+            accepted = f"arrivals in ascending order, here at least {previous_ns:.0f}"
+            found = row.arrival_time_ns
+            raise InputError(file=source.path, line=line, field="arrival_time_ns", found=found, accepted=accepted)
+        previous_ns = row.arrival_time_ns
+        if isinstance(row, _SessionRow):
+            if row.session_id in sessions:
+                accepted, found_id = "an id that no earlier line has", row.session_id
+                raise InputError(file=source.path, line=line, field="session_id", found=found_id, accepted=accepted)
+            sessions.add(row.session_id)
+            n_unread += row.sub_requests[-1].tool_duration_ns > 0
         own = _calls(row, block_size) if isinstance(row, _SessionRow) else [_request(row, str(index), block_size)]
-        trace_rows += own
-        line_of += [number] * len(own)
-    checked = checked_rows(trace_rows, path, line_of)
-    hashed = sum(row.block_hashes is not None for row in checked)
-    notes = [f"{hashed} of {len(checked)} requests have token ids; the others share no prefix"]
-    sessions = [row for row in rows if isinstance(row, _SessionRow)]
-    if unread := sum(session.sub_requests[-1].tool_duration_ns > 0 for session in sessions):
-        notes.append(
-            f"{unread} of {len(sessions)} sessions state a tool time after their last call: nothing waits for it"
-        )
-    if ignored := _unread_fields(numbered[0][1]):
-        notes.append(f"fields of {path.name} that were not read: {ignored}")
-    return Trace(checked, block_size if hashed else None, str(path), sha256(data), tuple(notes))
+        n_rows += len(own)
+        n_hashed += sum(one.block_hashes is not None for one in own)
+        yield from ((line, one) for one in own)
+    source.notes.append(f"{n_hashed} of {n_rows} requests have token ids; the others share no prefix")
+    if n_unread:
+        of_all = f"{n_unread} of {len(sessions)} sessions"
+        source.notes.append(f"{of_all} state a tool time after their last call: nothing waits for it")
+    if ignored := _unread_fields(first_line or b"{}"):
+        source.notes.append(f"fields of {source.path.name} that were not read: {ignored}")
+    if not n_hashed:
+        source.hash_block_size = None
 
 
 def _request(row: _WorkloadRow, request_id: str, block_size: int) -> TraceRow:
@@ -184,22 +205,6 @@ def _check_ids(row: _WorkloadRow | _Call, at: str, path: Path, number: int) -> N
         if ids is not None and len(ids) != count:
             accepted = f"{count} ids, as {field.replace('_tok_ids', '_toks')} says"
             raise InputError(file=path, line=number, field=at + field, found=f"{len(ids)} ids", accepted=accepted)
-
-
-def _check_lines(rows: Sequence[_WorkloadRow | _SessionRow], path: Path, line_of: Sequence[int]) -> None:
-    """Raise InputError unless arrivals ascend and no two lines are the same session."""
-    for (before, row), line in zip(pairwise(rows), line_of[1:], strict=False):
-        if row.arrival_time_ns < before.arrival_time_ns:
-            accepted = f"arrivals in ascending order, here at least {before.arrival_time_ns:.0f}"
-            found = row.arrival_time_ns
-            raise InputError(file=path, line=line, field="arrival_time_ns", found=found, accepted=accepted)
-    seen: set[str] = set()
-    for row, line in zip(rows, line_of, strict=True):
-        if isinstance(row, _SessionRow):
-            if row.session_id in seen:
-                accepted = "an id that no earlier line has"
-                raise InputError(file=path, line=line, field="session_id", found=row.session_id, accepted=accepted)
-            seen.add(row.session_id)
 
 
 def _row_hashes(row: _WorkloadRow | _Call, block_size: int) -> tuple[int, ...] | None:

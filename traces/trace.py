@@ -89,7 +89,7 @@ class Trace:
         return replace(self, rows=tuple(rows), notes=(*self.notes, note))
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """First line of a trace file."""
 
     schema: str
@@ -136,30 +136,38 @@ def read_trace(path: Path) -> Trace:
     """Read servetwin's own trace format. Raises InputError with file, line and field."""
     data = read_bytes(path)
     numbered = list(lines(data))
-    if not numbered:
-        raise InputError(
-            "is empty", file=path, accepted=f"a header line with schema {TRACE_SCHEMA!r}, then one row a line"
-        )
-    header = decode_json(numbered[0][1], _Header, file=path, line=numbered[0][0])
-    if header.schema != TRACE_SCHEMA:
-        raise InputError(file=path, line=numbered[0][0], field="schema", found=header.schema, accepted=TRACE_SCHEMA)
+    header = read_header(*next(iter(numbered), (0, b"")), file=path)
     rows = [decode_json(line, TraceRow, file=path, line=number) for number, line in numbered[1:]]
     for (number, _), row in zip(numbered[1:], rows, strict=True):
-        if row.block_hashes is not None:
-            _check_hashes(row, header.hash_block_size, path, number)
+        checked_row(row, header.hash_block_size, path, number)
     checked = checked_rows(rows, path, [number for number, _ in numbered[1:]])
     return Trace(checked, header.hash_block_size, str(path), sha256(data), header.notes)
 
 
-def _check_hashes(row: TraceRow, hash_block_size: int | None, path: Path, line: int) -> None:
+def read_header(number: int, line: bytes, *, file: Path) -> Header:
+    """The header on a file's first line, which has this number; b"": there is none. Raises InputError."""
+    if not line:
+        accepted = f"a header line with schema {TRACE_SCHEMA!r}, then one row a line"
+        raise InputError("is empty", file=file, accepted=accepted)
+    header = decode_json(line, Header, file=file, line=number)
+    if header.schema != TRACE_SCHEMA:
+        raise InputError(file=file, line=number, field="schema", found=header.schema, accepted=TRACE_SCHEMA)
+    return header
+
+
+def checked_row(row: TraceRow, hash_block_size: int | None, path: Path, line: int) -> TraceRow:
+    """The row, once it has no more hashes than full blocks. Raises InputError."""
+    if row.block_hashes is None:
+        return row
     if hash_block_size is None:
         accepted = "no block hashes, or a header with hash_block_size"
         raise InputError(file=path, line=line, field="block_hashes", found=row.block_hashes, accepted=accepted)
     most = (row.prompt_tokens + row.output_tokens) // hash_block_size
-    found = len(row.block_hashes or ())
+    found = len(row.block_hashes)
     if found > most:
         accepted = f"at most {most} full blocks of {hash_block_size} tokens"
         raise InputError(file=path, line=line, field="block_hashes", found=f"{found} hashes", accepted=accepted)
+    return row
 
 
 def write_trace(trace: Trace, path: Path) -> None:
@@ -175,7 +183,7 @@ def trace_bytes(trace: Trace) -> bytes:
 
 def header_bytes(trace: Trace) -> bytes:
     """The first line of the trace's file."""
-    header = _Header(schema=TRACE_SCHEMA, hash_block_size=trace.hash_block_size, notes=trace.notes)
+    header = Header(schema=TRACE_SCHEMA, hash_block_size=trace.hash_block_size, notes=trace.notes)
     return msgspec.json.encode(header) + b"\n"
 
 

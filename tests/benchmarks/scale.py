@@ -3,9 +3,9 @@
     .venv/bin/python tests/benchmarks/scale.py [N]...        sizes; 1000 10000 100000 unless told, 1000000 takes minutes
 
 Requests of the shape of Azure's conversation trace (its lengths, drawn again; Poisson arrivals, two a second for each
-instance) over 64 instances, streamed from a file to a capture's outcomes.parquet, each size in a process of its own.
-Mooncake's trace over 8 instances of a 32B model at TP2, prefix hashes on. The public traces are read where the ground
-truth is; without them the lengths are lognormal.
+instance) over 64 instances, streamed from a file to a capture's outcomes.parquet, each size in a process of its own;
+and the first size once more behind routers that look at the instances. Mooncake's trace over 8 instances of a 32B model
+at TP2, prefix hashes on. The public traces are read where the ground truth is; without them the lengths are lognormal.
 
 Step times are a closed form and no measurement: what is timed here is the simulator. Seconds are of one processor
 (`time.process_time`), so that whoever else works on the machine does not count.
@@ -42,6 +42,8 @@ from traces.trace import TraceRow
 
 INSTANCES = 64
 PER_INSTANCE_PER_S = 2.0
+LOOKING = ("least_loaded", "power_of_two", "prefix_aware", "vllm_dp")
+"""Routers that look at what instances are doing."""
 AZURE = GROUND_TRUTH / "traces" / "AzureLLMInferenceTrace_conv.csv"
 MOONCAKE = GROUND_TRUTH / "traces" / "mooncake_conversation_trace.jsonl"
 
@@ -74,9 +76,9 @@ def engine(*, num_gpu_blocks: int, max_num_batched_tokens: int) -> Engine:
     return Engine("model", "device", options, num_gpu_blocks, 131_072, step_time)
 
 
-def streamed(n_requests: int) -> dict[str, Any]:
+def streamed(n_requests: int, routing: str) -> dict[str, Any]:
     """Stream a trace of so many requests to a file of outcomes."""
-    cluster = Cluster((engine(num_gpu_blocks=17_500, max_num_batched_tokens=8192),) * INSTANCES)
+    cluster = Cluster((engine(num_gpu_blocks=17_500, max_num_batched_tokens=8192),) * INSTANCES, routing=routing)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.csv"
         azure_shape(n_requests, file)
@@ -155,17 +157,18 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=int, default=[1000, 10_000, 100_000])
-    parser.add_argument("--one", nargs=2, metavar=("WHAT", "WHICH"), help="one measurement, as JSON")
+    parser.add_argument(
+        "--one", nargs=2, metavar=("N", "ROUTING"), help="one measurement, as JSON; 0: Mooncake's trace"
+    )
     given = parser.parse_args()
     if given.one:
-        what, which = given.one
-        print(json.dumps(streamed(int(which)) if what == "azure" else mooncake(which)))
+        n_requests, routing = given.one
+        print(json.dumps(streamed(int(n_requests), routing) if int(n_requests) else mooncake(routing)))
         return
-    rows = [_cells(f"Azure shape, {INSTANCES} instances", _in_a_process("azure", str(n))) for n in given.sizes]
+    measured = [(n, "round_robin") for n in given.sizes] + [(given.sizes[0], name) for name in LOOKING]
+    rows = [_cells(f"Azure shape, {INSTANCES} instances, {name}", _in_a_process(str(n), name)) for n, name in measured]
     if MOONCAKE.is_file():
-        rows += [
-            _cells(f"Mooncake, {name}", _in_a_process("mooncake", name)) for name in ("round_robin", "prefix_aware")
-        ]
+        rows += [_cells(f"Mooncake, {name}", _in_a_process("0", name)) for name in ("round_robin", "prefix_aware")]
     else:
         sys.stderr.write(f"no {MOONCAKE}: Mooncake's trace is left out\n")
     columns = ["case", "requests", "steps", "sweeps", "load s", "simulate s", "write s", "total s", "µs each", "MiB"]

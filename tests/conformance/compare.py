@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from simulator.rules import REFERENCE_RULES, Rules, rules_of, version_of
 from simulator.scheduler import Scheduler
-from tests.conformance.judge import Verdict
+from simulator.scheduling import new_scheduler
+from tests.conformance.judge import Verdict, draft_counts
 from tests.conformance.scenario import Scenario, State, cached_blocks, states_of
 
 
@@ -25,9 +26,15 @@ class Difference:
 
 def our_scheduler(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> Scheduler:
     """Ours for the scenario's engine."""
-    return Scheduler(
-        scenario.options, num_gpu_blocks=scenario.num_gpu_blocks, max_model_len=scenario.max_model_len, rules=rules
+    scheduler = new_scheduler(
+        "native",
+        scenario.options,
+        num_gpu_blocks=scenario.num_gpu_blocks,
+        max_model_len=scenario.max_model_len,
+        rules=rules,
     )
+    assert isinstance(scheduler, Scheduler)
+    return scheduler
 
 
 def our_states(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> tuple[State, ...]:
@@ -38,7 +45,7 @@ def our_states(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> tuple[Stat
 def difference(scenario: Scenario, verdict: Verdict) -> Difference | None:
     """What our scheduler, by the rules of the judge's version, first does otherwise; None when nothing.
 
-    After the last tick the prefix caches must hold the same.
+    After the last tick the prefix caches must hold the same, and as many drafts must have been verified.
     """
     version = version_of(verdict.version)
     assert version is not None
@@ -47,7 +54,12 @@ def difference(scenario: Scenario, verdict: Verdict) -> Difference | None:
     if (found := first_difference(verdict.states, states)) is not None:
         return found
     cached = cached_blocks(scenario, scheduler)
-    return None if cached == verdict.cached else Difference(len(states), "cached blocks", verdict.cached, cached)
+    if cached != verdict.cached:
+        return Difference(len(states), "cached blocks", verdict.cached, cached)
+    counts = draft_counts(scheduler.speculation)
+    if counts != verdict.speculation:
+        return Difference(len(states), "drafts", verdict.speculation, counts)
+    return None
 
 
 def first_difference(vllm: tuple[State, ...], ours: tuple[State, ...]) -> Difference | None:

@@ -1,9 +1,9 @@
 """How much of vLLM's scheduler is compared: random scenarios by seed, and counts of what they exercised.
 
-    .venv/bin/python -m tests.conformance.count [SCENARIOS] [FIRST_SEED]
+    .venv/bin/python -m tests.conformance.count [SCENARIOS] [FIRST_SEED] [--drafts]
 
 prints one JSON line. Where the two differ it prints the difference in its smallest form, keeps it as a case, and exits
-with 1. The engine's environment must be there (scripts/install_engine.sh).
+with 1. With `--drafts` every engine drafts tokens. The engine's environment must be there (scripts/install_engine.sh).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import msgspec
 import numpy as np
 
 from simulator.options import EngineOptions
-from simulator.rules import OPTIONS_SINCE, version_of
+from simulator.rules import OPTIONS_SINCE, REFERENCE, version_of
 from tests.conformance.compare import difference
 from tests.conformance.judge import Judge
 from tests.conformance.mismatch import reported
-from tests.conformance.scenario import Scenario, State, draw_newer_options, draw_scenario
+from tests.conformance.scenario import Scenario, State, draw_drafter, draw_newer_options, draw_scenario
 
 COUNTED = (
     "scenarios",
@@ -36,33 +36,44 @@ COUNTED = (
 )
 """What is counted: a prefix hit is an admission that found blocks in the prefix cache."""
 
+DRAFTS = ("drafts", "drafted tokens", "accepted tokens")
+"""What is counted too where engines draft."""
 
-def seeded_scenario(seed: int, version: str) -> Scenario:
+
+def seeded_scenario(seed: int, version: str, *, drafts: bool = False) -> Scenario:
     """A random scenario, the same for a seed but for options that this vLLM version does not have."""
     rng = np.random.default_rng(seed)
 
     def pick(low: int, high: int) -> int:
         return int(rng.integers(low, high, endpoint=True))
 
-    return as_known(draw_newer_options(pick, draw_scenario(pick)), version)
+    scenario = draw_newer_options(pick, draw_scenario(pick))
+    return as_known(draw_drafter(pick, scenario) if drafts else scenario, version)
 
 
 def as_known(scenario: Scenario, version: str) -> Scenario:
-    """The scenario without options that came later than this vLLM version."""
+    """The scenario without options that came later than this vLLM version; only the reference's drafts are compared."""
     own = version_of(version)
     assert own is not None
+    if own != REFERENCE:
+        options = msgspec.structs.replace(scenario.options, speculative_config=None)
+        scenario = msgspec.structs.replace(scenario, options=options)
     later = {name: getattr(EngineOptions(), name) for name, since in OPTIONS_SINCE.items() if own < since}
     return msgspec.structs.replace(scenario, options=msgspec.structs.replace(scenario.options, **later))
 
 
-def counted(judge: Judge, n_scenarios: int, first_seed: int = 0) -> tuple[Counter[str], list[Scenario]]:
+def counted(
+    judge: Judge, n_scenarios: int, first_seed: int = 0, *, drafts: bool = False
+) -> tuple[Counter[str], list[Scenario]]:
     """Compare so many scenarios. Returns counts of what they exercised, and those in which the two differ."""
     counts = Counter(dict.fromkeys(COUNTED, 0))
     differing = []
     for seed in range(first_seed, first_seed + n_scenarios):
-        scenario = seeded_scenario(seed, judge.version)
+        scenario = seeded_scenario(seed, judge.version, drafts=drafts)
         verdict = judge.verdict(scenario)
         count(scenario, verdict.states, counts)
+        if verdict.speculation is not None:
+            counts.update(dict(zip(DRAFTS, verdict.speculation, strict=True)))
         if difference(scenario, verdict) is not None:
             differing.append(scenario)
     return counts, differing
@@ -92,9 +103,10 @@ def count(scenario: Scenario, states: tuple[State, ...], counts: Counter[str]) -
 
 def main() -> None:
     """Print the counts of the seeds that the command line names."""
-    numbers = [int(argument) for argument in sys.argv[1:]]
+    drafts = "--drafts" in sys.argv
+    numbers = [int(argument) for argument in sys.argv[1:] if argument != "--drafts"]
     with Judge() as judge:
-        counts, differing = counted(judge, *(numbers or [300]))
+        counts, differing = counted(judge, *(numbers or [300]), drafts=drafts)
         print(json.dumps({"vllm": judge.version, **counts, "mismatches": len(differing)}))
         if differing:
             sys.exit(reported(judge, differing[0]))

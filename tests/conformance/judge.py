@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from simulator.oracle import Oracle
+from simulator.speculation import Speculation
 from tests.conformance.engine import ENGINE, ROOT
 from tests.conformance.scenario import Scenario, State, cached_blocks, states_of
 from traces.errors import EngineError
@@ -34,12 +35,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         version: vLLM's version.
         states: of each tick.
         cached: blocks that each request would find in the prefix cache when all is over.
+        speculation: drafts, drafted tokens and accepted ones, by vLLM's count; None where nothing is drafted.
         error: what vLLM's scheduler failed with; None when it did not.
     """
 
     version: str = ""
     states: tuple[State, ...] = ()
     cached: tuple[int, ...] = ()
+    speculation: tuple[int, int, int] | None = None
     error: str | None = None
 
 
@@ -87,12 +90,22 @@ class Judge:
         return line
 
 
+def draft_counts(speculation: Speculation | None) -> tuple[int, int, int] | None:
+    """Drafts, drafted tokens and accepted ones."""
+    if speculation is None:
+        return None
+    return speculation.num_drafts, speculation.num_draft_tokens, speculation.num_accepted_tokens
+
+
 def judged(scenario: Scenario) -> Verdict:
     """A scenario run through the installed vLLM's scheduler, in this process."""
     try:
         oracle = Oracle(scenario.options, num_gpu_blocks=scenario.num_gpu_blocks, max_model_len=scenario.max_model_len)
         states = tuple(states_of(scenario, oracle))
-        return Verdict(version=oracle.version, states=states, cached=cached_blocks(scenario, oracle))
+        counts = draft_counts(oracle.speculation)
+        return Verdict(
+            version=oracle.version, states=states, cached=cached_blocks(scenario, oracle), speculation=counts
+        )
     except Exception as error:
         return Verdict(error=f"{type(error).__name__}: {error}")
 

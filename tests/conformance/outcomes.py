@@ -24,10 +24,13 @@ from harness.show import import_profiles_to
 from simulator.engine import Engine
 from simulator.simulate import Simulation, simulate
 from simulator.step_replay import replay_steps
+from tests.conformance.engine import ROOT
 from traces.capture import Capture, CaptureMeta, read_capture
 from traces.formats import import_capture, read_any_trace
 from traces.steps import STEP_COLUMNS
 from traces.trace import Trace
+
+EXAMPLES = ROOT / "docs" / "examples"
 
 
 def compared(trace: Trace, engine: Engine) -> dict[str, Any]:
@@ -39,13 +42,16 @@ def compared(trace: Trace, engine: Engine) -> dict[str, Any]:
     ended = time.perf_counter()
     options = {**vllm.capture.meta.engine_options, "max_model_len": engine.max_model_len}
     meta = msgspec.structs.replace(vllm.capture.meta, engine_options=options)
-    replay = replay_steps(dataclasses.replace(vllm.capture, meta=meta))
+    drafts = None if vllm.speculation is None else vllm.speculation.num_drafts
+    # A capture does not say which drafts were accepted, so that its steps cannot be planned again.
+    replay = replay_steps(dataclasses.replace(vllm.capture, meta=meta)) if drafts is None else None
     return {
-        "identical": _bytes_of(native) == _bytes_of(vllm),
+        "identical": _bytes_of(native) == _bytes_of(vllm) and native.speculation == vllm.speculation,
         "steps": vllm.n_steps,
         "requests": len(vllm.capture.outcomes),
         "preemptions": sum(outcome.num_preemptions or 0 for outcome in vllm.capture.outcomes),
-        "replayed": replay.n_steps,
+        "replayed": None if replay is None else replay.n_steps,
+        "drafts": drafts,
         "native_s": round(halfway - begun, 3),
         "vllm_s": round(ended - halfway, 3),
     }
@@ -81,6 +87,8 @@ def main() -> None:
         results[load] = compared(capture.trace, engine)
         asynchronous = msgspec.structs.replace(engine.options, async_scheduling=True)
         results[f"{load}, asynchronous"] = compared(capture.trace, dataclasses.replace(engine, options=asynchronous))
+    drafting = read_scenario(EXAMPLES / "speculation.yaml", ["engine.async_scheduling=true"])
+    results["drafts, asynchronous"] = compared(read_any_trace(drafting.trace_path), deploy(drafting).engine)
     if len(sys.argv) > 2:
         case = Path(sys.argv[2]) / "vllm-0.19"
         workload = case / "workloads" / "sharegpt-llama-3.1-8b-300-sps10.jsonl"

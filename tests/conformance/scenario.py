@@ -10,6 +10,7 @@ from simulator.options import EngineOptions
 from simulator.plan import StepPlan
 from simulator.request import Request
 from simulator.scheduling import RequestScheduler
+from simulator.speculation import SpeculativeConfig
 from traces.trace import TraceRow
 
 MOST_TICKS = 20_000
@@ -29,7 +30,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         output: most tokens of its answer.
         hashes: of its first full blocks; equal ones are shared.
         priority: lower is served first, under the priority policy.
-        stops_after: the answer's token that ends it early; None: none does.
+        stops_after: the answer's token that ends it early; None: none does. Where tokens are drafted, the first token
+            of an output that comes when so many or more, less one, are there.
         aborted: tick at which its client goes away; None: it stays.
         aborted_under_way: whether that is while the step of that tick runs, or before it is planned.
     """
@@ -80,7 +82,8 @@ def states_of(scenario: Scenario, scheduler: RequestScheduler) -> Iterator[State
     requests: dict[int, Request] = {}
     due = {str(index): arrival.prompt for index, arrival in enumerate(scenario.arrivals)}
     # Steps whose output is still to come, with the requests that end with their token of it.
-    under_way: list[tuple[int, list[Request]]] = []
+    under_way: list[tuple[StepPlan, list[Request]]] = []
+    speculates = scenario.options.speculative_config is not None
     for tick in range(MOST_TICKS):
         preemptions = {index: request.num_preemptions for index, request in requests.items()}
         for index, arrival in enumerate(scenario.arrivals):
@@ -91,15 +94,17 @@ def states_of(scenario: Scenario, scheduler: RequestScheduler) -> Iterator[State
         idle = plan is None and not under_way
         batch = () if plan is None else _batch(plan)
         if plan is not None:
-            under_way.append((plan.first_step, _stopping(scenario, plan, batch, due)))
+            under_way.append((plan, [] if speculates else _stopping(scenario, plan, batch, due)))
         _abort(scenario, requests, scheduler, tick, under_way=True)
         running = tuple(request.row.request_id for request in scheduler.running)
         waiting = tuple(request.row.request_id for request in scheduler.waiting)
         free_blocks = scheduler.num_free_blocks
         done: list[Request] = []
         if under_way and (plan is None or len(under_way) == depth):
-            step, stopping = under_way.pop(0)
-            done = scheduler.finish(step, float(tick), stopping)
+            ended, stopping = under_way.pop(0)
+            if speculates:
+                stopping = [request for request in ended.requests if _is_due_to_stop(scenario, request)]
+            done = scheduler.finish(ended.first_step, float(tick), stopping)
         yield State(
             batch,
             tuple(r.row.request_id for i, r in requests.items() if r.num_preemptions > preemptions.get(i, 0)),
@@ -135,6 +140,12 @@ def _stopping(
         if due[request_id] - arrival.prompt == arrival.stops_after:
             stopping.append(request)
     return stopping
+
+
+def _is_due_to_stop(scenario: Scenario, request: Request) -> bool:
+    """Whether a request ends with the next token that comes, where it is not known beforehand when tokens do."""
+    stops_after = scenario.arrivals[request.index].stops_after
+    return stops_after is not None and request.num_tokens - request.row.prompt_tokens >= stops_after - 1
 
 
 def draw_scenario(pick: Pick) -> Scenario:
@@ -175,6 +186,29 @@ def draw_newer_options(pick: Pick, scenario: Scenario) -> Scenario:
         long_prefill_token_threshold_adaptive=bool(pick(0, 1)),
     )
     return msgspec.structs.replace(scenario, options=options)
+
+
+def draw_drafter(pick: Pick, scenario: Scenario) -> Scenario:
+    """The same with a drafter; sometimes the context ends where requests do."""
+    options = scenario.options
+    k = pick(1, 5)
+    method = ("eagle", "draft_model", "mtp", "eagle3", "ngram")[pick(0, 3 + (not options.async_scheduling))]
+    drafter = SpeculativeConfig(
+        method=method,  # type: ignore[arg-type]
+        num_speculative_tokens=k,
+        acceptance_rates=tuple(sorted((pick(0, 10) / 10 for _ in range(k)), reverse=True)),
+        draft_s=0.0,
+        draft_rate=pick(2, 10) / 10 if method == "ngram" else None,
+        disable_eagle_block_drop=method == "eagle" and pick(0, 2) == 2,
+    )
+    budget = max(options.max_num_batched_tokens, k + 2)
+    is_short = not options.enable_chunked_prefill or pick(0, 1) == 1
+    return msgspec.structs.replace(
+        scenario,
+        options=msgspec.structs.replace(options, speculative_config=drafter, max_num_batched_tokens=budget),
+        max_model_len=LONGEST if is_short else scenario.max_model_len,
+        num_gpu_blocks=scenario.num_gpu_blocks + (0 if is_short else 3),
+    )
 
 
 def _draw_arrival(pick: Pick, index: int, tick: int, size: int) -> Arrival:

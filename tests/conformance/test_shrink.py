@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from simulator.options import EngineOptions
 from tests.conformance.cases import read_cases
 from tests.conformance.compare import our_scheduler
-from tests.conformance.count import COUNTED, as_known, counted, seeded_scenario
-from tests.conformance.judge import Verdict
+from tests.conformance.count import COUNTED, DRAFTS, as_known, counted, seeded_scenario
+from tests.conformance.judge import Verdict, draft_counts
 from tests.conformance.scenario import Arrival, Scenario, cached_blocks, states_of
 from tests.conformance.shrink import SIMPLEST_OPTIONS, smallest
 
@@ -53,7 +53,8 @@ class OurJudge:
         if self._n_judged == self._wrong:
             cached = tuple(n + 1 for n in cached)
         self._n_judged += 1
-        return Verdict(version=self.version, states=states, cached=cached)
+        speculation = draft_counts(scheduler.speculation)
+        return Verdict(version=self.version, states=states, cached=cached, speculation=speculation)
 
 
 def test_seeded_scenarios_exercise_every_rule() -> None:
@@ -64,9 +65,23 @@ def test_seeded_scenarios_exercise_every_rule() -> None:
     assert all(counts[name] > 0 for name in COUNTED)
 
 
+def test_seeded_scenarios_with_drafts_exercise_every_rule() -> None:
+    counts, differing = counted(OurJudge(), 20, drafts=True)  # type: ignore[arg-type]
+    assert differing == []
+    assert tuple(counts) == (*COUNTED, *DRAFTS)
+    assert all(count > 0 for count in counts.values())
+    assert seeded_scenario(3, "0.32.0", drafts=True).arrivals == seeded_scenario(3, "0.32.0").arrivals
+
+
 def test_a_prefix_cache_that_holds_something_else_is_a_difference() -> None:
     _, differing = counted(OurJudge(wrong=2), 4)  # type: ignore[arg-type]
     assert differing == [seeded_scenario(2, "0.32.0")]
+
+
+def test_drafts_are_compared_with_the_reference_alone() -> None:
+    scenario = seeded_scenario(3, "0.32.0", drafts=True)
+    assert as_known(scenario, "0.32.0") == scenario
+    assert as_known(scenario, "0.33.0").options.speculative_config is None
 
 
 def test_options_that_came_later_are_left_out() -> None:

@@ -50,9 +50,9 @@ def experts(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.mark.ground_truth
 def test_a_dense_model(dense: dict[str, Any]) -> None:
-    assert dense["paired"]["ttft_s"]["mape"] <= 0.03
-    assert dense["paired"]["tpot_s"]["mape"] <= 0.006
-    assert dense["paired"]["e2el_s"]["mape"] <= 0.004
+    assert dense["paired"]["ttft_s"]["mape"] <= 0.02
+    assert dense["paired"]["tpot_s"]["mape"] <= 0.005
+    assert dense["paired"]["e2el_s"]["mape"] <= 0.0035
     for metric in ("ttft_s", "tpot_s", "e2el_s"):
         for figure in dense["metrics"][metric].values():
             assert abs(figure["error"]) <= 0.01
@@ -60,9 +60,10 @@ def test_a_dense_model(dense: dict[str, Any]) -> None:
 
 @pytest.mark.ground_truth
 def test_a_mixture_of_experts_on_two_ranks(experts: dict[str, Any]) -> None:
-    assert experts["paired"]["ttft_s"]["median_ape"] <= 0.11
-    assert experts["paired"]["tpot_s"]["mape"] <= 0.009
-    assert experts["paired"]["e2el_s"]["mape"] <= 0.007
+    assert experts["paired"]["ttft_s"]["mape"] <= 0.12
+    assert experts["paired"]["ttft_s"]["median_ape"] <= 0.07
+    assert experts["paired"]["tpot_s"]["mape"] <= 0.006
+    assert experts["paired"]["e2el_s"]["mape"] <= 0.005
 
 
 @pytest.mark.ground_truth

@@ -98,6 +98,14 @@ def test_a_card_of_ones_own_states_no_licence_that_nobody_gave(tmp_path: Path) -
 
 
 @pytest.mark.skipif(not find_spec("aiconfigurator_core"), reason="needs the extra aiconfigurator")
+def test_types_are_those_that_were_collected() -> None:
+    rows = {row["device"]: row["dtype"] for row in catalogue([]) if row["kind"] == "aiconfigurator"}
+    assert rows["A100-80GB"] == "bfloat16"
+    assert rows["H100"] == "bfloat16, fp8"
+    assert rows["B200"] == rows["RTXPRO6000"] == "bfloat16, fp8, nvfp4"
+
+
+@pytest.mark.skipif(not find_spec("aiconfigurator_core"), reason="needs the extra aiconfigurator")
 def test_tables_are_imported_as_a_profile_and_have_a_card(tmp_path: Path) -> None:
     command = ("profile", "import", "aiconfigurator:l40s", "--model", "meta-llama/Llama-3.1-8B")
     ok(*command, "--dtype", "fp8", "--tp", "2", "--out", tmp_path / "p" / "l40s")
@@ -106,6 +114,16 @@ def test_tables_are_imported_as_a_profile_and_have_a_card(tmp_path: Path) -> Non
     assert "| device | L40S |" in card
     (row, *_) = json.loads(ok("profile", "list", "--profiles", tmp_path / "p", "--json"))
     assert (row["kind"], row["dtype"], row["source"]) == ("measured", "fp8", "aiconfigurator-core 0.12.0")
+
+
+@pytest.mark.skipif(not find_spec("aiconfigurator_core"), reason="needs the extra aiconfigurator")
+def test_tables_of_experts_are_imported_too(tmp_path: Path) -> None:
+    command = ("profile", "import", "aiconfigurator:b200_sxm", "--model", "Qwen/Qwen3-30B-A3B-Instruct-2507")
+    ok(*command, "--dtype", "nvfp4", "--tp", "1", "--tp", "4", "--out", tmp_path / "p" / "b200")
+    profile = read_profile(tmp_path / "p" / "b200")
+    assert sorted(profile.tables) == [1, 4]
+    assert "experts" in profile.meta.composition.per_layer
+    assert "chosen as power_law_1.2" in ok("profile", "show", tmp_path / "p" / "b200")
 
 
 @pytest.mark.parametrize(

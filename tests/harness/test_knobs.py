@@ -125,6 +125,7 @@ ELSEWHERE = {
     "offload_group_size": "test_weights_in_the_hosts_memory_take_their_time",
     "offload_num_in_group": "test_weights_in_the_hosts_memory_take_their_time",
     "offload_prefetch_step": "test_weights_in_the_hosts_memory_take_their_time",
+    "speculative_config": "test_drafted_tokens_need_fewer_steps",
 }
 
 
@@ -196,6 +197,14 @@ def test_weights_in_the_hosts_memory_take_their_time(tmp_path: Path) -> None:
     assert ttft_s() < grouped < ttft_s(offload_group_size=4, offload_num_in_group=4)
     two = ttft_s(offload_group_size=4, offload_num_in_group=4, offload_prefetch_step=2)
     assert two < ttft_s(offload_group_size=4, offload_num_in_group=4)
+
+
+def test_drafted_tokens_need_fewer_steps(tmp_path: Path) -> None:
+    drafter = "{method: eagle3, num_speculative_tokens: 1, acceptance_rates: [0.9], draft_s: 0.001}"
+    before, after = run(tmp_path, "light"), run(tmp_path, "light", speculative_config=drafter)
+    assert before.capture.steps is not None
+    assert after.capture.steps is not None
+    assert len(after.capture.steps) < 0.7 * len(before.capture.steps)
 
 
 @pytest.mark.parametrize("change", [{"dtype": "float16"}, {"kv_cache_dtype": "fp8"}])

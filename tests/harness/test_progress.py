@@ -14,10 +14,12 @@ from collectors.load import Pacing
 from collectors.recording import About, new_recording
 from collectors.replay import record_replay
 from harness import progress as module
-from harness.progress import n_ended, progress, replay_progress, simulation_progress
+from harness.progress import n_ended, progress, replay_progress, simulation_progress, stream_progress
+from harness.stream import stream_scenario
 from simulator.cluster import Cluster, Service
 from tests.collectors.fake_server import serving
 from tests.engines import engine, trace
+from tests.harness.scenarios import write_scenario
 
 ROWS = [(0.01 * i, 20, 5) for i in range(40)]
 
@@ -30,6 +32,21 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
         module, "console", lambda *, stderr: Console(file=stream, force_terminal=True, width=120, color_system=None)
     )
     return stream
+
+
+def test_a_stream_says_how_far_it_is_and_guesses_how_many_requests_there_are(
+    screen: io.StringIO, tmp_path: Path
+) -> None:
+    scenario = write_scenario(tmp_path)
+    with stream_progress() as watch:
+        watch(300, 100, 50.0, 0.2)
+        watch(400, 0, 50.0, 1.0)
+        stream_scenario(scenario, tmp_path / "out", (), watch)
+    shown = screen.getvalue()
+    assert "300/2000" in shown
+    assert "100 in flight, 50.0 s simulated" in shown
+    assert "400/400" in shown
+    assert "40/40" in shown
 
 
 def service() -> Service:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,8 @@ from tests.harness.scenarios import write_scenario
 from traces.capture import read_capture
 from traces.errors import InputError
 from traces.statistics import statistic
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -41,6 +47,25 @@ def test_outcomes_trace_and_figures_are_those_of_the_whole(scenario: Path, tmp_p
         "summary.json",
         "trace.jsonl.gz",
     ]
+
+
+def test_the_page_shows_what_its_commands_print(tmp_path: Path) -> None:
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "160"}
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```console\n\$ (.*?)\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for command, shown in blocks:
+        ran = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert not ran.stderr, ran.stderr
+        assert ran.stdout.split() == shown.split()
+
+
+def test_the_example_is_the_same_as_without(tmp_path: Path) -> None:
+    example = ROOT / "docs" / "examples" / "stream.yaml"
+    simulation, _ = simulate_scenario(example)
+    stream_scenario(example, tmp_path / "out")
+    assert read_capture(tmp_path / "out").outcomes == simulation.capture.outcomes
 
 
 def test_what_needs_more_is_refused_and_nothing_is_left(scenario: Path, tmp_path: Path) -> None:

@@ -66,6 +66,16 @@ def test_seeded_scenarios_are_planned_as_vllm_plans_them(judge: Judge) -> None:
     assert min(counts["priority steps"], counts["asynchronous steps"], counts["whole prompts steps"]) >= 2_000
 
 
+def test_seeded_scenarios_with_drafts_are_planned_as_vllm_plans_them(judge: Judge) -> None:
+    counts, differing = counted(judge, 40, first_seed=5000, drafts=True)
+    if differing:
+        pytest.fail(reported(judge, differing[0]), pytrace=False)
+    assert counts["steps"] >= 8_000
+    assert counts["drafts"] >= 8_000
+    assert counts["preemptions"] >= 100
+    assert min(counts["priority steps"], counts["asynchronous steps"]) >= 1_000
+
+
 @st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     def pick(low: int, high: int) -> int:
@@ -138,7 +148,9 @@ def test_whole_simulations_are_the_same_with_vllms_own_scheduler(judge: Judge, t
     assert {"light", "prefix", "saturated", "saturated, asynchronous"} <= results.keys()
     for name, result in results.items():
         assert result["identical"], name
-        assert result["replayed"] == result["steps"] > 1000, name
+        assert result["steps"] > 1000, name
+        assert (result["replayed"] == result["steps"]) is (result["drafts"] is None), name
+    assert results["drafts, asynchronous"]["drafts"] > 1000
     assert results["saturated"]["preemptions"] > 0
     assert ("ground truth" in results) == ground_truth.is_dir()
 

@@ -10,21 +10,28 @@ import numpy as np
 import pytest
 
 from harness.calibrate import calibrate, write_calibration
+from harness.partitioning import talk_of
 from harness.simulate import simulate_scenario
 from harness.validate import validate
 from profiles.catalog import BUNDLED, find_device, find_model
 from profiles.profile import Profile, read_profile, write_profile
+from simulator.collectives import MeasuredCollectives
+from simulator.options import EngineOptions
+from simulator.partition import Partition
 from tests.measured import measured_run
+from tests.pages import shown_and_printed
 from traces.errors import EngineError, InputError
 
 pytest.importorskip("aiconfigurator_core")
 
 from profiles.aiconfigurator import aiconfigurator_profile, system_of
 from profiles.aiconfigurator_tables import Tables, systems
+from tests.benchmarks import quantized_loops
 from tests.benchmarks.closed_loops import measured_runs, scored
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "aiconfigurator.yaml"
-LLAMA, QWEN = "meta-llama/Llama-3.1-8B", "Qwen/Qwen3-32B"
+FABRIC = "{kind: switch, bandwidth_bytes_per_s: 200.0e+9, latency_s: 2.0e-6}"
+LLAMA, QWEN, MOE = "meta-llama/Llama-3.1-8B", "Qwen/Qwen3-32B", "Qwen/Qwen3-30B-A3B-Instruct-2507"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,7 @@ def h100() -> Profile:
 
 
 def profile_of(
-    model: str, system: str, degrees: tuple[int, ...] = (1,), dtype: str = "bfloat16", **options: str
+    model: str, system: str, degrees: tuple[int, ...] = (1,), dtype: str = "bfloat16", **options: str | bool | None
 ) -> Profile:
     spec = find_model(model, [BUNDLED])
     return aiconfigurator_profile(system, spec, dtype, "auto", degrees, device=system, **options)
@@ -85,31 +92,80 @@ def test_all_reduces_are_the_collected_times_of_two_byte_elements(h100: Profile)
         assert any(time_s == pytest.approx(one) for one in by_size[int(size)])
 
 
-@pytest.mark.parametrize(("model", "tp"), [(LLAMA, 1), (QWEN, 2)])
-def test_a_step_of_ours_is_a_step_of_its_own(model: str, tp: int) -> None:
-    """Its engine, compiled with its own model of that name, prices a decode step of 64 at 2,048 keys."""
+@pytest.mark.parametrize(
+    ("model", "theirs", "system", "tp", "ep", "dtype", "gemm"),
+    [
+        (LLAMA, "meta-llama/Meta-Llama-3.1-8B", "h200_sxm", 1, 1, "bfloat16", "bfloat16"),
+        (QWEN, QWEN, "h200_sxm", 2, 1, "bfloat16", "bfloat16"),
+        (QWEN, QWEN, "b200_sxm", 2, 1, "nvfp4", "nvfp4"),
+        (MOE, "Qwen/Qwen3-30B-A3B", "h200_sxm", 1, 1, "bfloat16", "bfloat16"),
+        (MOE, "Qwen/Qwen3-30B-A3B", "h100_sxm", 2, 1, "fp8", "fp8"),
+        (MOE, "Qwen/Qwen3-30B-A3B-FP8", "h100_sxm", 1, 1, "fp8", "fp8_block"),
+        (MOE, "Qwen/Qwen3-30B-A3B", "b200_sxm", 4, 1, "nvfp4", "nvfp4"),
+        (MOE, "Qwen/Qwen3-30B-A3B", "h100_sxm", 4, 4, "bfloat16", "bfloat16"),
+    ],
+)
+def test_a_step_of_ours_is_a_step_of_its_own(
+    model: str, theirs: str, system: str, tp: int, ep: int, dtype: str, gemm: str
+) -> None:
+    """Its engine, compiled with its own model of that name, prices a decode step of 64 at 2,048 keys, and a prompt."""
+    profile = profile_of(model, system, (tp,), dtype, gemm=gemm, expert_parallel=ep > 1)
+    spec = find_model(model, [BUNDLED])
+    tables, layers = profile.tables[tp], spec.num_layers
+    decode, prefill = own_steps(theirs, system, tp, gemm, (tp // ep, ep) if spec.num_experts else None)
+    runs = Counter(profile.meta.composition.once) + Counter(dict.fromkeys(profile.meta.composition.per_layer, layers))
+    for own, tokens in ((decode, 64), (prefill, 2048)):
+        for name, count in runs.items():
+            if name != "attention":
+                curve = tables.dense[name]
+                assert count * np.interp(tokens, curve.x, curve.time_s) == pytest.approx(own[name], rel=1e-9), name
+    row = (tables.attention.n_decode == 64) & (tables.attention.decode_kv_tokens == 2047)
+    assert layers * tables.attention.time_s[row][0] == pytest.approx(decode["attention"], rel=1e-9)
+    head = tables.per_request["logits_gemm"]
+    assert np.interp(64, head.x, head.time_s) == pytest.approx(decode["logits_gemm"], rel=1e-9)
+    of_devices = {"embedding_ar", "ar_1", "ar_2", "p2p", "moe_pre_dispatch", "moe_post_dispatch"}
+    assert decode.keys() - of_devices == runs.keys() | {"logits_gemm"}
+
+
+def own_steps(
+    model: str, system: str, tp: int, gemm: str, experts: tuple[int, int] | None
+) -> tuple[Counter[str], Counter[str]]:
+    """Seconds of each operator by the package's own engine: of a step of 64 decodes, and of a prompt of 2,048."""
     from aiconfigurator_core.sdk.engine import EngineHandle
 
-    own = EngineHandle.compile(
-        model.replace("Llama-3.1", "Meta-Llama-3.1"), "h200_sxm", "vllm", backend_version="0.24.0", tp_size=tp
-    )
-    theirs: Counter[str] = Counter()
+    types: dict[str, str | int] = {"gemm_quant_mode": gemm, "kvcache_quant_mode": "bfloat16"}
+    types |= {"fmha_quant_mode": "bfloat16"}
+    if experts is not None:
+        types |= {"moe_quant_mode": gemm, "moe_tp_size": experts[0], "moe_ep_size": experts[1]}
+    own = EngineHandle.compile(model, system, "vllm", backend_version="0.24.0", tp_size=tp, **types)
     _, generation = own.run_static_per_op(batch_size=64, isl=2047, osl=2, mode="static_gen")
-    for name, latency_ms, _, _ in generation:
-        theirs[name.removeprefix("generation_")] += latency_ms / 1e3
-    profile, layers = profile_of(model, "h200_sxm", (tp,)), find_model(model, [BUNDLED]).num_layers
-    tables = profile.tables[tp]
-    runs = Counter(profile.meta.composition.once) + Counter(dict.fromkeys(profile.meta.composition.per_layer, layers))
-    for name, count in runs.items():
-        if name != "attention":
-            curve = tables.dense[name]
-            assert count * np.interp(64, curve.x, curve.time_s) == pytest.approx(theirs[name], rel=1e-9)
-    row = (tables.attention.n_decode == 64) & (tables.attention.decode_kv_tokens == 2047)
-    assert layers * tables.attention.time_s[row][0] == pytest.approx(theirs["attention"], rel=1e-9)
-    head = tables.per_request["logits_gemm"]
-    assert np.interp(64, head.x, head.time_s) == pytest.approx(theirs["logits_gemm"], rel=1e-9)
-    of_devices = {"embedding_ar", "ar_1", "ar_2", "p2p"}
-    assert theirs.keys() - of_devices == runs.keys() | {"logits_gemm"}
+    context, _ = own.run_static_per_op(batch_size=1, isl=2048, osl=1, mode="static_ctx")
+    steps = []
+    for operators in (generation, context):
+        seconds: Counter[str] = Counter()
+        for name, latency_ms, _, _ in operators:
+            plain = name.removeprefix("generation_").removeprefix("context_")
+            seconds["experts" if plain == "moe" else plain] += latency_ms / 1e3
+        steps.append(seconds)
+    return steps[0], steps[1]
+
+
+@pytest.mark.parametrize("distribution", [None, "balanced"])
+def test_experts_are_the_collected_times(distribution: str | None) -> None:
+    """128 experts of 768, 8 for a token, split over two devices."""
+    profile = profile_of(MOE, "h100_sxm", (2,), distribution=distribution)
+    curve = profile.tables[2].dense["experts"]
+    read = dict(zip(curve.x, curve.time_s, strict=True))
+    experts = {"hidden_size": 2048, "inter_size": 768, "num_experts": 128, "topk": 8, "moe_tp_size": 2}
+    chosen = {"distribution": distribution or "power_law_1.2", "moe_dtype": "bfloat16", "moe_ep_size": 1}
+    there = rows("h100_sxm", "moe_perf", **experts, **chosen)
+    assert len(there) == len(read) == 27
+    for row in there:
+        assert read[row["num_tokens"]] == pytest.approx(row["latency"] / 1e3, rel=1e-6)
+    notes = "\n".join(profile.meta.notes)
+    assert f"experts: 128, 8 for each token, chosen as {chosen['distribution']} when they were measured" in notes
+    assert "composed as its sdk/models/moe.py does" in notes
+    assert "silicon 530 (all_gather, all_reduce, attention of decodes, experts, logits_gemm, proj_gemm" in notes
 
 
 def test_its_coverage_is_told(h100: Profile) -> None:
@@ -149,7 +205,10 @@ def test_fp8_is_faster_and_its_blocks_are_another_table() -> None:
     [
         ({"system": "h100"}, "field 'system': aiconfigurator-core has no such system: found 'h100'"),
         ({"version": "0.19.0"}, r"field 'version': was not collected on h100_sxm: found '0.19.0': accepted: 0.24.0"),
-        ({"dtype": "float16"}, "field 'dtype': found 'float16': accepted: collected by aiconfigurator: bfloat16, fp8"),
+        (
+            {"dtype": "float16"},
+            "field 'dtype': found 'float16': accepted: collected by aiconfigurator: bfloat16, fp8, nvfp4",
+        ),
         ({"gemm": "fp8_block"}, "field 'gemm': was not collected on h100_sxm: found 'fp8_block': accepted: bfloat16"),
         (
             {"system": "a100_sxm", "dtype": "fp8"},
@@ -160,7 +219,20 @@ def test_fp8_is_faster_and_its_blocks_are_another_table() -> None:
             "all_reduce was not collected.*found 16: accepted: 2, 4, 8",
         ),
         ({"degrees": (3,)}, "a divisor of meta-llama/Llama-3.1-8B's num_attention_heads"),
-        ({"model": "mistralai/Mixtral-8x7B-v0.1"}, "has experts, whose tables are not read yet"),
+        (
+            {"model": "microsoft/Phi-mini-MoE-instruct"},
+            "were not collected.*found 'bfloat16 each over 1 devices as power_",
+        ),
+        (
+            {"model": MOE, "degrees": (2,), "distribution": "even"},
+            "field 'experts'.*found 'bfloat16 each over 2 devices as even'.*accepted: bfloat16 each over 1 devices as",
+        ),
+        ({"distribution": "balanced"}, "field 'distribution': has no effect: found 'balanced': accepted: nothing"),
+        ({"dtype": "nvfp4"}, "field 'gemm': was not collected on h100_sxm: found 'nvfp4'"),
+        (
+            {"system": "b200_sxm", "model": MOE, "dtype": "nvfp4", "degrees": (8,)},
+            "nvfp4 each over 8 devices as power_law_1.2",
+        ),
     ],
 )
 def test_what_was_not_collected_is_an_error(options: dict[str, object], message: str) -> None:
@@ -201,6 +273,23 @@ def test_closed_loops_that_others_measured_are_too_fast_by_their_host() -> None:
     assert len(errors) == 9
     assert np.median(np.abs(errors)) < 0.23
     assert all(-0.4 < error < 0 for error in errors)
+
+
+def test_closed_loops_of_quantized_models_and_of_experts(tmp_path: Path) -> None:
+    """Eleven of the 176 runs of tests/benchmarks/quantized_loops.py, of each model, device and type."""
+    runs = quantized_loops.measured_runs()
+    assert len(runs) == 176
+    quantized_loops.write_config(tmp_path)
+    dense = [run for run in runs if run.model != quantized_loops.QWEN][5::17]
+    experts = [run for run in runs if run.model == quantized_loops.QWEN][4::13]
+    assert {(run.device, run.dtype) for run in dense} == {
+        *(("H100", "fp8"), ("H200", "fp8"), ("B200", "fp8"), ("B200", "nvfp4"))
+    }
+    dense_errors = [quantized_loops.error_of(run, tmp_path) for run in dense]
+    expert_errors = [quantized_loops.error_of(run, tmp_path) for run in experts]
+    assert np.median(np.abs(dense_errors)) < 0.10
+    assert max(np.abs(dense_errors)) < 0.25
+    assert all(-0.37 < error < 0.19 for error in expert_errors)
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +354,93 @@ def test_one_line_simulates_a_closed_loop(device: str, model: str, tp: int) -> N
     assert figures["metrics"]["tpot_s"]["p50"] > weights_s
     if device != "L40S" or tp == 1:  # whose all-reduces over PCIe are most of the step
         assert figures["metrics"]["tpot_s"]["p50"] < 5 * weights_s
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [(device, "bfloat16") for device in ("H100", "H200", "B200", "L40S", "A100-80GB", "RTXPRO6000")]
+    + [("H200", "fp8"), ("B200", "fp8"), ("B200", "nvfp4"), ("GB300", "nvfp4")],
+)
+def test_one_line_simulates_a_mixture_of_experts(device: str, dtype: str) -> None:
+    """As dense models, in each type that was collected."""
+    instance = f"{{model: {MOE}, device: {device}, source: aiconfigurator, tensor_parallel_size: 2}}"
+    overrides = [f"cluster={{instances: [{instance}]}}", f"engine.dtype={dtype}"]
+    simulation, figures = simulate_scenario(EXAMPLE, overrides)
+    assert figures["n_finished"] == 90
+    notes = "\n".join(simulation.capture.meta.notes)
+    assert "experts: 128, 8 for each token, chosen as power_law_1.2" in notes
+    assert "experts, logits_gemm" in notes
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("data_parallel_size: 2", "data_parallel_size': has no effect: the experts of aiconfigurator-core"),
+        (
+            "experts: {gate: uniform, mode: sampled}",
+            "experts': has no effect: the experts of aiconf.*were measured tog",
+        ),
+    ],
+)
+def test_what_times_by_tokens_cannot_tell_apart_is_refused(more: str, message: str) -> None:
+    instance = f"{{model: {MOE}, device: H100, source: aiconfigurator, tensor_parallel_size: 2, {more}}}"
+    with pytest.raises(InputError, match=message):
+        simulate_scenario(EXAMPLE, [f"cluster={{fabric: {FABRIC}, instances: [{instance}]}}"])
+
+
+def test_whole_experts_on_each_device_are_other_times(tmp_path: Path) -> None:
+    """As asked for; a profile that was written knows which it is, and refuses the other."""
+    tpot_s = {}
+    for parallel in ("true", "false"):
+        instance = f"{{model: {MOE}, device: H100, source: aiconfigurator, tensor_parallel_size: 4"
+        more = f", enable_expert_parallel: {parallel}}}"
+        simulation, figures = simulate_scenario(EXAMPLE, [f"cluster={{instances: [{instance}{more}]}}"])
+        tpot_s[parallel] = figures["metrics"]["tpot_s"]["mean"]
+        said = "whole ones on each device" if parallel == "true" else "each is split over the devices"
+        assert any(said in note for note in simulation.capture.meta.notes)
+    assert tpot_s["true"] != tpot_s["false"]
+    write_profile(profile_of(MOE, "h100_sxm", (4,), expert_parallel=True), tmp_path / "p" / "moe")
+    instance = f"{{model: {MOE}, device: h100_sxm, tensor_parallel_size: 4}}"
+    with pytest.raises(InputError, match=r"enable_expert_parallel': has no effect.*accepted: true, as they were"):
+        simulate_scenario(EXAMPLE, [f"profiles=[{tmp_path}/p]", f"cluster={{instances: [{instance}]}}"])
+
+
+def test_weights_of_four_bits_leave_room_for_keys_and_values() -> None:
+    """Embedding, head and norms stay as they are, and so do keys and values where nothing else is asked for."""
+    spec = find_model(QWEN, [BUNDLED])
+    parts = spec.parameters(2)
+    whole = sum(parts.values())
+    layers = parts["attention"] + parts["mlp"]
+    for dtype, width in (("bfloat16", 2.0), ("fp8", 1.0), ("nvfp4", 9 / 16)):
+        assert spec.weight_bytes(dtype, 2) == int(layers * width + (whole - layers) * 2)
+    instance = f"{{model: {QWEN}, device: B200, source: aiconfigurator, tensor_parallel_size: 2}}"
+    blocks = {}
+    for dtype in ("bfloat16", "fp8", "nvfp4"):
+        simulation, _ = simulate_scenario(EXAMPLE, [f"cluster={{instances: [{instance}]}}", f"engine.dtype={dtype}"])
+        blocks[dtype] = simulation.capture.meta.num_gpu_blocks or 0
+    block_bytes = 16 * spec.kv_bytes_per_token("bfloat16", 2)
+    freed = spec.weight_bytes("bfloat16", 2) - spec.weight_bytes("nvfp4", 2)
+    assert blocks["nvfp4"] - blocks["bfloat16"] == pytest.approx(freed / block_bytes, rel=0.02)
+    assert blocks["bfloat16"] < blocks["fp8"] < blocks["nvfp4"]
+
+
+def test_devices_exchange_activations_and_not_weights(h100: Profile) -> None:
+    """Quantized weights leave what is summed and gathered at two bytes."""
+    assert h100.collectives is not None
+    times = MeasuredCollectives(h100.collectives, 2, source="test")
+    partition, spec = Partition(2, 1, 1, False, times, None, None), find_model(LLAMA, [BUNDLED])
+    talk = {}
+    for dtype in ("bfloat16", "fp8", "nvfp4"):
+        options = EngineOptions(dtype=dtype, max_num_batched_tokens=64, max_num_seqs=8)  # type: ignore[arg-type]
+        talk[dtype] = talk_of(partition, spec, options)
+    for dtype in ("fp8", "nvfp4"):
+        one, other = talk[dtype], talk["bfloat16"]
+        assert one is not None
+        assert other is not None
+        assert np.array_equal(one.layer_s, other.layer_s)
+        assert np.array_equal(one.request_s, other.request_s)
+
+
+def test_the_page_shows_what_its_commands_print(tmp_path: Path) -> None:
+    shown, printed = shown_and_printed("profiles.md", tmp_path)
+    assert printed == shown

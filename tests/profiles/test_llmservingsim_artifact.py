@@ -126,6 +126,20 @@ def test_predictions_stand_only_beyond_what_was_measured(model: Path) -> None:
     assert any("predictions for more requests than keys left out" in note for note in profile.meta.notes)
 
 
+def test_no_measured_batch_takes_longer_than_a_predicted_one_that_contains_it(model: Path) -> None:
+    write_predictions(write_degree(model), factor=0.1)
+    profile = imported(model)
+    rows = profile.tables[1].attention
+    alone = rows.n_decode > 0
+    sizes, histories, time_s = rows.n_decode[alone], rows.decode_kv_tokens[alone], rows.time_s[alone]
+    predicted = histories >= 1024
+    for n, history, own_s in zip(sizes[~predicted], histories[~predicted], time_s[~predicted], strict=True):
+        contains = predicted & (sizes >= n) & (histories >= history)
+        assert own_s <= time_s[contains].min(initial=np.inf)
+    assert at(rows, 0, 0, 4, 255) == pytest.approx(0.1 * decode_us(4, 1024))
+    assert any("measured rows take longer than a prediction for more work" in note for note in profile.meta.notes)
+
+
 def test_without_measurements_predictions_are_all_there_is_and_that_is_said(model: Path) -> None:
     write_predictions(write_degree(model, attention=False))
     profile = imported(model)

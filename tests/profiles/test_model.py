@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from profiles.catalog import BUNDLED, find_model
-from profiles.model import model_of
+from profiles.model import kv_dtype, model_of, part_bytes
 from traces.errors import InputError
 
 TINY = {
@@ -144,3 +144,12 @@ def test_a_missing_dimension_is_named(field: str) -> None:
 def test_a_wrong_dimension_is_named(value: object) -> None:
     with pytest.raises(InputError, match="field 'vocab_size': found"):
         model_of({**TINY, "vocab_size": value}, "t")
+
+
+def test_quantized_types_are_of_layers_weights_alone() -> None:
+    assert [part_bytes("mlp", dtype) for dtype in ("bfloat16", "fp8", "nvfp4")] == [2.0, 1.0, 0.5625]
+    assert [part_bytes("lm_head", dtype) for dtype in ("float32", "fp8", "nvfp4")] == [4.0, 2.0, 2.0]
+    assert [kv_dtype(dtype, "auto") for dtype in ("float16", "fp8", "nvfp4")] == ["float16", "bfloat16", "bfloat16"]
+    assert kv_dtype("nvfp4", "fp8") == "fp8"
+    with pytest.raises(InputError, match="field 'dtype': found 'int3'"):
+        part_bytes("mlp", "int3")

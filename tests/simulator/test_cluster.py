@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster import Cluster, Service
+from simulator.contention import Exchange
 from simulator.engine import Engine
-from simulator.fleet import Autoscaling, Failure
+from simulator.fleet import Autoscaling, Failure, Scaling
 from simulator.handover import KVTransfer
 from simulator.scheduler import Scheduler
 from simulator.simulate import Simulation, simulate
@@ -32,12 +33,18 @@ def links(n_devices: int, bandwidth_bytes_per_s: float = 1e6, latency_s: float =
 
 
 def disaggregated(
-    n_prefill: int = 1, n_decode: int = 1, *, topology: Topology | None = None, decode: dict[str, Any] | None = None
+    n_prefill: int = 1,
+    n_decode: int = 1,
+    *,
+    topology: Topology | None = None,
+    prefill: dict[str, Any] | None = None,
+    decode: dict[str, Any] | None = None,
 ) -> Cluster:
-    """Prefill engines on the first devices, decode engines on the next; `decode` changes those."""
-    made = [
-        replace(engine(), role="prefill", places=(Place(0, i),), kv_bytes_per_token=KV_BYTES) for i in range(n_prefill)
-    ]
+    """Prefill engines on the first devices, decode engines on the next; `prefill` and `decode` change those."""
+    made = []
+    for i in range(n_prefill):
+        own = engine(**(prefill or {}))
+        made.append(replace(own, role="prefill", places=(Place(0, i),), kv_bytes_per_token=KV_BYTES))
     for i in range(n_prefill, n_prefill + n_decode):
         own = engine(**(decode or {}))
         made.append(replace(own, role="decode", places=(Place(0, i),), kv_bytes_per_token=KV_BYTES))
@@ -326,6 +333,15 @@ ROWS = st.lists(
 ).map(sorted)
 
 
+def on_a_bus(cluster: Cluster, bytes_per_token: float) -> Cluster:
+    """The cluster's engines, all on one bus, over which devices of each send each other so many bytes a token too."""
+    n_devices = len(cluster.engines)
+    topology = Topology(TopologyFile((NodeFile(n_devices, FabricFile("bus", 1e6, 0.001)),)))
+    (bus,) = topology.path(Place(0, 0), Place(0, 1))
+    own = (Exchange({bus: bytes_per_token}, {bus: 100.0}),)
+    return replace(cluster, topology=topology, engines=tuple(replace(one, exchanges=own) for one in cluster.engines))
+
+
 @st.composite
 def clusters(draw: st.DrawFn) -> Cluster:
     """Any arrangement of small engines, some short of KV blocks."""
@@ -342,17 +358,53 @@ def clusters(draw: st.DrawFn) -> Cluster:
             engines = tuple(engine(**options) for _ in range(draw(st.integers(1, 3))))
             return Cluster(engines, routing, deadline_s=deadline_s, concurrency=draw(st.sampled_from([None, 1, 3])))
         case "failing":
-            failures = tuple(Failure(instance=i, at_s=at_s, for_s=1.0) for i, at_s in ((0, 0.5), (1, 1.2), (0, 2.0)))
-            return Cluster((engine(**options),) * 2, routing, failures=failures, deadline_s=deadline_s)
+            return draw(failing(Cluster((engine(**options),) * 2, routing, deadline_s=deadline_s)))
         case "together":
             return Cluster((replace(engine(**options), ranks=draw(st.integers(2, 3))), engine(**options)), routing)
         case "stages":
             return Cluster((staged(draw(st.integers(2, 4)), **{**options, "async_scheduling": False}),), routing)
         case _:
-            made = disaggregated(draw(st.integers(1, 2)), draw(st.integers(1, 3)), decode=options)
-            way = draw(st.sampled_from(["at_end", "layer_by_layer"]))
-            kv_transfer = KVTransfer(when=way, failure_probability=draw(st.sampled_from([0.0, 0.5])))
-            return replace(made, routing=routing, kv_transfer=kv_transfer, deadline_s=deadline_s)
+            n_prefill, n_decode = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+            prefill = {"async_scheduling": draw(st.booleans()), "num_gpu_blocks": draw(st.sampled_from([30, 1000]))}
+            made = disaggregated(n_prefill, n_decode, prefill=prefill, decode=options)
+            kv_transfer = KVTransfer(
+                when=draw(st.sampled_from(["at_end", "layer_by_layer"])),
+                failure_probability=draw(st.sampled_from([0.0, 0.5])),
+                kv_load_failure_policy=draw(st.sampled_from(["recompute", "fail"])),
+            )
+            made = replace(made, routing=routing, kv_transfer=kv_transfer, deadline_s=deadline_s)
+            if draw(st.booleans()):
+                made = on_a_bus(made, draw(st.sampled_from([50.0, 400.0])))
+            if draw(st.booleans()):
+                made = replace(made, autoscaling=draw(scalings()))
+            made = draw(failing(made)) if draw(st.booleans()) else made
+            if not made.failures and not kv_transfer.failure_probability:
+                return replace(made, kv_transfer=KVTransfer(when=kv_transfer.when))
+            return made
+
+
+@st.composite
+def scalings(draw: st.DrawFn) -> Autoscaling:
+    """Pools of prefill and of decode instances, one of them or both, that start with one instance."""
+    one = Scaling(up_above=0.1, down_below=0.05, start_s=0.2, interval_s=draw(st.sampled_from([0.05, 0.3])))
+    other = Scaling(up_above=0.3, start_s=0.1, interval_s=0.07)
+    return draw(
+        st.sampled_from([Autoscaling(prefill=one), Autoscaling(decode=one), Autoscaling(prefill=other, decode=one)])
+    )
+
+
+@st.composite
+def failing(draw: st.DrawFn, cluster: Cluster) -> Cluster:
+    """The cluster with failures of its instances at any time, several at once too."""
+    failures = []
+    for i in range(len(cluster.engines)):
+        at_s = 0.0
+        for _ in range(draw(st.integers(0, 2))):
+            at_s = round(at_s + draw(st.floats(0.001, 2)), 3)
+            failures.append(Failure(instance=i, at_s=at_s, for_s=draw(st.sampled_from([0.01, 0.4, 3.0]))))
+            at_s += failures[-1].for_s
+    after = draw(st.sampled_from(["start_over", "go_on"])) if failures else "start_over"
+    return replace(cluster, failures=tuple(failures), after_failure=after)
 
 
 @settings(max_examples=150, deadline=None)
@@ -372,7 +424,7 @@ def test_whatever_the_cluster_nothing_is_lost_and_fast_forward_changes_nothing(
         assert outcome.scheduled_s is None or outcome.scheduled_s >= min(row.arrival_s, outcome.arrival_s)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(ROWS, clusters())
 def test_every_block_is_free_in_the_end_and_kv_is_sent_once(
     rows: list[tuple[float, int, int]], cluster: Cluster
@@ -383,9 +435,18 @@ def test_every_block_is_free_in_the_end_and_kv_is_sent_once(
     for rank in service.ranks:
         assert isinstance(rank.scheduler, Scheduler)
         assert rank.scheduler.num_free_blocks == rank.num_blocks
+        assert not rank.arrivals
     if (handover := service.handover) is not None:
-        most = sum(row.prompt_tokens for row in made.rows) * KV_BYTES
-        assert handover.n_bytes <= most * (1 + sum(r.num_preemptions for k in service.ranks for r in k.requests))
+        sendings = 1 + sum(r.num_preemptions for k in service.ranks for r in k.requests)
+        sendings += sum(service.n_sent_again(i) for i in range(len(made)))
+        most = sum(row.prompt_tokens + row.output_tokens for row in made.rows) * KV_BYTES
+        assert handover.n_bytes <= most * sendings
+        # Each path is one link here: what the links carried is what was sent.
+        network = handover.network
+        carried = sum(float(network.carried_bytes(link, network.now_s)) for link in network.links)
+        assert carried == pytest.approx(handover.n_bytes)
+        assert 0 <= handover.n_dropped_bytes <= handover.n_bytes * (1 + 1e-9)
+        assert not network.under_way
 
 
 def test_a_stuck_cluster_names_who_waits_where() -> None:

@@ -24,6 +24,7 @@ from simulator.power import (
     power_run,
     summed,
 )
+from simulator.tiers import CROSSES, Memory, Move
 from simulator.topology import Place
 from traces.series import Grid
 from traces.steps import STEP_COLUMNS, Batches, Steps, steps_from_columns
@@ -171,6 +172,31 @@ def test_bytes_without_an_energy_per_bit_are_told() -> None:
     assert "energy of 3.000 GB sent over cxl" in run.unknown
 
 
+def test_what_moves_to_and_from_a_tier_costs_by_the_bit() -> None:
+    """1 GB at an even rate from 1 s to 3 s, over the links and in the memory of the second node."""
+    moves = [Move("host", 1, 1.0, 3.0, 1e9, CROSSES["host"])]
+    run = power_run(record(), [Machine(0, HERE, DEVICE)], [NODE, NODE], 4.0, moves=moves)
+    assert run.sent_j("links") == pytest.approx(8e9 * 4e-12)
+    assert run.sent_j("dram") == pytest.approx(8e9 * 6e-12)
+    assert run.sent_j("nic") == 0
+    assert np.diff(run.by_s("dram", [0.0, 1.0, 2.0, 3.0, 4.0])) - 2 * 16 == pytest.approx([0, 0.024, 0.024, 0])
+    assert run.unknown == ()
+
+
+@pytest.mark.parametrize(
+    ("crosses", "unknown"),
+    [
+        (None, ("energy of 1.000 GB to and from KV tier far, of which no memory is said",)),
+        (CROSSES["cxl"], ("energy of 1.000 GB over cxl to and from KV tier far",)),
+        (CROSSES["remote"], ("energy of 1.000 GB over remote to and from KV tier far",)),
+        (CROSSES["storage"], ("energy of 1.000 GB over storage to and from KV tier far",)),
+    ],
+)
+def test_moves_without_an_energy_per_bit_are_told(crosses: tuple[str, ...] | None, unknown: tuple[str, ...]) -> None:
+    moves = [Move("far", 0, 1.0, 3.0, 1e9, crosses)]
+    assert power_run(record(), [Machine(0, HERE, DEVICE)], [NODE], 4.0, moves=moves).unknown == unknown
+
+
 def test_collectives_without_an_energy_are_told() -> None:
     machine = Machine(0, (Place(0, 0), Place(0, 1)), DEVICE, link_bytes_per_token=None)
     run = power_run(record((0, 0.0, 1.0, 0, 1)), [machine], [NODE], 1.0)
@@ -274,13 +300,27 @@ def watched_j(steps: Steps, machines: list[Machine], nodes: list[NodePower], end
     return joules
 
 
-@given(clusters())
-def test_every_joule_is_counted_once(cluster: tuple[Steps, list[Machine], list[NodePower]]) -> None:
+MOVES = st.lists(
+    st.tuples(SECONDS, st.floats(1e-9, 5.0), st.floats(1.0, 1e10), st.sampled_from(sorted(CROSSES))), max_size=8
+)
+
+
+@given(clusters(), MOVES)
+def test_every_joule_is_counted_once(
+    cluster: tuple[Steps, list[Machine], list[NodePower]], moved: list[tuple[float, float, float, Memory]]
+) -> None:
     steps, machines, nodes = cluster
-    end_s = float(steps.end_s.max(initial=0.0)) + 3.0
-    run = power_run(steps, machines, nodes, end_s)
-    assert run.unknown == ()
-    assert run.total_j == pytest.approx(watched_j(steps, machines, nodes, end_s), rel=1e-9)
+    ends = [float(steps.end_s.max(initial=0.0)), *(begin_s + lasts_s for begin_s, lasts_s, _, _ in moved)]
+    end_s = max(ends) + 3.0
+    moves = [Move("tier", 0, begin, begin + lasts, n_bytes, CROSSES[memory]) for begin, lasts, n_bytes, memory in moved]
+    run = power_run(steps, machines, nodes, end_s, moves=moves)
+    assert all("over cxl" in one or "over remote" in one for one in run.unknown)
+    watched = watched_j(steps, machines, nodes, end_s)
+    for move in moves:
+        for name in move.crosses or ():
+            part: PartPower | None = getattr(nodes[0], name, None)
+            watched += 0.0 if part is None else move.n_bytes * BITS * (part.j_per_bit or 0.0)
+    assert run.total_j == pytest.approx(watched, rel=1e-9)
     parts = [run.serving_j(name) + run.idle_j(name) + run.sent_j(name) for name in run.components]
     assert sum(parts) == pytest.approx(run.total_j, rel=1e-9)
     for name, part in zip(run.components, parts, strict=True):

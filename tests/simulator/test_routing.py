@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.routing import ROUTERS, InstanceState, Router, new_router
+from simulator.vllm_dp import Report
 from traces.errors import InputError
 from traces.trace import TraceRow
 
@@ -35,6 +36,9 @@ class Seen:
         while found < min(len(hashes), len(self.cached)) and hashes[found] == self.cached[found]:
             found += 1
         return found
+
+    def take_reports(self) -> list[Report]:
+        return []
 
 
 ROW = TraceRow(request_id="r", arrival_s=0.0, prompt_tokens=64, output_tokens=8)
@@ -86,41 +90,6 @@ def test_of_two_the_less_loaded_is_taken_and_the_most_loaded_of_all_never() -> N
     # The least loaded is chosen whenever it is among the two: in 3 of 6 pairs; the next in 2, the next in 1.
     assert [drawn[i] / 3000 for i in (1, 2, 3)] == pytest.approx([3 / 6, 2 / 6, 1 / 6], abs=0.03)
     assert choices(new_router("power_of_two"), [Seen()], 2) == [0, 0]
-
-
-def test_vllm_0_19_counts_its_own_until_it_is_told_again() -> None:
-    instances = [Seen(0, 0), Seen(0, 3)]
-    router = new_router("vllm_dp_0_19")
-    assert choices(router, instances, 2) == [0, 1]  # 0 < 3, then 4 > 3: its own request counts as waiting
-    assert choices(router, instances, 2) == [0, 1]  # 4 < 7, then 8 > 7
-    instances[0].n_waiting = 9  # not told yet
-    assert router.choose(ROW, (), instances, 0.05) == 0  # 8 and 11 by its own count
-    assert router.choose(ROW, (), instances, 0.1) == 1  # 36 and 3
-
-
-def test_vllm_0_19_gives_ties_to_the_lowest_rank() -> None:
-    router = new_router("vllm_dp_0_19", options={"interval_s": 0})
-    assert choices(router, [Seen(), Seen()], 3) == [0, 0, 0]
-
-
-def test_vllm_0_32_moves_its_start_on_with_every_request() -> None:
-    router = new_router("vllm_dp", options={"interval_s": 0})
-    assert choices(router, [Seen(), Seen(), Seen()], 4) == [0, 1, 2, 0]
-
-
-def test_vllm_0_32_minds_a_queue_only_where_kv_is_short() -> None:
-    relaxed, tight = Seen(2, 8, kv_usage=0.5), Seen(2, 7, kv_usage=1.0)
-    assert choices(new_router("vllm_dp"), [relaxed, tight], 1) == [0]  # 10 against 9 + 6
-    tight.kv_usage = 0.5
-    assert choices(new_router("vllm_dp"), [relaxed, tight], 1) == [1]  # 10 against 9
-
-
-def test_vllm_0_32_knows_its_own_requests_exactly() -> None:
-    instances = [Seen(0, 0), Seen(0, 2)]
-    router = new_router("vllm_dp")
-    assert choices(router, instances, 1) == [0]
-    instances[0].n_waiting = 5  # of its own, between two words of the coordinator
-    assert choices(router, instances, 1) == [1]
 
 
 def session(name: str | None) -> TraceRow:

@@ -9,10 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.cluster import Cluster
+from simulator.cluster import Cluster, Service
+from simulator.engine import Role
+from simulator.fleet import Failure
+from simulator.handover import KVTransfer
+from simulator.scheduler import Scheduler
 from simulator.simulate import Simulation, simulate
 from simulator.tiers import KVTierFile, new_tier
-from simulator.topology import Place
+from simulator.topology import FabricFile, InterNodeFile, NodeFile, Place, Topology, TopologyFile
 from tests.engines import LinearStepTime, engine, trace
 from traces.errors import InputError
 from traces.outcome import Status
@@ -122,6 +126,95 @@ def test_a_shared_store_serves_what_another_engine_computed() -> None:
     assert (alone, shared) == ([0, 0], [0, 48])
 
 
+def apart(*tiers: KVTierFile, n_prefill: int = 1, **decode: object) -> Cluster:
+    """Prefill engines of 5 blocks with tiers behind them, and one decode engine, each with a link to each other."""
+    engines = []
+    for i in range(n_prefill + 1):
+        is_last = i == n_prefill
+        own = engine(LinearStepTime(0.01), **({"num_gpu_blocks": 20, **decode} if is_last else {"num_gpu_blocks": 6}))
+        role: Role = "decode" if is_last else "prefill"
+        engines.append(replace(own, role=role, places=(Place(0, i),), kv_bytes_per_token=BYTES))
+    fabric = FabricFile("full_mesh", 1e6, 0.001)
+    topology = Topology(TopologyFile((NodeFile(n_prefill + 1, fabric),)))
+    return Cluster(tuple(engines), topology=topology, kv_tiers=tiers)
+
+
+def test_tiers_stand_behind_prefill_engines_where_roles_are_apart() -> None:
+    """The third prompt's 32 evicted tokens are loaded by the prefill engine; the decode engine has no tiers."""
+    assert cached(simulate(AGAIN, apart())) == [0, 0, 16]
+    run = simulate(AGAIN, apart(tier()))
+    assert cached(run) == [0, 0, 48]
+    assert "KV tier host: 32 tokens loaded (0.000 GB)" in "\n".join(run.capture.meta.notes)
+    service = Service(AGAIN, apart(tier()), fast_forward=True)
+    assert [isinstance(r.scheduler, Scheduler) and r.scheduler.tiers is not None for r in service.ranks] == [
+        True,
+        False,
+    ]
+
+
+def test_a_load_delays_the_prompt_and_the_kv_behind_it() -> None:
+    """3 s of load as above, 10 ms of prefill; what the decode engine lacks over 1 MB/s; 10 ms of its own."""
+    late = prompts((0.0, (1, 2, 3)), (1.0, (4, 5, 6)), (20.0, (1, 2, 3)))
+    run = simulate(late, apart(tier(bandwidth_bytes_per_s=1280.0, latency_s=0.5), enable_prefix_caching=False))
+    last = run.capture.outcomes[2]
+    assert last.scheduled_s == pytest.approx(20.0 + 3200 / 1280 + 0.5)
+    assert last.first_token_s == pytest.approx(last.scheduled_s + 0.01 + 0.001 + 4900 / 1e6 + 0.01)
+
+
+def test_a_store_that_prefill_engines_share_outlives_one_of_them() -> None:
+    failure = (Failure(instance=0, at_s=0.5, for_s=10.0),)
+    made = prompts((0.0, (1, 2, 3)), (1.0, (1, 2, 3)), (2.0, (1, 2, 3)))
+    own, shared = (
+        cached(simulate(made, replace(apart(tier(shared=shared), n_prefill=2), failures=failure)))
+        for shared in (False, True)
+    )
+    assert (own, shared) == ([0, 0, 48], [0, 48, 48])
+
+
+def over_nics(own: Cluster, bandwidth_bytes_per_s: float = 1e6) -> Cluster:
+    """The prefill engines of a cluster on a node, its decode engine on the next, and a NIC for each node."""
+    n_prefill = len(own.engines) - 1
+    fabric = FabricFile("full_mesh", 1e9, 0.0)
+    nodes = (NodeFile(n_prefill, fabric), NodeFile(1))
+    topology = Topology(TopologyFile(nodes, InterNodeFile("switch", bandwidth_bytes_per_s, 0.0)))
+    places = [*((Place(0, i),) for i in range(n_prefill)), (Place(1, 0),)]
+    engines = (replace(one, places=place) for one, place in zip(own.engines, places, strict=True))
+    return replace(own, engines=tuple(engines), topology=topology)
+
+
+ONE = prompts((0.0, (1, 2, 3)))
+"""49 tokens: three chunks of 1600 bytes written from second 0 on, 4900 bytes of KV sent after 10 ms."""
+
+
+def test_kv_has_what_writes_to_a_remote_store_leave_of_a_nic() -> None:
+    """4,800 bytes at 0.1 MB/s take 48 ms; KV has 0.9 MB/s until 15.44 ms."""
+    slow = tier(memory="remote", bandwidth_bytes_per_s=1e5)
+    alone, beside = (
+        simulate(ONE, over_nics(apart(one))).capture.outcomes[0].first_token_s for one in (tier(memory="host"), slow)
+    )
+    assert alone == pytest.approx(0.010 + 0.0049 + 0.010)
+    assert beside == pytest.approx(0.010 + 4900 / 0.9e6 + 0.010)
+
+
+def test_a_nic_limits_a_remote_store_and_no_other() -> None:
+    """Chunks of 1600 bytes: 1.6 ms each over 1 MB/s, in a microsecond into the host's memory."""
+    for memory, lasts_s in (("remote", 0.0016), ("host", 1.6e-6)):
+        own = tier(memory=memory)
+        moves = simulate(ONE, over_nics(apart(own))).moves
+        assert [move.end_s - move.begin_s for move in moves] == pytest.approx([lasts_s] * 3)
+
+
+def test_a_write_beside_kv_has_a_fair_share_of_the_nic() -> None:
+    """The first prompt's KV, 49,000 bytes over 1 MB/s, is under way when the second's chunk is written."""
+    rows = [(0.0, 16 * 30 + 10, 1), (0.03, 17, 1)]
+    made = trace(*rows, hashes=[(), (7,)], size=16)
+    own = over_nics(apart(tier(memory="remote"), num_gpu_blocks=60))
+    prefill = replace(own.engines[0], num_gpu_blocks=60)
+    (move,) = simulate(made, replace(own, engines=(prefill, own.engines[1]))).moves
+    assert move.begin_s == pytest.approx(0.03)
+    assert move.end_s - move.begin_s == pytest.approx(1600 / 0.5e6)
+
+
 def test_a_store_of_a_node_serves_that_node_alone() -> None:
     made = prompts((0.0, (1, 2, 3)), (1.0, (1, 2, 3)), (2.0, (1, 2, 3)))
     own = cluster(tier(shared="node"), count=3)
@@ -161,6 +254,23 @@ def test_what_cannot_be_a_tier(files: tuple[KVTierFile, ...], options: dict[str,
         simulate(AGAIN, cluster(*files, **options))
 
 
+def test_what_moves_is_recorded_as_it_moves() -> None:
+    """Six chunks written through the host's memory, three of them evicted to CXL, and two loaded."""
+    host = tier(capacity_bytes=3 * 1600, memory="host", bandwidth_bytes_per_s=16e3)
+    run = simulate(AGAIN, cluster(host, tier(name="cxl", write="back", memory="cxl")))
+    moved = {
+        (name, crosses): [move for move in run.moves if (move.tier, move.crosses) == (name, crosses)]
+        for name, crosses in {(move.tier, move.crosses) for move in run.moves}
+    }
+    through, read, back = moved["host", ("links", "dram")], moved["host", ("dram",)], moved["cxl", ("links", "cxl")]
+    assert [round(move.end_s - move.begin_s, 9) for move in through[:6]] == [0.1] * 6
+    assert len(through) == 6 + 2  # what is loaded from CXL is written through again
+    evicted = sum(move.n_bytes for move in read)
+    assert evicted == 5 * 1600
+    loaded = 2 * 1600
+    assert sum(move.n_bytes for move in back) == pytest.approx(evicted + loaded)
+
+
 def test_series_of_a_tier() -> None:
     series = simulate(AGAIN, cluster(tier())).capture.series
     assert series["kv_tier_host_hit_tokens"].value.tolist()[-1] == 32
@@ -182,11 +292,12 @@ def loads(draw: st.DrawFn) -> tuple[Trace, Cluster]:
             latency_s=draw(st.sampled_from([0, 0.02])),
             bandwidth_bytes_per_s=draw(st.sampled_from([3e4, 1e9])),
             duplex=draw(st.sampled_from(["full", "half"])),
+            memory=draw(st.sampled_from(["host", "remote"])),
             eviction=draw(st.sampled_from(["lru", "fifo"])),
         )
     ]
     if draw(st.booleans()):
-        tiers.append(tier(name="store", shared=True, chunk_tokens=32, bandwidth_bytes_per_s=1e5))
+        tiers.append(tier(name="store", shared=True, chunk_tokens=32, bandwidth_bytes_per_s=1e5, memory="remote"))
     elif draw(st.booleans()):
         tiers.append(
             tier(
@@ -201,9 +312,16 @@ def loads(draw: st.DrawFn) -> tuple[Trace, Cluster]:
         "async_scheduling": draw(st.booleans()),
         "max_num_seqs": draw(st.sampled_from([2, 8])),
     }
-    blocks = draw(st.integers(10, 24))
+    blocks, count = draw(st.integers(10, 24)), draw(st.integers(1, 2))
     made = prompts(*each, output=draw(st.sampled_from([1, 20, 60])))
-    return made, cluster(*tiers, count=draw(st.integers(1, 2)), num_gpu_blocks=blocks, **options)
+    own = cluster(*tiers, count=count, num_gpu_blocks=blocks, **options)
+    if draw(st.booleans()):
+        return made, own
+    ours = apart(*tiers, n_prefill=count, num_gpu_blocks=blocks, **options)
+    prefill = [replace(one, role="prefill", places=(Place(0, i),)) for i, one in enumerate(own.engines)]
+    kv_transfer = KVTransfer(when=draw(st.sampled_from(["at_end", "layer_by_layer"])))
+    ours = replace(ours, engines=(*prefill, ours.engines[-1]), kv_transfer=kv_transfer)
+    return made, over_nics(ours, draw(st.sampled_from([1e5, 1e6]))) if draw(st.booleans()) else ours
 
 
 @settings(deadline=None, max_examples=150)
@@ -228,7 +346,8 @@ def test_every_request_is_served_and_tokens_and_blocks_are_conserved(case: tuple
         assert outcome.status is Status.FINISHED
         assert outcome.output_tokens == row.output_tokens
         if not outcome.num_preemptions:
-            assert computed[i] + (outcome.cached_tokens or 0) == row.prompt_tokens + row.output_tokens - 1
+            twice = own.is_disaggregated  # the prompt's last token is computed once more
+            assert computed[i] + (outcome.cached_tokens or 0) == row.prompt_tokens + row.output_tokens - 1 + twice
     for one in own.kv_tiers:
         held = fast.capture.series[f"kv_tier_{one.name}_bytes"].value
         assert (held <= one.capacity_bytes * (1 if one.shared else len(own.engines))).all()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.traces.mutations import N_COPIES, read_copies
 from traces.capture import Capture, Series, read_capture, write_capture
 from traces.errors import InputError
 from traces.outcome import Outcome, Status
@@ -119,3 +120,21 @@ def test_a_capture_of_another_version_is_refused(tmp_path: Path, full: Capture) 
     with pytest.raises(InputError) as caught:
         read_capture(tmp_path / "capture")
     assert (caught.value.file, caught.value.field) == (str(path), "schema_version")
+
+
+@pytest.mark.parametrize(
+    "name", ["meta.json", "trace.jsonl.gz", "outcomes.parquet", "steps.parquet", "batches.parquet", "series.parquet"]
+)
+def test_a_damaged_file_is_refused_by_name_or_read(tmp_path: Path, full: Capture, name: str) -> None:
+    write_capture(full, tmp_path / "capture")
+    path = tmp_path / "capture" / name
+    data, text = path.read_bytes(), path.suffix == ".json"
+    if text:
+        data = b" ".join(data.split())  # on one line, as values are changed there
+    refused = 0
+    for _, found in read_copies(data, lambda at: read_capture(at.parent), path, text=text):
+        if isinstance(found, InputError):
+            refused += 1
+            assert found.file is not None
+            assert Path(found.file).is_relative_to(tmp_path / "capture"), str(found)
+    assert 0 < refused <= N_COPIES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -47,6 +47,41 @@ def test_json_errors_name_the_field(text: str, field: str | None, said: str) -> 
         decode_json(text.encode(), Whole, file="a.jsonl", line=7)
     assert (caught.value.file, caught.value.line, caught.value.field) == ("a.jsonl", 7, field)
     assert said in str(caught.value)
+
+
+class Nested(msgspec.Struct, forbid_unknown_fields=True):
+    shares: dict[str, float] = {}
+    parts: dict[str, Part] = {}
+    steps: dict[int, list[dict[str, int]]] = {}
+    kinds: dict[Literal["a", "b"], int] = {}
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "said"),
+    [
+        ('{"shares": {"one": 1, "two": "x", "three": "y"}}', "shares.two", "found 'x': accepted: float"),
+        ('{"parts": {"a": {"tokens": 1}, "b": {"tokens": 0}}}', "parts.b.tokens", "found 0: accepted: int >= 1"),
+        ('{"parts": {"a": {"tokens": 1}, "b": {"token": 1}}}', "parts.b.token", "'tokens' is the nearest known name"),
+        ('{"parts": {"a": {"tokens": 1}, "b": {}}}', "parts.b.tokens", "is missing"),
+        ('{"kinds": {"a": 1, "b": "x"}}', "kinds.b", "found 'x': accepted: int"),
+        ('{"shares": {"one": 1, "two": []}}', "shares.two", "found []: accepted: float"),
+        ('{"parts": {"a.b": 3}}', "parts.a.b", "found 3: accepted: object"),
+        ('{"steps": {"7": [], "9": [{"x": 1}, {"x": 1, "y": null}]}}', "steps.9[1].y", "accepted: int"),
+        ('{"steps": {"7": [], "nine": []}}', "steps", "found 'nine': accepted: int"),
+        ('{"kinds": {"a": 1, "c": 2}}', "kinds", "found 'c': accepted: a, b"),
+    ],
+)
+def test_errors_name_the_key_of_a_dictionary(tmp_path: Path, text: str, field: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        decode_json(text.encode(), Nested, file="a.json")
+    assert (caught.value.field, said in str(caught.value)) == (field, True), str(caught.value)
+    path = tmp_path / "a.yaml"
+    path.write_text(text.replace('"7"', "7").replace('"9"', "9"))
+    with pytest.raises(InputError) as caught:
+        decode_yaml(path, Nested)
+    assert (caught.value.field or "").replace("[9]", ".9") == field  # a whole number is no text in YAML
+    assert said in str(caught.value)
+    assert caught.value.line == 1
 
 
 def test_bytes_that_are_no_text_and_brackets_without_end_are_not_json() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -41,6 +42,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     hash_block_size: int | None = None
+    _file: IO[bytes] | None = None
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
@@ -82,8 +84,26 @@ class Source:
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"cannot be read ({error})", file=self.path) from None
 
-    def _open(self) -> IO[bytes]:
-        return gzip.open(self.path, "rb") if self.path.suffix == ".gz" else self.path.open("rb")  # type: ignore[return-value]
+    @contextmanager
+    def _open(self) -> Iterator[IO[bytes]]:
+        with self.path.open("rb") as self._file:
+            if self.path.suffix != ".gz":
+                yield self._file
+                return
+            with gzip.open(self._file, "rb") as unpacked:
+                yield unpacked  # type: ignore[misc]
+
+    def share_read(self) -> float:
+        """How much of the file was read so far, by its bytes on the disk: 0 before it is opened, 1 when it is closed.
+
+        A few rows may be read ahead. A pipe's length is not known: 0 until it is closed.
+        """
+        if self._file is None:
+            return 0.0
+        if self._file.closed:
+            return 1.0
+        size = os.fstat(self._file.fileno()).st_size
+        return min(self._file.tell() / size, 1.0) if size else 0.0
 
     def sha256(self) -> str:
         """Digest of the bytes read so far; of the file, once its rows are read."""

@@ -1,0 +1,213 @@
+"""Drafted tokens, from scenarios to results: what they change, what drafting costs, what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.console import speculation_lines
+from harness.deployment import deploy
+from harness.memory import scenario_memory
+from harness.scenario import read_scenario
+from harness.simulate import simulate_scenario, write_simulation
+from harness.stream import stream_scenario
+from harness.unprofiled import deploy_unprofiled
+from simulator.plan import StepPlan
+from simulator.speculative_steps import SpeculativeModel
+from tests.harness.scenarios import write_scenario
+from tests.pages import shown_and_printed
+from tests.simulator.batches import batch, request
+from traces.errors import InputError
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "speculation.yaml"
+CONFIG = {"method": "eagle3", "num_speculative_tokens": 3, "acceptance_rates": [0.72, 0.51, 0.36], "draft_s": 0.0015}
+
+
+def config(**changes: Any) -> str:
+    """An override with the example's drafter, changed; None leaves a key out."""
+    said = {key: value for key, value in {**CONFIG, **changes}.items() if value is not None}
+    return f"engine.speculative_config={json.dumps(said)}"
+
+
+def tpot_s(*overrides: str) -> float:
+    return float(simulate_scenario(EXAMPLE, overrides)[1]["metrics"]["tpot_s"]["mean"])
+
+
+def test_the_page_shows_what_its_commands_print(tmp_path: Path) -> None:
+    shown, printed = shown_and_printed("speculation.md", tmp_path)
+    assert printed == shown
+
+
+def test_good_drafts_shorten_answers_and_bad_ones_lengthen_them() -> None:
+    plain = tpot_s("engine.speculative_config=null")
+    assert tpot_s(config(acceptance_rates=[1, 1, 1])) < tpot_s() < plain < tpot_s(config(acceptance_rates=[0, 0, 0]))
+
+
+def test_drafting_takes_the_time_that_was_stated() -> None:
+    plan = verifying(3)
+    steps_s = [model_of(config(draft_s=draft_s)).price(plan).device_s[0] for draft_s in (0.0, 0.004)]
+    assert steps_s[1] - steps_s[0] == pytest.approx(0.004)
+
+
+def test_the_summary_counts_as_vllm_does(tmp_path: Path) -> None:
+    simulation, figures = simulate_scenario(EXAMPLE)
+    counted = figures["speculation"]
+    drafts = counted["num_drafts"]
+    assert counted["num_draft_tokens"] == 3 * drafts
+    assert counted["num_accepted_tokens"] == sum(counted["num_accepted_tokens_per_pos"])
+    assert counted["mean_acceptance_length"] == 1 + counted["num_accepted_tokens"] / drafts
+    for count, rate in zip(counted["num_accepted_tokens_per_pos"], CONFIG["acceptance_rates"], strict=True):
+        assert count / drafts == pytest.approx(rate, abs=5 * (rate * (1 - rate) / drafts) ** 0.5)
+    write_simulation(simulation, figures, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["speculation"] == counted
+    assert simulate_scenario(EXAMPLE, ["engine.speculative_config=null"])[1]["speculation"] is None
+    assert speculation_lines(None) == []
+    assert speculation_lines(counted)[0].startswith("speculative decoding: ")
+
+
+def test_another_seed_accepts_other_drafts() -> None:
+    runs = [simulate_scenario(EXAMPLE, [f"seed={seed}"])[0] for seed in (0, 0, 1)]
+    assert runs[0].capture.outcomes == runs[1].capture.outcomes != runs[2].capture.outcomes
+
+
+def test_a_mean_length_stands_for_rates() -> None:
+    synthetic = config(acceptance_rates=None, rejection_sample_method="synthetic", synthetic_acceptance_length=2.5)
+    _, figures = simulate_scenario(EXAMPLE, [synthetic])
+    counted = figures["speculation"]
+    first, second, third = counted["num_accepted_tokens_per_pos"]
+    assert (first, third) == (counted["num_drafts"], 0)
+    assert second / first == pytest.approx(0.5, abs=5 * 0.5 / first**0.5)
+
+
+def model_of(*overrides: str) -> SpeculativeModel:
+    model = deploy(read_scenario(EXAMPLE, overrides)).engine.step_time
+    assert isinstance(model, SpeculativeModel)
+    return model
+
+
+def verifying(n_drafts: int, n_requests: int = 4, history: int = 500) -> StepPlan:
+    """Requests that each verify so many drafts behind a history."""
+    plan = batch([(history, 1 + n_drafts, history)] * n_requests)
+    return replace(
+        batch([(history, 1, history)] * n_requests),
+        new_tokens=plan.new_tokens,
+        drafts=np.full(n_requests, n_drafts),
+        n_draft_tokens=n_drafts * n_requests,
+        requests=[request(i, history) for i in range(n_requests)],
+    )
+
+
+def test_a_step_that_verifies_costs_its_parts() -> None:
+    """Dense operators of all tokens, the longer of two attentions, rows for all tokens, and drafting."""
+    model = model_of()
+    plan = verifying(3)
+    cost, bare = model.price(plan), model.model.price(plan)
+    in_chunks = model.model.price(batch([(500, 4, 500)] * 4))
+    as_decodes = model.model.price(batch([(500, 1, 500)] * 4))
+    assert cost.operators is not None
+    assert bare.operators is not None
+    assert in_chunks.operators is not None
+    assert as_decodes.operators is not None
+    assert cost.operators.dense_s == in_chunks.operators.dense_s > as_decodes.operators.dense_s
+    bounds = in_chunks.operators.attention_s[0], as_decodes.operators.attention_s[0]
+    assert cost.operators.attention_s[0] == max(bounds)
+    rows_s = cost.operators.per_request_s - bare.operators.per_request_s
+    assert rows_s > 0
+    longest = max(bounds) - bare.operators.attention_s[0]
+    assert cost.device_s[0] == pytest.approx(bare.device_s[0] + longest + rows_s + 0.0015)
+
+
+def test_a_lookup_takes_the_host() -> None:
+    lookup = config(method="ngram", draft_rate=0.8)
+    cost, device = model_of(lookup).price(verifying(3)), model_of().price(verifying(3))
+    assert cost.host_s[0] == device.host_s[0] + 0.0015
+    assert cost.device_s[0] == pytest.approx(device.device_s[0] - 0.0015)
+
+
+def test_a_model_that_drafts_is_priced_by_its_own_profile() -> None:
+    """As large as the model: a pass over all tokens and one more each, then one a request for each other draft."""
+    priced = config(method="draft_model", draft_s=None, model="servetwin/llama-s")
+    model, plan = model_of(priced), verifying(3)
+    assert model.drafter is not None
+    passes = model.drafter.plans(plan)
+    assert [(each.n_tokens, each.n_decode, each.repeat) for each in passes] == [(4 * 5, 4, 1), (4, 4, 2)]
+    assert passes[1].decode_kv_sum == 4 * (500 + 4 + 1)
+    stated = model_of(config(method="draft_model", draft_s=0.0)).price(plan).device_s[0]
+    assert model.price(plan).device_s[0] == pytest.approx(stated + model.drafter.step_s(plan))
+    simulation, _ = simulate_scenario(EXAMPLE, [priced])
+    (note,) = [note for note in simulation.capture.meta.notes if note.startswith("drafting by servetwin/llama-s")]
+    assert "3 passes a step" in note
+
+
+def test_a_stream_drafts_the_same_tokens(tmp_path: Path) -> None:
+    scenario = write_scenario(tmp_path)
+    with_drafts = scenario.read_text().rstrip() + f"\n  {config(draft_s=0.0)[7:].replace('=', ': ', 1)}\n"
+    scenario.write_text(with_drafts)
+    simulation, _ = simulate_scenario(scenario)
+    figures = stream_scenario(scenario, tmp_path / "streamed")
+    written = (tmp_path / "streamed" / "meta.json").read_text()
+    assert simulation.speculation is not None
+    assert simulation.speculation.note() in written
+    assert figures["speculation"] == simulation.speculation.figures()
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        (config(acceptance_rates=[0.5, 0.6, 0.4]), r"engine\.speculative_config\.acceptance_rates\.1"),
+        (config(acceptance_rates=[1.5, 0.6, 0.4]), r"acceptance_rates"),
+        (config(draft_s=None), r"engine\.speculative_config\.draft_s"),
+        (config(method="medusa"), "method"),
+        (config(method="draft_model", model="servetwin/llama-s"), r"draft_s"),
+        (config(prompt_lookup_max=3), "prompt_lookup_max"),
+        ("engine.num_gpu_blocks=null", r"speculative_config\.method.*num_gpu_blocks"),
+        ("engine.long_prefill_token_threshold=3", r"engine\.long_prefill_token_threshold"),
+    ],
+)
+def test_what_cannot_be_priced_or_scheduled_is_refused_by_name(override: str, field: str) -> None:
+    with pytest.raises(InputError, match=field) as refused:
+        simulate_scenario(EXAMPLE, [override])
+    assert str(refused.value.file).endswith("speculation.yaml")
+
+
+@pytest.mark.parametrize(
+    ("instance", "field"),
+    [
+        ({"host_link": {"bandwidth_bytes_per_s": 4e9, "latency_s": 1e-5}, "offload": {"layers": "1"}}, "offload"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size"),
+        ({"role": "prefill"}, "role"),
+    ],
+)
+def test_what_is_not_modelled_beside_drafts_is_refused_by_name(instance: dict[str, Any], field: str) -> None:
+    made = {"model": "servetwin/llama-s", "device": "AMD-EPYC-2vCPU"}
+    instances = [{**made, **instance}, *([{**made, "role": "decode"}] if "role" in instance else [])]
+    fabric = {"kind": "switch", "bandwidth_bytes_per_s": 1e10, "latency_s": 1e-6}
+    override = f"cluster={json.dumps({'instances': instances, 'fabric': fabric})}"
+    with pytest.raises(InputError, match=field):
+        simulate_scenario(EXAMPLE, [override])
+
+
+def test_a_whole_step_model_knows_nothing_of_drafts() -> None:
+    with pytest.raises(InputError, match=r"engine\.speculative_config.*needs a profile"):
+        deploy_unprofiled(read_scenario(EXAMPLE))
+
+
+def test_the_memory_of_a_drafter_is_not_predicted() -> None:
+    with pytest.raises(InputError, match="takes memory for the drafter, which is not predicted"):
+        scenario_memory(EXAMPLE, ["cluster.instances=[{model: meta-llama/Llama-3.1-8B, device: A6000}]"])
+
+
+def test_a_model_without_a_profile_cannot_draft() -> None:
+    with pytest.raises(InputError, match=r"no profile of AMD-EPYC-2vCPU / meta-llama/Llama-3\.1-8B"):
+        simulate_scenario(EXAMPLE, [config(method="draft_model", draft_s=None, model="meta-llama/Llama-3.1-8B")])
+
+
+def test_another_version_is_said_to_draft_by_the_reference(tmp_path: Path) -> None:
+    simulation, _ = simulate_scenario(EXAMPLE, ["engine_version='0.26'"])
+    expected = "drafted tokens are scheduled by the rules of vllm 0.32, all else by those of vllm 0.26"
+    assert expected in simulation.capture.meta.notes
