@@ -28,13 +28,14 @@ from simulator.plan import StepPlan
 from simulator.prefixes import Prefixes
 from simulator.rank import Arrival, Part, Rank, token_times_s
 from simulator.request import Request, RequestStatus
-from simulator.routing import Router, new_router
+from simulator.routing import Router, new_router, reads
 from simulator.scheduler import Scheduler
 from simulator.sessions import Sessions, Think
 from simulator.step_time import reads_batches
 from simulator.tier_links import NicWay
 from simulator.tiers import KVTierFile, KVTiers, Tier, new_tier, tier_notes
 from simulator.topology import Place, Topology
+from simulator.turns import Turns
 from traces.errors import EngineError, InputError
 from traces.steps import Floats
 from traces.trace import Trace, TraceRow
@@ -276,8 +277,14 @@ class Service:
 
     def run(self) -> None:
         """Serve the whole trace. Raises EngineError when a request can never go on, and says which."""
-        if self._is_coupled or self.reads_state or self._failures or self._scalings:
+        if self._is_coupled or self._failures or self._scalings:
             self._take_turns()
+        elif self.reads_state:
+            turns = self.turns()
+            for index, row in enumerate(self._trace.rows):
+                turns.go_on(row.arrival_s)
+                turns.sent(self.send(index, row, row.arrival_s), row.arrival_s)
+            turns.go_on(np.inf)
         else:
             for index, row in enumerate(self._trace.rows):
                 self.send(index, row, row.arrival_s)
@@ -292,6 +299,10 @@ class Service:
     def reads_state(self) -> bool:
         """Whether a request's rank depends on what engines are doing when it arrives."""
         return self._first.router.reads_state and len(self._first.ranks) > 1
+
+    def turns(self) -> Turns:
+        """The engines for a router that looks at them, and at nothing of them that it does not say."""
+        return Turns(self.instances, reads(self._first.router))
 
     def advance(self, until_s: float) -> None:
         """Let each engine go on until it would have to know what arrives from this moment on."""

@@ -19,7 +19,7 @@ import numpy as np
 from simulator.plan import StepPlan
 from simulator.step_time import StepCost, StepTimeModel, reads_batches
 from traces.errors import InputError
-from traces.steps import Floats
+from traces.steps import Floats, Ints
 
 Terms = dict[str, float | Floats]
 """Seconds of a step per unit of each parameter, by the parameter's name; [repeat] where repeats differ."""
@@ -59,6 +59,16 @@ def axes(plan: StepPlan) -> tuple[int, int, int, int]:
     ]
     tokens, prefill, requests, kv = (max(column) for column in zip(*each, strict=True))
     return tokens, prefill, requests, kv
+
+
+def _kv_tokens(plan: StepPlan, times: int) -> Ints:
+    """The plan's place on the last of `AXES` at each of its first repeats, [times]: all else stays as it is."""
+    grown = np.arange(times)
+    each = [
+        p.decode_kv_sum + sum(chunk.computed_tokens for chunk in p.chunks) + p.n_decode * grown
+        for p in (plan, *plan.alongside)
+    ]
+    return np.asarray(np.max(each, axis=0))
 
 
 class CorrectedModel:
@@ -132,10 +142,12 @@ class CorrectedModel:
         """Take note that the plan was run so many times, and on which axes it lies outside the fitted range."""
         self.model.count(plan, times)
         self._steps += times
-        for name, value in zip(AXES, axes(plan), strict=True):
+        *places, _ = axes(plan)
+        for name, place in zip(AXES, (*places, _kv_tokens(plan, times)), strict=True):
             low, high = self._ranges.get(name, (-np.inf, np.inf))
-            if not low <= value <= high:
-                self._outside[name] += times
+            values = np.full(times, place)
+            if outside := int(np.count_nonzero((values < low) | (values > high))):
+                self._outside[name] += outside
 
     def notes(self) -> tuple[str, ...]:
         """The model's own, and the steps unlike those that were fitted."""

@@ -20,6 +20,7 @@ import numpy as np
 from simulator.plan import StepPlan
 from simulator.rank import Rank
 from simulator.request import Request
+from simulator.scheduler import Scheduler
 from simulator.step_time import StepCost, StepTimeModel
 from traces.errors import EngineError
 from traces.steps import Floats
@@ -36,12 +37,28 @@ class _InFlight:
     end_s: float
 
 
+@dataclass(slots=True)
+class _Sweep:
+    """Steps alike that were planned and priced together: by rank, in all, and when each is planned and ends, [times].
+
+    `leaves_cache`: whether all of them together leave the prefix caches as they are; None: nobody has asked.
+    """
+
+    planned: list[tuple[Rank, StepPlan]]
+    plan: StepPlan
+    cost: StepCost
+    scheduled_s: Floats
+    end_s: Floats
+    leaves_cache: bool | None = None
+
+
 class Instance:
     """One engine: ranks that step together, a step-time model and a clock.
 
     Attributes:
         ranks: its schedulers.
         now_s: when the next step can be planned.
+        holds_sweeps: whether sweeps are planned beyond what is known of arrivals, and run when that is (`settle`).
     """
 
     def __init__(
@@ -74,6 +91,8 @@ class Instance:
         self._on_finish = on_finish
         self._on_reserve = on_reserve
         self._on_plan = on_plan
+        self.holds_sweeps = False
+        self._held: _Sweep | None = None
         self._in_flight: deque[_InFlight] = deque()
         self._n_steps = 0
         # When each pipeline stage has passed its last batch on; one stage without pipeline parallelism.
@@ -84,6 +103,9 @@ class Instance:
 
         Returns False when there is nothing left to do or to wait for.
         """
+        if self._held is not None:
+            self.settle(np.inf)
+            return True
         told = False
         for rank in self.ranks:
             for ended in (*rank.take_arrivals(self.now_s), *rank.give_up(self.now_s)):
@@ -101,6 +123,40 @@ class Instance:
         if not (may_sweep and self._sweep(planned, plan, cost, until_s)):
             self._run_once(planned, plan, cost)
         return True
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether a sweep is planned and not run."""
+        return self._held is not None
+
+    @property
+    def due_s(self) -> float:
+        """When it must be asked again: at its next step, or at the last of a sweep that is held back.
+
+        Until then nobody joins its queues or leaves them.
+        """
+        return self.now_s if self._held is None else float(self._held.scheduled_s[-1])
+
+    def settle(self, until_s: float) -> None:
+        """Run those steps of the sweep held back that are planned before `until_s`, one at least, and drop the others.
+
+        Dropped steps are planned anew, to the same end as far as nothing has changed.
+        """
+        held, self._held = self._held, None
+        assert held is not None
+        times = int(np.searchsorted(held.scheduled_s, until_s))
+        if times < 2:
+            self._run_once(held.planned, held.plan, held.cost)
+        else:
+            self._run_sweep(held, times)
+
+    def cache_stays(self, until_s: float) -> bool:
+        """Whether steps of the sweep held back that are planned before `until_s` leave prefix caches as they are."""
+        held = self._held
+        assert held is not None
+        if held.leaves_cache is None:
+            held.leaves_cache = _cache_stays(held, len(held.scheduled_s))
+        return held.leaves_cache or _cache_stays(held, int(np.searchsorted(held.scheduled_s, until_s)))
 
     def _tell_reserved(self) -> bool:
         """Tell of requests for whose KV blocks were reserved, and whether there were any: it may come at any time."""
@@ -196,11 +252,23 @@ class Instance:
         if times_s is None:
             return False
         scheduled_s, end_s = times_s
-        next_change_s = min(until_s, min(rank.next_change_s for rank in self.ranks))
+        next_change_s = min(rank.next_change_s for rank in self.ranks)
+        if not self.holds_sweeps:
+            next_change_s = min(next_change_s, until_s)
         times = int(np.searchsorted(scheduled_s, next_change_s))
         if times < 2:
             return False
-        scheduled_s, end_s = scheduled_s[:times], end_s[:times]
+        sweep = _Sweep(planned, plan, cost, scheduled_s[:times], end_s[:times])
+        if self.holds_sweeps:
+            self._held = sweep
+        else:
+            self._run_sweep(sweep, times)
+        return True
+
+    def _run_sweep(self, sweep: _Sweep, times: int) -> None:
+        """Run the first so many steps of a sweep, two or more."""
+        planned, plan, cost = sweep.planned, sweep.plan, sweep.cost
+        scheduled_s, end_s = sweep.scheduled_s[:times], sweep.end_s[:times]
         self._n_steps += times
         self._step_time.count(plan, times)
         for rank in self.ranks:
@@ -217,7 +285,6 @@ class Instance:
             self.now_s = max(self.now_s, float(end_s[-2]))
             for rank, own in planned:
                 rank.scheduler.finish(own.first_step + times - 2, self.now_s)
-        return True
 
     def _times_s(self, cost: StepCost) -> tuple[Floats, Floats] | None:
         """When each repeat of the plan would be planned and would end, [repeat] each, nothing else happening.
@@ -256,3 +323,9 @@ class Instance:
     def _tell(self, rank: Rank, request: Request) -> None:
         if self._on_finish is not None:
             self._on_finish(rank, request, self.now_s)
+
+
+def _cache_stays(sweep: _Sweep, times: int) -> bool:
+    """Whether the first so many steps of a sweep leave the prefix caches as they are."""
+    schedulers = [rank.scheduler for rank, _ in sweep.planned]
+    return all(isinstance(scheduler, Scheduler) and scheduler.cache_stays(times) for scheduler in schedulers)

@@ -111,6 +111,26 @@ class KVCache:
             most -= wanted
         return found
 
+    def n_found(self, hashes: Sequence[BlockHash], most: int) -> int:
+        """How many blocks `find` finds."""
+        if not self._prefix_caching:
+            return 0
+        cached, size, left = self._cached, self.blocks_per_hash, most
+        for hash_ in hashes:
+            runs = cached.get(hash_)
+            if runs is None or left <= 0:
+                break
+            wanted, run = min(size, left), runs[0]
+            if run.first > 0 or run.end < wanted:
+                found: list[tuple[Run, int, int]] = []
+                is_whole = _find_in(runs, wanted, found)
+                left -= n_blocks(found)
+                if not is_whole:
+                    break
+            else:
+                left -= wanted
+        return most - left
+
     def num_free_without(self, found: Found) -> int:
         """Free blocks that would be left if these cached ones were taken into use."""
         return self.num_free - sum(end - first for run, first, end in found if run.ref_count == 0)
@@ -143,6 +163,16 @@ class KVCache:
             contents.append(before - self.num_cached_free)
         lost = np.interp(taken, blocks, contents)
         return before - lost.astype(np.int64)
+
+    def evicts_none(self, count: int) -> bool:
+        """Whether the free blocks that are reused next, so many, hold nothing that can be found."""
+        run = self._queue.behind
+        while count > 0:
+            if run.hash is not None or run is self._queue:
+                return False
+            count -= run.end - run.first
+            run = run.behind
+        return True
 
     def _take_next(self, most: int) -> int:
         """Take blocks of the run that is reused next, at most so many. Returns how many they were."""

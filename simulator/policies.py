@@ -50,6 +50,10 @@ class RankedKVCache(KVCache):
         self._numbers[run] = self._n_freed
         heapq.heappush(self._ranked, (self._eviction.freed(run), self._n_freed, run))
 
+    def evicts_none(self, count: int) -> bool:
+        """Whether nothing is evicted; not known before it is, where there is something to evict."""
+        return count == 0
+
     def _next_free(self) -> Run:
         run = self._queue.behind
         while run is not self._queue:

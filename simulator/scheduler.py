@@ -135,9 +135,7 @@ class Scheduler:
 
     def cached_blocks(self, hashes: Sequence[BlockHash], most: int | None = None) -> int:
         """How many blocks of these hashes, from the first on, are in the prefix cache; of the first `most` only."""
-        return n_blocks(
-            self.kv_cache.find(hashes, len(hashes) * self.kv_cache.blocks_per_hash if most is None else most)
-        )
+        return self.kv_cache.n_found(hashes, len(hashes) * self.kv_cache.blocks_per_hash if most is None else most)
 
     def add_request(self, row: TraceRow, index: int, hashes: tuple[BlockHash, ...], now_s: float) -> Request:
         """Queue a request; one that can never be served comes back REJECTED, with the reason."""
@@ -194,6 +192,14 @@ class Scheduler:
         if self._sharing:
             self._share()
         return plan.kv_blocks + taken, cached
+
+    def cache_stays(self, times: int) -> bool:
+        """Whether so many steps of the last plan, in a row, leave what can be found in the prefix cache as it is.
+
+        The first of them has its blocks already.
+        """
+        blocks = int(self._lockstep.growth(self._next_step, times - 1)[-1]) if times > 1 else 0
+        return not self._sharing and self.kv_cache.evicts_none(blocks)
 
     def finish(self, last_step: int, end_s: float, stopped: Collection[Request] = ()) -> list[Request]:
         """Take in the output of all steps up to `last_step`. Returns the requests that are finished.

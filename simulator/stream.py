@@ -65,19 +65,23 @@ class Stream:
         """
         left, n_sent = iter(rows), 0
         service = self._service
+        turns = service.turns() if service.reads_state else None
+        go_on = service.advance if turns is None else turns.go_on
         while piece := list(islice(left, PIECE)):
             for index, row in enumerate(piece, start=n_sent):
                 if row.delay_s is not None or row.after is not None:
                     message = f"request {row.request_id!r} waits for another's end, which cannot be streamed"
                     raise InputError(message, file=self._trace.source, field="delay_s", accepted="arrival times alone")
-                if service.reads_state:
-                    service.advance(row.arrival_s)
-                service.send(index, row, row.arrival_s)
+                if turns is not None:
+                    turns.go_on(row.arrival_s)
+                rank = service.send(index, row, row.arrival_s)
+                if turns is not None:
+                    turns.sent(rank, row.arrival_s)
                 self._rows[index] = row
             n_sent += len(piece)
-            service.advance(piece[-1].arrival_s)
+            go_on(piece[-1].arrival_s)
             yield self._ended()
-        service.advance(np.inf)
+        go_on(np.inf)
         service.check_done()
         yield self._ended()
 

@@ -9,6 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Tests leave nothing in the folder in which a user's compiled tables are kept.
+os.environ.setdefault("SERVETWIN_CACHE", "off")
+
 
 @pytest.fixture(scope="session")
 def ground_truth() -> Path:
