@@ -71,18 +71,17 @@ def median_latencies(
 def _run(
     cluster: Cluster, calibration: Calibration, simulate: Simulate, draws: Iterator[tuple[Mapping[str, float], float]]
 ) -> Capture:
-    """The simulation of the next draw that is possible: of a step no less than all of its time can be taken away."""
-    for left in range(MOST_IN_VAIN, -1, -1):
-        values, pace = next(draws)
+    """The simulation of the next draw that is possible: one that leaves each step some time."""
+    for failed, (values, pace) in enumerate(draws):
         engines = tuple(
             replace(engine, step_time=_with(engine.step_time, values, pace, calibration)) for engine in cluster.engines
         )
         try:
             return simulate(replace(cluster, engines=engines), front_end_of(values))
         except InputError as error:
-            if error.field != "calibration" or not left:
+            if error.field != "calibration" or failed == MOST_IN_VAIN:
                 raise
-    raise AssertionError
+    raise AssertionError("draws have no end")
 
 
 def _draws(calibration: Calibration, seed: int) -> Iterator[tuple[Mapping[str, float], float]]:
