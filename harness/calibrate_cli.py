@@ -31,7 +31,10 @@ def calibrate(
         str, typer.Option(help="What is fitted: all, first:0.33, time:0:60, load:0:8, capture:NAME.")
     ] = "all",
     source: Annotated[
-        str, typer.Option("--from", help="auto, steps, requests, or whole-step: steps without a profile.")
+        str,
+        typer.Option(
+            "--from", help="auto, steps, requests, whole-step (without a profile), or power: its levels."
+        ),
     ] = "auto",
     overrides: Set = None,
     as_json: Json = False,
@@ -46,12 +49,44 @@ def calibrate(
     from harness.calibrate import calibrate as run
     from harness.calibrate import write_calibration
 
+    if source == "power":
+        _calibrate_power(scenario, captures, out, fit_on, overrides or (), as_json=as_json)
+        return
     if source not in get_args(Source):
-        raise InputError(field="--from", found=source, accepted=", ".join(get_args(Source)))
+        raise InputError(field="--from", found=source, accepted=", ".join((*get_args(Source), "power")))
     with console(stderr=True).status("fitting"):
         fitted = run(scenario, captures, fit_on, overrides or (), source=source)  # type: ignore[arg-type]
     write_calibration(fitted, out)
     print_json(msgspec.to_builtins(fitted)) if as_json else _print_calibration(fitted)
+
+
+def _calibrate_power(
+    scenario: Path, captures: Sequence[Path], out: Path, fit_on: str, overrides: Sequence[str], *, as_json: bool
+) -> None:
+    """Fit levels of power, and write them as a section of a cluster description."""
+    import msgspec
+
+    from harness.power_levels import fit_levels, write_levels
+
+    if len(captures) != 1:
+        raise InputError(field="--capture", found=len(captures), accepted="one, with --from power")
+    levels = fit_levels(scenario, captures[0], fit_on, overrides)
+    write_levels(levels, out)
+    if as_json:
+        print_json(msgspec.to_builtins(levels))
+        return
+    device, fitted = levels.fitted.device, levels.fitted
+    standby = "–" if device.standby_w is None else f"{device.standby_w:.1f} W"
+    rest = "–" if levels.rest_mape is None else f"{levels.rest_mape:.2%} of {levels.n_rest}"
+    rows = [
+        ("idle, held", f"{device.idle_w:.1f} W"),
+        ("standby", standby),
+        ("active", f"{device.active_w:.1f} W"),
+        ("base", f"{fitted.base_w:.1f} W"),
+        ("error of the windows that were fitted", f"{fitted.mape:.2%} of {fitted.n_windows}"),
+        ("error of the others", rest),
+    ]
+    console().print(table(f"Power, by {levels.steps} steps", ["", ""], rows))
 
 
 def drift(
