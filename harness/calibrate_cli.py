@@ -32,9 +32,7 @@ def calibrate(
     ] = "all",
     source: Annotated[
         str,
-        typer.Option(
-            "--from", help="auto, steps, requests, whole-step (without a profile), or power: its levels."
-        ),
+        typer.Option("--from", help="auto, steps, requests, whole-step (without a profile), or power: its levels."),
     ] = "auto",
     overrides: Set = None,
     as_json: Json = False,

@@ -71,9 +71,7 @@ def validate(
     fitted = fitted_requests(deployment.calibration, measured, digest(capture_path))
     if score_fitted and deployment.calibration is None:
         raise InputError("means nothing without a calibration", field="--score-fitted")
-    if draws is not None and draws > 1 and deployment.calibration is None:
-        raise InputError("means nothing without a calibration", field="--draws", found=draws)
-    n_draws = 1 if deployment.calibration is None else N_DRAWS if draws is None else draws
+    n_draws = _n_draws(deployment, draws)
     if fitted and not score_fitted and len(fitted) == len(measured.outcomes):
         message = "every request of this capture was fitted by the calibration"
         raise InputError(message, file=capture_path, accepted="another capture, or --score-fitted")
@@ -180,6 +178,15 @@ def _fitted_notes(n_fitted: int, *, scored: bool) -> list[str]:
     if scored:
         return [f"{n_fitted} of the scored requests were fitted by the calibration: their error says little"]
     return [f"{n_fitted} requests were fitted by the calibration and are not scored"]
+
+
+def _n_draws(deployment: Deployment, asked: int | None) -> int:
+    """Simulations whose median is paired. Raises InputError for several without a calibration to draw from."""
+    if deployment.calibration is not None:
+        return N_DRAWS if asked is None else asked
+    if asked is not None and asked > 1:
+        raise InputError("means nothing without a calibration", field="--draws", found=asked)
+    return 1
 
 
 def _draw_notes(n_draws: int) -> list[str]:
