@@ -74,6 +74,8 @@ def fit_levels(
     if plan is None:
         accepted = "levels to start from: idle power cannot be told from the rest of a server"
         raise InputError("is missing", file=scenario.path, field="power", accepted=accepted)
+    if any(node != plan.nodes[0] for node in plan.nodes):
+        raise InputError("levels of unlike nodes are not fitted together", file=scenario.path, field="power")
     if plan.memories:
         message = "levels are not fitted beside near memory or offload"
         raise InputError(message, file=scenario.path, field="cluster.instances")

@@ -76,6 +76,8 @@ class DraftModel:
         self.name = name
         self.num_passes = num_passes
         self.total_s = 0.0
+        # The plan that was priced last: it is counted next.
+        self._last: tuple[StepPlan, list[StepPlan], float] | None = None
 
     def plans(self, plan: StepPlan) -> list[StepPlan]:
         """The first pass of a step, and the others as one that is repeated."""
@@ -89,14 +91,22 @@ class DraftModel:
 
     def step_s(self, plan: StepPlan) -> float:
         """Seconds of all passes."""
-        costs = [bounded(self.model, each) for each in self.plans(plan)]
-        return float(sum(cost.device_s.sum() + cost.host_s.sum() for cost in costs))
+        return self._priced(plan)[1]
 
     def count(self, plan: StepPlan, times: int) -> None:
         """Take note that a step of this plan was run so many times."""
-        for each in self.plans(plan):
+        passes, step_s = self._priced(plan)
+        for each in passes:
             self.model.count(each, times * each.repeat)
-        self.total_s += times * self.step_s(plan)
+        self.total_s += times * step_s
+
+    def _priced(self, plan: StepPlan) -> tuple[list[StepPlan], float]:
+        """The passes of a step, and their seconds."""
+        if self._last is None or self._last[0] is not plan:
+            passes = self.plans(plan)
+            costs = [bounded(self.model, each) for each in passes]
+            self._last = plan, passes, float(sum(cost.device_s.sum() + cost.host_s.sum() for cost in costs))
+        return self._last[1], self._last[2]
 
     def notes(self) -> list[str]:
         """What its passes took."""
@@ -174,20 +184,10 @@ def bounded(model: OperatorModel, plan: StepPlan) -> StepCost:
 
 def as_chunks(plan: StepPlan) -> StepPlan:
     """The same batch with the requests that verify drafts as prefill chunks with their history."""
-    return plan_of(
-        plan.requests,
-        plan.new_tokens,
-        plan.computed_tokens,
-        first_step=plan.first_step,
-        repeat=plan.repeat,
-        n_preempted=plan.n_preempted,
-        n_running=plan.n_running,
-        n_waiting=plan.n_waiting,
-        kv_blocks=plan.kv_blocks,
-    )
+    return _pass(plan, plan.new_tokens, plan.computed_tokens, None, repeat=plan.repeat)
 
 
-def _pass(plan: StepPlan, new_tokens: Ints, computed_tokens: Ints, drafts: Ints, *, repeat: int = 1) -> StepPlan:
+def _pass(plan: StepPlan, new_tokens: Ints, computed_tokens: Ints, drafts: Ints | None, *, repeat: int = 1) -> StepPlan:
     """The requests of a plan with other tokens."""
     return plan_of(
         plan.requests,
