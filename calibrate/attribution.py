@@ -12,8 +12,8 @@ from calibrate.explain import Cause
 from calibrate.parameters import Basis
 from calibrate.pricing import Priced, Served, reprice
 from calibrate.split import Mask
-from simulator.correction import AXES, CorrectedModel
 from simulator.engine import Engine
+from simulator.steps.correction import AXES, CorrectedModel
 from traces.capture import Capture
 from traces.metrics import requests
 from traces.outcome import Outcome

@@ -12,9 +12,9 @@ import numpy as np
 
 from calibrate.parameters import FRONT_END, RESIDUAL, Basis
 from calibrate.whole_step import Shape, basis_of, edges_of
-from simulator.correction import CorrectedModel
 from simulator.front_end import FrontEnd
-from simulator.step_time import StepTimeModel
+from simulator.steps.correction import CorrectedModel
+from simulator.steps.step_time import StepTimeModel
 from traces.decoding import decode_json, read_bytes
 from traces.errors import InputError, nearest
 from traces.steps import Floats

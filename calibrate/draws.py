@@ -20,8 +20,8 @@ from calibrate.calibration import Calibration, front_end_of
 from calibrate.intervals import LATENCIES, root
 from calibrate.parameters import FRONT_END
 from simulator.cluster import Cluster
-from simulator.correction import CorrectedModel
 from simulator.front_end import FrontEnd
+from simulator.steps.correction import CorrectedModel
 from traces.capture import Capture
 from traces.errors import InputError
 from traces.metrics import requests

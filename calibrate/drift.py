@@ -15,7 +15,7 @@ from calibrate.fit_steps import relative_residuals
 from calibrate.parameters import FRONT_END
 from calibrate.pricing import reprice
 from calibrate.sensitivity import sensitivity
-from simulator.correction import SCALES
+from simulator.steps.correction import SCALES
 from traces.errors import InputError
 from traces.metrics import requests
 from traces.steps import Floats

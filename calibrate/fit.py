@@ -26,8 +26,8 @@ from calibrate.regression import Estimate
 from calibrate.split import Mask, Split
 from calibrate.whole_step import EVERY, Unpriced, whole_step_basis
 from simulator.cluster import Cluster
-from simulator.correction import AXES
 from simulator.engine import Engine
+from simulator.steps.correction import AXES
 from traces.capture import Capture
 from traces.errors import InputError
 from traces.metrics import requests

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from simulator.correction import TermsOf, residual_terms
+from simulator.steps.correction import TermsOf, residual_terms
 from traces.steps import Floats
 
 
@@ -20,7 +20,7 @@ class Parameter:
     """One parameter.
 
     Attributes:
-        name: as `simulator.correction.residual_terms` or `front_end_of` spells it.
+        name: as `simulator.steps.correction.residual_terms` or `front_end_of` spells it.
         unit: of its value; `1` for a scale.
         prior: its value before any data, which corrects nothing.
         prior_sd: standard deviation of the prior.

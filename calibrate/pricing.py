@@ -13,11 +13,11 @@ import numpy as np
 from calibrate.parameters import Basis
 from calibrate.split import Mask
 from simulator.cluster import Cluster
-from simulator.correction import AXES, CorrectedModel, Terms, axes
 from simulator.front_end import FrontEnd, simulate_behind
-from simulator.plan import StepPlan, plan_of
+from simulator.scheduling.plan import StepPlan, plan_of
 from simulator.simulate import Simulation
-from simulator.step_time import StepCost, StepTimeModel
+from simulator.steps.correction import AXES, CorrectedModel, Terms, axes
+from simulator.steps.step_time import StepCost, StepTimeModel
 from traces.capture import Capture
 from traces.errors import InputError
 from traces.steps import Batches, Floats, Ints, Steps
@@ -36,7 +36,7 @@ class Priced:
         host_s: the model's host time, uncorrected.
         on_device: [n, k] device time per unit of each parameter.
         on_host: [n, k] host time per unit of each parameter.
-        axes: [n, 4] place of each on `simulator.correction.AXES`.
+        axes: [n, 4] place of each on `simulator.steps.correction.AXES`.
     """
 
     end_s: Floats

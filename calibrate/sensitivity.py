@@ -1,7 +1,7 @@
 """How a simulated request's times change with the parameters, to first order: seconds per unit of each.
 
-A request's time is a sum of step times, and a step's time is linear in the parameters (`simulator.correction`); the
-batches are taken as they were simulated.
+A request's time is a sum of step times, and a step's time is linear in the parameters
+(`simulator.steps.correction`); the batches are taken as they were simulated.
 
     TTFT           what was left of the step that the arrival met, all steps up to the first token's, and its way there
     decode time    all steps after the first token's, up to the last token's

@@ -22,9 +22,9 @@ import numpy as np
 
 from calibrate.parameters import Basis, Parameter
 from calibrate.pricing import Priced
-from simulator.correction import AXES, Terms
-from simulator.plan import StepPlan
-from simulator.step_time import StepCost
+from simulator.scheduling.plan import StepPlan
+from simulator.steps.correction import AXES, Terms
+from simulator.steps.step_time import StepCost
 from traces.errors import InputError
 from traces.steps import Floats
 

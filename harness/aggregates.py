@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness.deployment import engine_asked
-from harness.scenario import read_scenario
+from harness.deploy.deployment import engine_asked
+from harness.descriptions.scenario import read_scenario
 from harness.simulate import simulate_trace
 from traces.errors import InputError
 from traces.readers.aggregates import Aggregate, closed_loop_trace, read_aggregates

@@ -10,10 +10,10 @@ from calibrate.drift import Drift
 from calibrate.drift import drift as held_against
 from calibrate.fit import Source, Subject, fit
 from calibrate.split import parse_split
-from harness.deployment import deploy, located
+from harness.deploy.deployment import deploy, located
+from harness.deploy.unprofiled import deploy_calibrated, deploy_unprofiled
+from harness.descriptions.scenario import Scenario, read_scenario
 from harness.files import new_file
-from harness.scenario import Scenario, read_scenario
-from harness.unprofiled import deploy_calibrated, deploy_unprofiled
 from harness.validate import at_measured_arrivals, digest
 from traces.capture import Capture, read_capture
 from traces.errors import InputError

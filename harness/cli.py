@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-from harness.calibrate_cli import calibrate, drift
-from harness.collect_cli import collect_app
+from harness.commands.calibrate import calibrate, drift
+from harness.commands.collect import collect_app
+from harness.commands.profile import profile_app
+from harness.commands.trace import trace_app
 from harness.console import print_facts, print_json
 from harness.gate.cli import check
-from harness.profile_cli import profile_app
 from harness.reports.cli import (
     capture_openmetrics,
     capture_serve,
@@ -23,7 +24,6 @@ from harness.reports.cli import (
     report,
 )
 from harness.sweeps.cli import sweep
-from harness.trace_cli import trace_app
 from traces.errors import ServetwinError
 
 app = typer.Typer(
@@ -151,7 +151,7 @@ def validate(
 
     Example: servetwin validate scenario.yaml --capture captures/monday --out out/monday
     """
-    from harness.calibrate_cli import print_attribution
+    from harness.commands.calibrate import print_attribution
     from harness.console import print_validation
     from harness.validate import validate as run
     from harness.validate import write_validation

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from calibrate.attribution import Attribution
 from calibrate.intervals import Intervals
-from harness.scenario import Scenario
+from harness.descriptions.scenario import Scenario
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES, itl_by_request, requests, throughput
 from traces.outcome import Outcome, Status

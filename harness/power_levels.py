@@ -13,12 +13,12 @@ import yaml
 
 from calibrate.power import FittedPower, fit_power
 from calibrate.split import Split, parse_split
-from harness.deployment import located
+from harness.deploy.deployment import located
+from harness.deploy.power import end_of
+from harness.deploy.unprofiled import deploy_calibrated
+from harness.descriptions.scenario import read_scenario
 from harness.files import new_file
-from harness.power import end_of
 from harness.predicted import run
-from harness.scenario import read_scenario
-from harness.unprofiled import deploy_calibrated
 from harness.validate import at_measured_arrivals
 from simulator.power import NodePower
 from traces.capture import Series, read_capture

@@ -13,7 +13,7 @@ from calibrate.draws import median_latencies
 from calibrate.intervals import CONFIDENCE, LATENCIES, Intervals, intervals
 from calibrate.parameters import FRONT_END, RESIDUAL
 from calibrate.pricing import Served, serve
-from harness.deployment import Deployment
+from harness.deploy.deployment import Deployment
 from simulator.cluster import Cluster
 from simulator.front_end import FrontEnd, simulate_behind
 from simulator.simulate import Simulation

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.cost import CostFile, cost_figures, slo_figures
-from harness.power import Energy, device_counts, end_of, energy_figures
-from harness.scenario import Scenario
+from harness.deploy.power import Energy, device_counts, end_of, energy_figures
+from harness.descriptions.scenario import Scenario
 from simulator.engine import Engine
 from traces.capture import Capture
 from traces.metrics import throughput

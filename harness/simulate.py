@@ -10,14 +10,14 @@ from typing import Any
 
 import msgspec
 
-from harness.deployment import located, with_run_notes
-from harness.power import energy_of, request_energy_csv, with_power
+from harness.deploy.deployment import located, with_run_notes
+from harness.deploy.power import energy_of, request_energy_csv, with_power
+from harness.deploy.unprofiled import deploy_calibrated
+from harness.descriptions.scenario import Scenario, read_scenario
 from harness.predicted import interval_notes, predicted
 from harness.predicted import run as simulate_deployed
 from harness.priced import priced
 from harness.progress import Watch
-from harness.scenario import Scenario, read_scenario
-from harness.unprofiled import deploy_calibrated
 from simulator.simulate import Simulation
 from traces.capture import Capture, new_folder, write_capture
 from traces.errors import InputError

@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from harness.deployment import Deployment, located, with_run_notes
+from harness.deploy.deployment import Deployment, located, with_run_notes
+from harness.deploy.unprofiled import deploy_calibrated
+from harness.descriptions.scenario import Scenario, read_scenario
 from harness.progress import StreamWatch
-from harness.scenario import Scenario, read_scenario
-from harness.unprofiled import deploy_calibrated
 from simulator.front_end import DIRECT
 from simulator.stream import Stream
 from traces.capture import OutcomeWriter, new_folder

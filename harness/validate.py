@@ -11,10 +11,12 @@ from typing import Any
 import msgspec
 
 from calibrate.draws import N_DRAWS
-from harness.calibrated import fitted_requests
 from harness.compare import Validation, compare, noise_floor, over_floor, scored_ids
-from harness.deployment import Deployment, located, with_run_notes
-from harness.power import energy_of, with_power
+from harness.deploy.calibrated import fitted_requests
+from harness.deploy.deployment import Deployment, located, with_run_notes
+from harness.deploy.power import energy_of, with_power
+from harness.deploy.unprofiled import deploy_calibrated
+from harness.descriptions.scenario import read_scenario
 from harness.predicted import (
     add_intervals,
     attributed,
@@ -25,8 +27,6 @@ from harness.predicted import (
     run,
 )
 from harness.reports.validation_page import Compared, validation_page
-from harness.scenario import read_scenario
-from harness.unprofiled import deploy_calibrated
 from simulator.simulate import Simulation
 from traces.capture import Capture, new_folder, read_capture, write_capture
 from traces.decoding import read_bytes, sha256

@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-from harness.deployment import engine_asked, located
-from harness.scenario import read_scenario
-from simulator.divergence import Entry
+from harness.deploy.deployment import engine_asked, located
+from harness.descriptions.scenario import read_scenario
 from simulator.engine import check_options
-from simulator.step_replay import replay_steps
+from simulator.scheduling.divergence import Entry
+from simulator.scheduling.step_replay import replay_steps
 from traces.capture import new_folder, read_capture
 from traces.errors import InputError
 

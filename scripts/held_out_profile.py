@@ -139,10 +139,10 @@ def compare(work: Path) -> tuple[dict[str, list[float]], float]:
     """Signed relative errors by kind of batch, and the seconds that the profile took."""
     from profiles.model import model_of
     from profiles.profile import read_profile
-    from simulator.operator_model import OperatorModel
-    from simulator.options import EngineOptions
-    from simulator.plan import plan_of
-    from simulator.profile_overhead import profile_overhead
+    from simulator.scheduling.options import EngineOptions
+    from simulator.scheduling.plan import plan_of
+    from simulator.steps.operator_model import OperatorModel
+    from simulator.steps.profile_overhead import profile_overhead
 
     profile = read_profile(work / "profile")
     assert profile.meta.model_config is not None

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.near_memory import NearMemory
-from simulator.plan import StepPlan, plan_of
 from simulator.power import Beside
-from simulator.request import Request
-from simulator.step_time import StepTimeModel
-from simulator.weight_offload import WeightOffload
+from simulator.scheduling.plan import StepPlan, plan_of
+from simulator.scheduling.request import Request
+from simulator.steps.near_memory import NearMemory
+from simulator.steps.step_time import StepTimeModel
+from simulator.steps.weight_offload import WeightOffload
 from traces.steps import Batches, Floats, Ints, Steps
 from traces.trace import Trace
 

@@ -18,23 +18,23 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from simulator.contention import SharedLinks
 from simulator.engine import Engine, Role
 from simulator.fleet import AfterFailure, Autoscaling, Earlier, Failure, earlier_of, load_of, scalings
 from simulator.handover import Handover, KVTransfer
 from simulator.instance import Instance, Tell
-from simulator.network import Network
-from simulator.plan import StepPlan
-from simulator.prefixes import Prefixes
+from simulator.kv.prefixes import Prefixes
+from simulator.kv.tier_links import NicWay
+from simulator.kv.tiers import KVTierFile, KVTiers, Tier, new_tier, tier_notes
+from simulator.network.topology import Place, Topology
+from simulator.network.transfers import Network
 from simulator.rank import Arrival, Part, Rank, token_times_s
-from simulator.request import Request, RequestStatus
 from simulator.routing import Router, new_router, reads
-from simulator.scheduler import Scheduler
+from simulator.scheduling.plan import StepPlan
+from simulator.scheduling.request import Request, RequestStatus
+from simulator.scheduling.scheduler import Scheduler
 from simulator.sessions import Sessions, Think
-from simulator.step_time import reads_batches
-from simulator.tier_links import NicWay
-from simulator.tiers import KVTierFile, KVTiers, Tier, new_tier, tier_notes
-from simulator.topology import Place, Topology
+from simulator.steps.contention import SharedLinks
+from simulator.steps.step_time import reads_batches
 from simulator.turns import Turns
 from traces.errors import EngineError, InputError
 from traces.steps import Floats

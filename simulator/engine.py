@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from simulator.contention import Exchange
-from simulator.options import EngineOptions
-from simulator.policies import new_eviction, new_order
+from simulator.network.topology import Place
 from simulator.rank import Rank
-from simulator.rules import OPTIONS_SINCE, REFERENCE_RULES, Rules
-from simulator.scheduling import SchedulerKind, new_scheduler
-from simulator.speculation import check_speculation
-from simulator.step_time import StepTimeModel
-from simulator.topology import Place
+from simulator.scheduling.choice import SchedulerKind, new_scheduler
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.policies import new_eviction, new_order
+from simulator.scheduling.rules import OPTIONS_SINCE, REFERENCE_RULES, Rules
+from simulator.scheduling.speculation import check_speculation
+from simulator.steps.contention import Exchange
+from simulator.steps.step_time import StepTimeModel
 from traces.errors import InputError
 
 Role = Literal["both", "prefill", "decode"]

@@ -11,8 +11,8 @@ import numpy as np
 
 from simulator.engine import Role
 from simulator.rank import Rank
-from simulator.request import Request
-from simulator.scheduler import Scheduler
+from simulator.scheduling.request import Request
+from simulator.scheduling.scheduler import Scheduler
 from traces.errors import InputError
 from traces.steps import Floats
 from traces.trace import TraceRow
@@ -125,7 +125,7 @@ class Earlier:
     """What a request had when its instance failed, where it goes on from there.
 
     Attributes:
-        queued_s, scheduled_s, cached_tokens, num_preemptions: as `simulator.request.Request`, of its first sending.
+        queued_s, scheduled_s, cached_tokens, num_preemptions: as of a `Request`, of its first sending.
         token_times_s: of the tokens that came, [n_tokens].
     """
 

@@ -22,12 +22,12 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 
-from simulator.network import Link, Network, Path, Transfer
-from simulator.plan import StepPlan
+from simulator.network.topology import Place, Topology
+from simulator.network.transfers import Link, Network, Path, Transfer
 from simulator.rank import Part, Rank
-from simulator.request import PromptKV, Request
-from simulator.scheduler import Scheduler
-from simulator.topology import Place, Topology
+from simulator.scheduling.plan import StepPlan
+from simulator.scheduling.request import PromptKV, Request
+from simulator.scheduling.scheduler import Scheduler
 from traces.errors import InputError
 from traces.steps import Floats
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from simulator.plan import StepPlan
 from simulator.rank import Rank
-from simulator.request import Request
-from simulator.scheduler import Scheduler
-from simulator.step_time import StepCost, StepTimeModel
+from simulator.scheduling.plan import StepPlan
+from simulator.scheduling.request import Request
+from simulator.scheduling.scheduler import Scheduler
+from simulator.steps.step_time import StepCost, StepTimeModel
 from traces.errors import EngineError
 from traces.steps import Floats
 

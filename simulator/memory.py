@@ -12,11 +12,11 @@ import math
 from dataclasses import dataclass
 
 from profiles.model import ModelSpec, kv_dtype, part_bytes
-from simulator.options import EngineOptions
-from simulator.partition import ALONE, Partition, stage_layers
 from simulator.profiling_run import Peak, activation_dtype, profiling_peak
-from simulator.rules import REFERENCE
-from simulator.weight_offload import WeightOffload
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.rules import REFERENCE
+from simulator.steps.partition import ALONE, Partition, stage_layers
+from simulator.steps.weight_offload import WeightOffload
 from traces.errors import CapacityError
 
 MIB = 1 << 20

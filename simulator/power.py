@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from profiles.device import Above0, DevicePower
-from simulator.network import Network
-from simulator.tiers import Move
-from simulator.topology import Place
+from simulator.kv.tiers import Move
+from simulator.network.topology import Place
+from simulator.network.transfers import Network
 from traces.capture import Series
 from traces.series import Grid
 from traces.steps import Batches, Floats, Ints, Steps
@@ -544,7 +544,7 @@ def _outside(work: Sequence[_Work], steps: Steps) -> list[str]:
 
 
 def _sent(network: Network, nodes: Sequence[NodePower], known: Mapping[str, object], moves: Sequence[Move]) -> Sent:
-    """What links cost, by the names that `simulator.topology` gives them, and what moves to and from tiers does."""
+    """What links cost, by the names that `network.topology` gives them, and what moves to and from tiers does."""
     j_per_bit: dict[str, float] = {}
     component: dict[str, str] = {}
     for link in network.links:

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from profiles.model import VOCAB_PADDING, ModelSpec, compute_dtype, dtype_bytes
-from simulator.options import EngineOptions
-from simulator.partition import Partition
+from simulator.scheduling.options import EngineOptions
+from simulator.steps.partition import Partition
 
 FLOAT32 = 4
 SORT_BYTES = 36

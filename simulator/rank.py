@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.prefixes import BlockHashes
+from simulator.kv.prefixes import BlockHashes
 from simulator.record import Record
-from simulator.request import PromptKV, Request, RequestStatus
-from simulator.scheduler import Scheduler
-from simulator.scheduling import RequestScheduler
+from simulator.scheduling.choice import RequestScheduler
+from simulator.scheduling.request import PromptKV, Request, RequestStatus
+from simulator.scheduling.scheduler import Scheduler
 from simulator.vllm_dp import Report
 from traces.steps import Floats
 from traces.trace import TraceRow

@@ -6,7 +6,7 @@ from array import array
 
 import numpy as np
 
-from simulator.plan import StepPlan
+from simulator.scheduling.plan import StepPlan
 from traces.steps import Batches, Floats, Ints
 
 _PER_PLAN = ("n_requests", "n_prefill_tokens", "n_decode_tokens", "n_preempted", "n_running", "n_waiting")

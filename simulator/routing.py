@@ -10,7 +10,6 @@ instance and half of a small one are equally full; for equal ones that changes n
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from simulator.rules import REFERENCE
+from simulator.scheduling.rules import REFERENCE
+from simulator.user_class import load_class
 from simulator.vllm_dp import Report, VllmBalancer
 from traces.errors import InputError, nearest
 from traces.trace import TraceRow
@@ -135,25 +135,6 @@ def reads(router: Router) -> Reads | None:
     One of the user's own is not asked: it sees all instances brought to the moment of every arrival.
     """
     return getattr(router, "reads", None)
-
-
-def load_class(name: str, *, field: str) -> Callable[..., Any]:
-    """The class that `module:Class` names; the module is imported as Python finds it. Raises InputError."""
-    module_name, _, class_name = name.partition(":")
-    if not module_name or not class_name.isidentifier():
-        raise InputError(field=field, found=name, accepted="module:Class")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        what = f"module {module_name!r} cannot be imported ({type(error).__name__}: {error})"
-        accepted = "a module that Python finds, on PYTHONPATH for one"
-        raise InputError(what, field=field, found=name, accepted=accepted) from error
-    found = getattr(module, class_name, None)
-    if not inspect.isclass(found):
-        classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
-        what = f"module {module_name!r} has no class {class_name!r}"
-        raise InputError(what, field=field, found=name, accepted=nearest(class_name, classes))
-    return found
 
 
 def _made(make: Callable[..., Any], name: str, arguments: dict[str, Any]) -> Router:

@@ -14,12 +14,12 @@ import numpy as np
 from simulator.cluster import Cluster, Service
 from simulator.engine import Engine, check_engine
 from simulator.fleet import Earlier
-from simulator.network import Network
-from simulator.oracle import Oracle
+from simulator.kv.tiers import Move, tier_series
+from simulator.network.transfers import Network
 from simulator.rank import Rank, token_times_s
-from simulator.request import Request, RequestStatus
-from simulator.speculation import Speculation, together
-from simulator.tiers import Move, tier_series
+from simulator.scheduling.oracle import Oracle
+from simulator.scheduling.request import Request, RequestStatus
+from simulator.scheduling.speculation import Speculation, together
 from traces.capture import Capture, CaptureMeta
 from traces.outcome import Outcome, Status
 from traces.series import grid_over

@@ -15,9 +15,9 @@ import numpy as np
 from simulator.cluster import Cluster, Service
 from simulator.engine import check_engine
 from simulator.rank import Rank
-from simulator.request import Request, RequestStatus
+from simulator.scheduling.request import Request, RequestStatus
+from simulator.scheduling.speculation import Speculation
 from simulator.simulate import Leg, is_capped, meta_of, outcome_of, speculation_of
-from simulator.speculation import Speculation
 from traces.capture import CaptureMeta
 from traces.errors import InputError
 from traces.outcome import Outcome, Status

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.engine import Engine
-from simulator.options import EngineOptions
-from simulator.plan import StepPlan
-from simulator.step_time import StepCost
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.plan import StepPlan
+from simulator.steps.step_time import StepCost
 from traces.trace import Trace, TraceRow
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from calibrate.power import fit_power
-from harness.power import PowerPlan, end_of
+from harness.deploy.power import PowerPlan, end_of
+from harness.deploy.unprofiled import deploy_calibrated
+from harness.descriptions.scenario import read_scenario
 from harness.predicted import run
-from harness.scenario import read_scenario
 from harness.show import import_profiles_to
-from harness.unprofiled import deploy_calibrated
 from simulator.power import power_run
 from tests.measured import GROUND_TRUTH
 from traces.capture import Series

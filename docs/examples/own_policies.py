@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from simulator.kv_cache import BlockHash, Run
-from simulator.request import Request
+from simulator.kv.kv_cache import BlockHash, Run
 from simulator.routing import InstanceState
+from simulator.scheduling.request import Request
 from traces.trace import TraceRow
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
-from harness.deployment import located, with_run_notes
+from harness.deploy.deployment import located, with_run_notes
+from harness.deploy.unprofiled import deploy_calibrated
+from harness.descriptions.scenario import Scenario, read_scenario
 from harness.gate.baseline import Stored, rounded
 from harness.gate.canary import counts_of
 from harness.gate.figures import AT_ONCE, figure_of, simulated_figures
 from harness.gate.suite import Entry
-from harness.scenario import Scenario, read_scenario
-from harness.unprofiled import deploy_calibrated
 from harness.validate import digest, validate
 from simulator.front_end import simulate_behind
 from simulator.simulate import Simulation

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from harness.descriptions.scenario import Text
 from harness.gate import drift, fidelity
 from harness.gate.figures import FIGURES, SIMULATED
 from harness.gate.tolerance import Tolerance, parse_tolerance
-from harness.scenario import Text
 from traces.decoding import Document, read_document
 from traces.errors import InputError, nearest
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 import harness
-from harness.scenario import Scenario
+from harness.descriptions.scenario import Scenario
 from profiles.catalog import with_bundled
 from traces.decoding import read_document
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from harness.scenario import Text
+from harness.descriptions.scenario import Text
 from harness.sweeps.space import Range, Ranges, Values
 from traces.decoding import Document, read_document
 

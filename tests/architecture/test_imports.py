@@ -20,6 +20,16 @@ BELOW = {
 }
 
 
+FLOORS = {
+    "simulator": ("network", "kv", "scheduling", "steps"),
+    "harness": ("descriptions", "deploy"),
+}
+"""Folders inside a package, from the ground up; each knows those before it, and none what lies beside them."""
+
+FREE_OF_FLOORS = {"simulator.user_class", "harness.cost"}
+"""Files beside the folders that these may import: they import nothing of their package themselves."""
+
+
 def imported(file: Path) -> set[str]:
     """Top-level packages that a file imports."""
     names = set()
@@ -38,6 +48,18 @@ def test_imports_run_downward_only(folder: str) -> None:
     for file in files:
         upward = (imported(file) & BELOW.keys()) - BELOW[folder] - {folder}
         assert not upward, f"{file.relative_to(ROOT)} imports {upward}"
+
+
+@pytest.mark.parametrize(("package", "folder"), [(package, name) for package in FLOORS for name in FLOORS[package]])
+def test_folders_of_a_package_import_downward_only(package: str, folder: str) -> None:
+    below = FLOORS[package][: FLOORS[package].index(folder) + 1]
+    files = sorted((ROOT / package / folder).glob("*.py"))
+    assert files
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            if module.split(".")[0] == package and module not in FREE_OF_FLOORS:
+                assert module.split(".")[1] in below, f"{file.relative_to(ROOT)} imports {module}"
 
 
 @pytest.mark.parametrize("name", ["recorder", "stat_logger"])

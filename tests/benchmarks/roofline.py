@@ -24,11 +24,11 @@ from profiles.formats import import_any_profiles
 from profiles.model import ModelSpec
 from profiles.profile import Profile
 from profiles.roofline import roofline_profile
-from simulator.experts import ExpertTimes, placement_of
-from simulator.gates import new_gate
-from simulator.operator_model import OperatorModel
-from simulator.options import EngineOptions
-from simulator.plan import StepPlan
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.plan import StepPlan
+from simulator.steps.experts import ExpertTimes, placement_of
+from simulator.steps.gates import new_gate
+from simulator.steps.operator_model import OperatorModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, `tests` is not on the path
 from tests.measured import GROUND_TRUTH

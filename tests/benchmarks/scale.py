@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, `
 from harness.console import console, table
 from simulator.cluster import Cluster
 from simulator.engine import Engine
-from simulator.options import EngineOptions
+from simulator.scheduling.options import EngineOptions
 from simulator.simulate import simulate
 from simulator.stream import Stream
 from tests.engines import LinearStepTime

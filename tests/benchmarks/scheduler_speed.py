@@ -21,10 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, the packages are not on the path
 from harness.console import console, table
-from simulator.options import EngineOptions
-from simulator.oracle import ANY_TOKEN, Oracle
-from simulator.scheduler import Scheduler
-from simulator.scheduling import RequestScheduler
+from simulator.scheduling.choice import RequestScheduler
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.oracle import ANY_TOKEN, Oracle
+from simulator.scheduling.scheduler import Scheduler
 from traces.trace import TraceRow
 
 RUNNING = (16, 64, 128, 256)

@@ -14,11 +14,11 @@ import numpy as np
 from calibrate.fit import Subject
 from harness.calibrate import subject_of
 from harness.demo import BUNDLED
-from harness.scenario import read_scenario
-from simulator.correction import CorrectedModel
+from harness.descriptions.scenario import read_scenario
 from simulator.front_end import DIRECT, FrontEnd, simulate_behind
-from simulator.plan import StepPlan
-from simulator.step_time import StepCost, StepTimeModel
+from simulator.scheduling.plan import StepPlan
+from simulator.steps.correction import CorrectedModel
+from simulator.steps.step_time import StepCost, StepTimeModel
 
 TRUTH = {"dense": 1.04, "host_step_s": 4e-4}
 """The residual of a healthy engine."""

@@ -9,7 +9,7 @@ from calibrate.fit import Subject, fit
 from calibrate.pricing import reprice
 from calibrate.split import parse_split
 from calibrate.whole_step import Shape, Unpriced, whole_step_terms
-from simulator.correction import CorrectedModel
+from simulator.steps.correction import CorrectedModel
 from tests.calibrate.synthetic import bundled, measured
 from tests.simulator.plans import decode_plan
 

@@ -23,7 +23,7 @@ import pytest
 from collectors import recorder_path
 from collectors.small_model import write_small_model
 from collectors.step_file import Recording, read_recordings
-from simulator.options import EngineOptions
+from simulator.scheduling.options import EngineOptions
 from traces.errors import CollectorError
 
 FIRST, SECOND = "cmpl-a-0-00000001", "cmpl-b-0-00000002"

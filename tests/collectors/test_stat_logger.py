@@ -17,7 +17,7 @@ import pytest
 
 from collectors.stat_logger_package import ENTRY_POINT, write_stat_logger
 from collectors.stats_log import StatsLog, read_stats
-from simulator.options import EngineOptions
+from simulator.scheduling.options import EngineOptions
 from traces.errors import CollectorError, InputError
 
 LOADED = ("servetwin_stat_logger", "servetwin_recorder")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.rules import REFERENCE_RULES, Rules, rules_of, version_of
-from simulator.scheduler import Scheduler
-from simulator.scheduling import new_scheduler
+from simulator.scheduling.choice import new_scheduler
+from simulator.scheduling.rules import REFERENCE_RULES, Rules, rules_of, version_of
+from simulator.scheduling.scheduler import Scheduler
 from tests.conformance.judge import Verdict, draft_counts
 from tests.conformance.scenario import Scenario, State, cached_blocks, states_of
 

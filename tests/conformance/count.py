@@ -15,8 +15,8 @@ from collections import Counter
 import msgspec
 import numpy as np
 
-from simulator.options import EngineOptions
-from simulator.rules import OPTIONS_SINCE, REFERENCE, version_of
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.rules import OPTIONS_SINCE, REFERENCE, version_of
 from tests.conformance.compare import difference
 from tests.conformance.judge import Judge
 from tests.conformance.mismatch import reported

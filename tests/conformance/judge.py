@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 
-from simulator.oracle import Oracle
-from simulator.speculation import Speculation
+from simulator.scheduling.oracle import Oracle
+from simulator.scheduling.speculation import Speculation
 from tests.conformance.engine import ENGINE, ROOT
 from tests.conformance.scenario import Scenario, State, cached_blocks, states_of
 from traces.errors import EngineError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from simulator.options import EngineOptions
+from simulator.scheduling.options import EngineOptions
 from tests.conformance.cases import CASES, keep
 from tests.conformance.compare import difference
 from tests.conformance.judge import Judge

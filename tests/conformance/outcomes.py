@@ -18,12 +18,12 @@ from typing import Any
 import msgspec
 
 from harness.demo import BUNDLED, LOADS
-from harness.deployment import deploy
-from harness.scenario import Scenario, read_scenario
+from harness.deploy.deployment import deploy
+from harness.descriptions.scenario import Scenario, read_scenario
 from harness.show import import_profiles_to
 from simulator.engine import Engine
+from simulator.scheduling.step_replay import replay_steps
 from simulator.simulate import Simulation, simulate
-from simulator.step_replay import replay_steps
 from tests.conformance.engine import ROOT
 from traces.capture import Capture, CaptureMeta, read_capture
 from traces.formats import import_capture, read_any_trace

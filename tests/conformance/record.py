@@ -25,7 +25,7 @@ from collectors.join import Subject, Witnesses, join
 from collectors.server import local_server
 from collectors.small_model import write_small_model
 from collectors.step_file import read_recordings
-from simulator.step_replay import replay_steps
+from simulator.scheduling.step_replay import replay_steps
 from tests.conformance.engine import ENGINE
 from traces.capture import Capture, write_capture
 from traces.outcome import Status

@@ -7,12 +7,12 @@ from collections.abc import Collection, Sequence
 import msgspec
 import numpy as np
 
-from simulator.kv_cache import BlockHash
-from simulator.plan import StepPlan
+from simulator.kv.kv_cache import BlockHash
 from simulator.rank import token_times_s
-from simulator.request import Request, RequestStatus
-from simulator.rules import REFERENCE_RULES, Rules
-from simulator.scheduling import RequestScheduler
+from simulator.scheduling.choice import RequestScheduler
+from simulator.scheduling.plan import StepPlan
+from simulator.scheduling.request import Request, RequestStatus
+from simulator.scheduling.rules import REFERENCE_RULES, Rules
 from tests.conformance.compare import our_scheduler
 from tests.conformance.scenario import Scenario, states_of
 from traces.capture import Capture, CaptureMeta

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from simulator.options import EngineOptions
-from simulator.plan import StepPlan
-from simulator.request import Request
-from simulator.scheduling import RequestScheduler
-from simulator.speculation import SpeculativeConfig
+from simulator.scheduling.choice import RequestScheduler
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.plan import StepPlan
+from simulator.scheduling.request import Request
+from simulator.scheduling.speculation import SpeculativeConfig
 from traces.trace import TraceRow
 
 MOST_TICKS = 20_000

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from simulator.options import EngineOptions
+from simulator.scheduling.options import EngineOptions
 from tests.conformance.scenario import Arrival, Scenario
 
 SIMPLEST_OPTIONS = EngineOptions(async_scheduling=False, max_num_seqs=1, max_num_batched_tokens=1)

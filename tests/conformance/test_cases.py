@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.rules import rules_of, version_of
+from simulator.scheduling.rules import rules_of, version_of
 from tests.conformance.cases import Case, keep, read_cases
 from tests.conformance.compare import first_difference, our_states
 from tests.conformance.mismatch import script

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from simulator.options import EngineOptions
+from simulator.scheduling.options import EngineOptions
 from tests.conformance.cases import read_cases
 from tests.conformance.compare import our_scheduler
 from tests.conformance.count import COUNTED, DRAFTS, as_known, counted, seeded_scenario

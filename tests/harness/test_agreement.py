@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.agreement import Agreement, agree
-from harness.cluster import InstanceSpec
+from harness.descriptions.agreement import Agreement, agree
+from harness.descriptions.cluster import InstanceSpec
 from profiles.catalog import BUNDLED
 from traces.capture import CaptureMeta
 from traces.decoding import Document, read_document

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.calibrate import calibrate, write_calibration
-from harness.deployment import Deployment
+from harness.deploy.deployment import Deployment
 from harness.predicted import interval_notes, run
 from harness.show import import_profiles_to
 from harness.validate import validate

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from harness.cluster import ClusterSpec, place
-from harness.deployment import read_cluster
-from harness.scenario import read_scenario
-from simulator.topology import FabricFile, InterNodeFile, Place
+from harness.deploy.deployment import read_cluster
+from harness.descriptions.cluster import ClusterSpec, place
+from harness.descriptions.scenario import read_scenario
+from simulator.network.topology import FabricFile, InterNodeFile, Place
 from traces.errors import InputError
 
 INSTANCE: dict[str, Any] = {

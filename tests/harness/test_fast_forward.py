@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from harness.demo import BUNDLED, LOADS
-from harness.deployment import deploy
-from harness.scenario import read_scenario
+from harness.deploy.deployment import deploy
+from harness.descriptions.scenario import read_scenario
 from harness.validate import at_measured_arrivals
 from simulator.simulate import simulate
 from tests.measured import RUNS, measured_run

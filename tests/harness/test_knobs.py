@@ -12,7 +12,7 @@ import pytest
 
 from harness.demo import BUNDLED
 from harness.simulate import simulate_scenario
-from simulator.options import EngineOptions
+from simulator.scheduling.options import EngineOptions
 from traces.capture import Capture
 from traces.errors import InputError
 from traces.outcome import Status

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from harness.cluster import ClusterSpec
-from harness.deployment import read_cluster
-from harness.scenario import read_scenario
+from harness.deploy.deployment import read_cluster
+from harness.descriptions.cluster import ClusterSpec
+from harness.descriptions.scenario import read_scenario
 from harness.simulate import simulate_scenario
 from tests.pages import shown_and_printed
 from traces.errors import InputError

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from harness.cluster import ClusterSpec
-from harness.deployment import read_cluster
-from harness.memories import OffloadFile
-from harness.scenario import read_scenario
-from simulator.topology import NS, PortFile
+from harness.deploy.deployment import read_cluster
+from harness.descriptions.cluster import ClusterSpec
+from harness.descriptions.memories import OffloadFile
+from harness.descriptions.scenario import read_scenario
+from simulator.network.topology import NS, PortFile
 from traces.errors import InputError
 
 INSTANCE: dict[str, Any] = {

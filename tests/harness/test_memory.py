@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.memory import scenario_memory
+from harness.deploy.memory import scenario_memory
 from harness.simulate import simulate_scenario
 from tests.measured_memory import memory_errors
 from traces.errors import CapacityError

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.deployment import deploy, read_cluster
-from harness.memories import NearMemoryFile
-from harness.memory import scenario_memory
-from harness.scenario import read_scenario
+from harness.deploy.deployment import deploy, read_cluster
+from harness.deploy.memory import scenario_memory
+from harness.descriptions.memories import NearMemoryFile
+from harness.descriptions.scenario import read_scenario
 from harness.simulate import simulate_scenario
 from simulator.simulate import simulate
 from tests.measured_near_memory import peer, simulated

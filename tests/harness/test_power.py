@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.cluster import InstanceSpec
 from harness.console import energy_lines
-from harness.deployment import deploy, read_cluster
-from harness.power import EngineMade, plan_power
-from harness.scenario import read_scenario
+from harness.deploy.deployment import deploy, read_cluster
+from harness.deploy.power import EngineMade, plan_power
+from harness.descriptions.cluster import InstanceSpec
+from harness.descriptions.scenario import read_scenario
 from harness.simulate import simulate_scenario, write_simulation
 from harness.validate import validate
 from profiles.model import ModelSpec
+from simulator.network.topology import Place
 from simulator.power import HostPower, NodePower, PartPower
-from simulator.topology import Place
 from tests.engines import engine
 from tests.harness.scenarios import write_scenario
 from tests.harness.test_cluster import INSTANCE, cluster, own

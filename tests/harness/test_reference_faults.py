@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness.deployment import deploy
-from harness.scenario import read_scenario
+from harness.deploy.deployment import deploy
+from harness.descriptions.scenario import read_scenario
 from harness.simulate import simulate_scenario
 from simulator.cluster import Cluster
 from simulator.simulate import simulate

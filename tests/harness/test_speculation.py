@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from harness.console import speculation_lines
-from harness.deployment import deploy
-from harness.memory import scenario_memory
-from harness.scenario import read_scenario
+from harness.deploy.deployment import deploy
+from harness.deploy.memory import scenario_memory
+from harness.deploy.unprofiled import deploy_unprofiled
+from harness.descriptions.scenario import read_scenario
 from harness.simulate import simulate_scenario, write_simulation
 from harness.stream import stream_scenario
-from harness.unprofiled import deploy_unprofiled
-from simulator.plan import StepPlan
-from simulator.speculative_steps import SpeculativeModel
+from simulator.scheduling.plan import StepPlan
+from simulator.steps.speculative_steps import SpeculativeModel
 from tests.harness.scenarios import write_scenario
 from tests.pages import shown_and_printed
 from tests.simulator.batches import batch, request

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from harness.demo import BUNDLED
-from harness.deployment import deploy
-from harness.scenario import read_scenario
+from harness.deploy.deployment import deploy
+from harness.descriptions.scenario import read_scenario
 from harness.validate_steps import steps_text, validate_steps
-from simulator.rules import REFERENCE_RULES, rules_of
+from simulator.scheduling.rules import REFERENCE_RULES, rules_of
 from tests.harness.scenarios import write_scenario
 from traces.capture import read_capture
 from traces.errors import InputError

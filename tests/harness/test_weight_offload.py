@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.deployment import deploy
-from harness.memory import scenario_memory
-from harness.scenario import read_scenario
+from harness.deploy.deployment import deploy
+from harness.deploy.memory import scenario_memory
+from harness.descriptions.scenario import read_scenario
 from harness.simulate import simulate_scenario
 from simulator.simulate import simulate
 from tests.pages import shown_and_printed

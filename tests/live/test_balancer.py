@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from simulator.rules import REFERENCE
+from simulator.scheduling.rules import REFERENCE
 from simulator.vllm_dp import Report, VllmBalancer
 from traces.trace import TraceRow
 

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from harness.demo import BUNDLED
-from simulator.rules import rules_of, version_of
-from simulator.scheduler import Scheduler
+from simulator.scheduling.rules import rules_of, version_of
+from simulator.scheduling.scheduler import Scheduler
 from tests.conformance.cases import read_cases
 from tests.conformance.compare import difference, first_difference, our_states
 from tests.conformance.count import count, counted
@@ -37,7 +37,9 @@ SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base
 FAULT = "Scheduler._victim = lambda self: 0"
 """A scheduler that takes the blocks of the request admitted first."""
 
-WITH_FAULT = f"import runpy, sys; from simulator.scheduler import Scheduler; {FAULT}; runpy.run_path(sys.argv[1])"
+WITH_FAULT = (
+    f"import runpy, sys; from simulator.scheduling.scheduler import Scheduler; {FAULT}; runpy.run_path(sys.argv[1])"
+)
 
 
 @pytest.fixture(scope="module")

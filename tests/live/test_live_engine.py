@@ -25,7 +25,7 @@ from collectors.server import local_server
 from collectors.small_model import VOCAB_SIZE, write_small_model
 from collectors.stat_logger_package import write_stat_logger
 from collectors.stats_log import read_stats
-from simulator.step_replay import replay_steps
+from simulator.scheduling.step_replay import replay_steps
 from tests.engines import trace
 from traces.capture import Capture, read_capture
 from traces.metrics import requests

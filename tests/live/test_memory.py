@@ -12,7 +12,7 @@ from collectors.server import local_server
 from collectors.small_model import write_small_model
 from profiles.model import read_model
 from simulator.memory import memory_account
-from simulator.options import EngineOptions
+from simulator.scheduling.options import EngineOptions
 
 pytestmark = pytest.mark.live
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from harness.calibrate import calibrate, write_calibration
-from harness.partitioning import talk_of
+from harness.deploy.partitioning import talk_of
 from harness.simulate import simulate_scenario
 from harness.validate import validate
 from profiles.catalog import BUNDLED, find_device, find_model
 from profiles.profile import Profile, read_profile, write_profile
-from simulator.collectives import MeasuredCollectives
-from simulator.options import EngineOptions
-from simulator.partition import Partition
+from simulator.network.collectives import MeasuredCollectives
+from simulator.scheduling.options import EngineOptions
+from simulator.steps.partition import Partition
 from tests.measured import measured_run
 from tests.pages import shown_and_printed
 from traces.errors import EngineError, InputError

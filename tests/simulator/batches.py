@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simulator.plan import StepPlan, plan_of
-from simulator.request import Request
+from simulator.scheduling.plan import StepPlan, plan_of
+from simulator.scheduling.request import Request
 from traces.trace import TraceRow
 
 

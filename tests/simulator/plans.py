@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from simulator.plan import StepPlan, plan_of
+from simulator.scheduling.plan import StepPlan, plan_of
 
 
 def decode_plan(n_requests: int, history: int, *, repeat: int = 1) -> StepPlan:

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster import Cluster, Service
-from simulator.contention import Exchange
 from simulator.engine import Engine
 from simulator.fleet import Autoscaling, Failure, Scaling
 from simulator.handover import KVTransfer
-from simulator.scheduler import Scheduler
+from simulator.network.topology import FabricFile, NodeFile, Place, Topology, TopologyFile
+from simulator.scheduling.scheduler import Scheduler
 from simulator.simulate import Simulation, simulate
-from simulator.topology import FabricFile, NodeFile, Place, Topology, TopologyFile
+from simulator.steps.contention import Exchange
 from tests.engines import LinearStepTime, engine, trace
 from traces.errors import EngineError, InputError
 from traces.outcome import Status

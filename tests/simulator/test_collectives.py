@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiles.profile import Curve, read_collectives
-from simulator.collectives import (
+from simulator.network.collectives import (
     VLLM_CUSTOM_ALL_REDUCE_BYTES,
     CollectiveTimes,
     Group,
@@ -32,8 +32,8 @@ from simulator.collectives import (
     tree_all_reduce_s,
     uses_custom_all_reduce,
 )
-from simulator.network import Link, Network
-from simulator.topology import FabricFile, InterNodeFile, NodeFile, Place, PortFile, Topology, TopologyFile
+from simulator.network.topology import FabricFile, InterNodeFile, NodeFile, Place, PortFile, Topology, TopologyFile
+from simulator.network.transfers import Link, Network
 from traces.errors import InputError, ProfileError
 
 GB = 1e9

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from profiles.model import ModelSpec
 from simulator.cluster import Cluster, Service
-from simulator.contention import Exchange, SharedLinks, exchanges
-from simulator.network import Link, Network, fair_rates
-from simulator.plan import StepPlan
+from simulator.network.topology import FabricFile, NodeFile, Place, Topology, TopologyFile
+from simulator.network.transfers import Link, Network, fair_rates
+from simulator.scheduling.plan import StepPlan
 from simulator.simulate import simulate
-from simulator.step_time import OperatorTimes, StepCost
-from simulator.topology import FabricFile, NodeFile, Place, Topology, TopologyFile
+from simulator.steps.contention import Exchange, SharedLinks, exchanges
+from simulator.steps.step_time import OperatorTimes, StepCost
 from tests.engines import LinearStepTime, engine, trace
 from tests.simulator.plans import decode_plan
 from tests.simulator.test_cluster import KV_BYTES, disaggregated, on_a_bus, same_bytes

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiles.profile import MoeRows
-from simulator.experts import (
+from simulator.steps.experts import (
     N_DRAWS,
     ExpertTimes,
     Mode,
@@ -22,7 +22,7 @@ from simulator.experts import (
     placement_of,
     round_robin,
 )
-from simulator.gates import Gate, activated, measured, uniform, zipf
+from simulator.steps.gates import Gate, activated, measured, uniform, zipf
 from traces.errors import InputError
 from traces.steps import Floats
 

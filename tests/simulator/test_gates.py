@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.gates import Gate, activated, inclusion, measured, new_gate, read_gate, uniform, zipf
+from simulator.steps.gates import Gate, activated, inclusion, measured, new_gate, read_gate, uniform, zipf
 from traces.errors import InputError
 from traces.steps import Floats
 

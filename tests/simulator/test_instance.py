@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from simulator.instance import Instance
-from simulator.options import EngineOptions
 from simulator.rank import Arrival, Rank
-from simulator.scheduler import Scheduler
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.scheduler import Scheduler
 from tests.engines import LinearStepTime, trace
 from traces.errors import EngineError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.kv_cache import Found, Held, KVCache, n_blocks
+from simulator.kv.kv_cache import Found, Held, KVCache, n_blocks
 
 
 def cache_of(num_gpu_blocks: int = 11) -> KVCache:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from simulator.lockstep import Lockstep
-from simulator.request import Request, new_request
+from simulator.scheduling.lockstep import Lockstep
+from simulator.scheduling.request import Request, new_request
 from traces.trace import TraceRow
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from profiles.catalog import BUNDLED, find_device, find_model
 from profiles.model import ModelSpec, model_of
 from simulator.memory import MemoryAccount, block_bytes, memory_account, weight_bytes
-from simulator.options import EngineOptions
-from simulator.partition import Partition
 from simulator.profiling_run import profiling_peak, uses_second_runner
+from simulator.scheduling.options import EngineOptions
+from simulator.steps.partition import Partition
 from traces.errors import CapacityError
 
 SMALL = {

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from profiles.llmservingsim import import_profiles
 from profiles.profile import Profile
-from simulator.near_memory import NearLayer, NearMemory, halves, part_of
-from simulator.near_memory_steps import NearMemoryModel, in_turn_s
-from simulator.operator_model import OperatorModel
-from simulator.options import EngineOptions
-from simulator.plan import StepPlan
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.plan import StepPlan
+from simulator.steps.near_memory import NearLayer, NearMemory, halves, part_of
+from simulator.steps.near_memory_steps import NearMemoryModel, in_turn_s
+from simulator.steps.operator_model import OperatorModel
 from tests.profiles.bundles import write_bundle
 from tests.simulator.batches import batch, decodes, request
 from traces.steps import Floats

@@ -11,12 +11,12 @@ import pytest
 from profiles.attention import Chunk
 from profiles.llmservingsim import import_profiles
 from profiles.profile import Profile, StepRows
-from simulator.operator_model import OperatorModel
-from simulator.options import EngineOptions
-from simulator.partition import Partition
-from simulator.plan import StepPlan
-from simulator.profile_overhead import profile_overhead
-from simulator.step_time import Overhead
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.plan import StepPlan
+from simulator.steps.operator_model import OperatorModel
+from simulator.steps.partition import Partition
+from simulator.steps.profile_overhead import profile_overhead
+from simulator.steps.step_time import Overhead
 from tests.profiles.bundles import write_bundle
 from traces.errors import ProfileError
 

@@ -6,9 +6,9 @@ import importlib.util
 
 import pytest
 
-from simulator.options import EngineOptions
-from simulator.oracle import Oracle
-from simulator.scheduling import RequestScheduler, new_scheduler
+from simulator.scheduling.choice import RequestScheduler, new_scheduler
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.oracle import Oracle
 from traces.errors import EngineError
 
 

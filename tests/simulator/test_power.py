@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiles.device import DevicePower
-from simulator.network import Link, Network
+from simulator.kv.tiers import CROSSES, Memory, Move
+from simulator.network.topology import Place
+from simulator.network.transfers import Link, Network
 from simulator.power import (
     BITS,
     Curve,
@@ -24,8 +26,6 @@ from simulator.power import (
     power_run,
     summed,
 )
-from simulator.tiers import CROSSES, Memory, Move
-from simulator.topology import Place
 from traces.series import Grid
 from traces.steps import STEP_COLUMNS, Batches, Steps, steps_from_columns
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from profiles.power_cap import Slowdown
-from simulator.plan import StepPlan, plan_of
-from simulator.power_cap import CappedModel
-from simulator.step_time import OperatorTimes, StepCost
+from simulator.scheduling.plan import StepPlan, plan_of
+from simulator.steps.power_cap import CappedModel
+from simulator.steps.step_time import OperatorTimes, StepCost
 
 
 def plan(new_tokens: list[int]) -> StepPlan:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster import Cluster
-from simulator.prefixes import BlockHashes, Prefixes
+from simulator.kv.prefixes import BlockHashes, Prefixes
 from simulator.routing import RoundRobin
 from simulator.simulate import simulate
 from tests.engines import engine, trace

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from simulator.engine import check_options
-from simulator.options import EngineOptions
-from simulator.rules import REFERENCE, REFERENCE_RULES, rules_notes, rules_of, version_of
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.rules import REFERENCE, REFERENCE_RULES, rules_notes, rules_of, version_of
 from traces.errors import InputError
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from simulator.options import EngineOptions
-from simulator.plan import StepPlan
-from simulator.request import Request, RequestStatus
-from simulator.rules import REFERENCE, rules_of
-from simulator.scheduler import Scheduler
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.plan import StepPlan
+from simulator.scheduling.request import Request, RequestStatus
+from simulator.scheduling.rules import REFERENCE, rules_of
+from simulator.scheduling.scheduler import Scheduler
 from traces.trace import TraceRow
 
 

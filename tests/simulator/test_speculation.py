@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from simulator.cluster import Cluster
 from simulator.engine import Engine, check_engine
 from simulator.fleet import Failure
-from simulator.options import EngineOptions
-from simulator.plan import StepPlan, plan_of
-from simulator.scheduling import new_scheduler
-from simulator.simulate import Simulation, simulate
-from simulator.speculation import (
+from simulator.kv.tiers import KVTierFile
+from simulator.scheduling.choice import new_scheduler
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.plan import StepPlan, plan_of
+from simulator.scheduling.speculation import (
     Acceptance,
     SpeculativeConfig,
     acceptance_of,
@@ -28,9 +28,9 @@ from simulator.speculation import (
     together,
     uniform,
 )
-from simulator.speculative_steps import as_chunks
-from simulator.step_replay import replay_steps
-from simulator.tiers import KVTierFile
+from simulator.scheduling.step_replay import replay_steps
+from simulator.simulate import Simulation, simulate
+from simulator.steps.speculative_steps import as_chunks
 from tests.engines import LinearStepTime, engine, trace
 from tests.simulator.batches import batch, request
 from traces.errors import EngineError, InputError

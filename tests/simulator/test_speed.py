@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from simulator.cluster import Cluster
-from simulator.kv_cache import KVCache
-from simulator.lockstep import Lockstep
-from simulator.plan import StepPlan
-from simulator.scheduler import Scheduler
+from simulator.kv.kv_cache import KVCache
+from simulator.scheduling.lockstep import Lockstep
+from simulator.scheduling.plan import StepPlan
+from simulator.scheduling.scheduler import Scheduler
 from simulator.simulate import Simulation, simulate
-from simulator.step_time import StepCost
+from simulator.steps.step_time import StepCost
 from tests.engines import LinearStepTime, engine, trace
 from traces.trace import Trace
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.demo import BUNDLED
-from simulator.divergence import Divergence
-from simulator.options import EngineOptions
-from simulator.rules import rules_of
+from simulator.scheduling.divergence import Divergence
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.rules import rules_of
+from simulator.scheduling.step_replay import replay_steps
 from simulator.simulate import simulate
-from simulator.step_replay import replay_steps
 from tests.conformance.cases import read_cases
 from tests.conformance.recorded import recorded
 from tests.conformance.scenario import Arrival, Scenario, draw_newer_options, draw_scenario

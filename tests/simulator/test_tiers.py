@@ -13,10 +13,10 @@ from simulator.cluster import Cluster, Service
 from simulator.engine import Role
 from simulator.fleet import Failure
 from simulator.handover import KVTransfer
-from simulator.scheduler import Scheduler
+from simulator.kv.tiers import KVTierFile, new_tier
+from simulator.network.topology import FabricFile, InterNodeFile, NodeFile, Place, Topology, TopologyFile
+from simulator.scheduling.scheduler import Scheduler
 from simulator.simulate import Simulation, simulate
-from simulator.tiers import KVTierFile, new_tier
-from simulator.topology import FabricFile, InterNodeFile, NodeFile, Place, Topology, TopologyFile
 from tests.engines import LinearStepTime, engine, trace
 from traces.errors import InputError
 from traces.outcome import Status

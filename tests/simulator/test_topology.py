@@ -8,8 +8,7 @@ from pathlib import Path as FilePath
 
 import pytest
 
-from simulator.network import Network, Path
-from simulator.topology import (
+from simulator.network.topology import (
     FabricFile,
     InterNodeFile,
     MemoryFile,
@@ -22,6 +21,7 @@ from simulator.topology import (
     llmservingsim_topology,
     ring_way,
 )
+from simulator.network.transfers import Network, Path
 from traces.decoding import decode_yaml
 from traces.errors import InputError
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster import Cluster
-from simulator.kv_cache import BlockHash, KVCache, n_blocks
+from simulator.kv.kv_cache import BlockHash, KVCache, n_blocks
 from simulator.simulate import Simulation, simulate
 from simulator.stream import Stream
 from tests.engines import LinearStepTime, engine, trace

@@ -11,7 +11,7 @@ import pytest
 
 from simulator.cluster import Cluster, Service
 from simulator.routing import new_router
-from simulator.rules import rules_of
+from simulator.scheduling.rules import rules_of
 from simulator.simulate import simulate
 from simulator.vllm_dp import Coordinator, Report, VllmBalancer
 from tests.engines import engine, trace

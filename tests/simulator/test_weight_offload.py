@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.gates import uniform
-from simulator.plan import StepPlan
-from simulator.step_time import OperatorTimes, StepCost
-from simulator.weight_offload import (
+from simulator.scheduling.plan import StepPlan
+from simulator.steps.gates import uniform
+from simulator.steps.step_time import OperatorTimes, StepCost
+from simulator.steps.weight_offload import (
     OffloadedExperts,
     OffloadedModel,
     Way,

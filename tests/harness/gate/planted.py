@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness import deployment
-from simulator.plan import StepPlan
-from simulator.step_time import StepCost, StepTimeModel
+from harness.deploy import deployment
+from simulator.scheduling.plan import StepPlan
+from simulator.steps.step_time import StepCost, StepTimeModel
 
 
 class Scaled:

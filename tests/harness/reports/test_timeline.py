@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from harness.deploy.unprofiled import deploy_calibrated
+from harness.descriptions.scenario import read_scenario
 from harness.predicted import run as simulate_deployed
 from harness.reports.timeline import REQUESTS, STEPS, Cut, timeline, write_timeline
-from harness.scenario import read_scenario
-from harness.unprofiled import deploy_calibrated
 from tests.harness.reports.runs import compared, run
 from traces.errors import InputError
 from traces.formats import read_any_trace

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.scenario import read_scenario
+from harness.descriptions.scenario import read_scenario
 from harness.sweeps import fingerprint
 from harness.sweeps.fingerprint import Fingerprints
 from tests.harness.scenarios import write_scenario

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.scenario import read_scenario, set_key
+from harness.descriptions.scenario import read_scenario, set_key
 from harness.sweeps.cli import progress_text
 from harness.sweeps.points import read_inputs
 from harness.sweeps.trials import Progress

@@ -1,0 +1,1 @@
+"""From a description to engines that can be simulated."""

@@ -1,0 +1,147 @@
+"""How an engine's model is spread over its devices, and what they take to talk: by measured tables, or by the links."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.descriptions.cluster import ExpertsFile, InstanceSpec
+from profiles.model import ModelSpec, compute_dtype
+from profiles.profile import Profile
+from simulator.network.collectives import CollectiveTimes, Hop, LinkCollectives, MeasuredCollectives, at_once, group_of
+from simulator.network.topology import Place, Topology
+from simulator.scheduling.options import EngineOptions
+from simulator.steps.experts import ExpertTimes, placement_of
+from simulator.steps.gates import new_gate
+from simulator.steps.partition import ALONE, Communication, Partition, communication
+from traces.errors import InputError, ProfileError
+
+
+def partition_of(
+    spec: InstanceSpec, model: ModelSpec, profile: Profile, places: Sequence[Place], topology: Topology | None
+) -> Partition:
+    """The partition that a description asks for.
+
+    Collectives that the profile measured with as many ranks are taken from it, others from the links.
+
+    Args:
+        spec: the engine's parallel sizes.
+        model: its dimensions.
+        profile: of its device.
+        places: its devices, rank by rank and within a rank stage by stage.
+        topology: links between them; None: not described.
+
+    Raises:
+        InputError: sizes that vLLM refuses together, or devices whose links are not described.
+    """
+    check_degrees(spec, model)
+    if model.num_experts and _are_by_tokens(profile):
+        _check_by_tokens(spec, profile)
+    tensor, pipeline = spec.tensor_parallel_size, spec.pipeline_parallel_size
+    ranks = spec.data_parallel_size if model.num_experts else 1
+    if tensor == pipeline == ranks == 1:
+        return ALONE
+    return Partition(
+        tensor,
+        pipeline,
+        ranks,
+        spec.enable_expert_parallel,
+        _times(profile, places[:tensor], topology) if tensor > 1 else None,
+        _times(profile, places[:: tensor * pipeline], topology) if ranks > 1 else None,
+        _next_stage(places[: 2 * tensor], topology) if pipeline > 1 else None,
+    )
+
+
+def check_degrees(spec: InstanceSpec, model: ModelSpec) -> None:
+    """Refuse what vLLM refuses (0.32 `config/parallel.py`, `model_executor/layers/fused_moe/`). Raises InputError."""
+    if spec.enable_expert_parallel and not model.num_experts:
+        raise InputError(field="enable_expert_parallel", found=True, accepted=f"false: {model.name} has no experts")
+    devices = spec.tensor_parallel_size * spec.data_parallel_size
+    if spec.enable_expert_parallel and model.num_experts < devices:
+        accepted = f"at most {model.num_experts} devices, one expert each"
+        raise InputError(field="tensor_parallel_size", found=f"{devices} devices of experts", accepted=accepted)
+    if spec.experts != ExpertsFile() and not model.num_experts:
+        raise InputError("has no effect", field="experts", accepted=f"nothing: {model.name} has no experts")
+    if spec.role != "both" and spec.data_parallel_size > 1 and model.num_experts:
+        accepted = "1 where prefill and decode are apart, for a mixture of experts"
+        raise InputError(field="data_parallel_size", found=spec.data_parallel_size, accepted=accepted)
+
+
+def _are_by_tokens(profile: Profile) -> bool:
+    """Whether a layer's experts are one operator of the profile, all of them together."""
+    return "experts" in profile.meta.composition.per_layer
+
+
+def _check_by_tokens(spec: InstanceSpec, profile: Profile) -> None:
+    """Refuse what times by tokens cannot tell apart: other gates, other placements. Raises InputError."""
+    message = f"has no effect: the experts of {profile.meta.source} were measured together, by tokens"
+    if spec.experts != ExpertsFile():
+        raise InputError(message, field="experts", accepted="no such section")
+    if spec.enable_expert_parallel != (there := bool((profile.meta.measured or {}).get("expert_parallel"))):
+        raise InputError(message, field="enable_expert_parallel", accepted=f"{str(there).lower()}, as they were")
+    if spec.data_parallel_size > 1:
+        raise InputError(message, field="data_parallel_size", accepted="1")
+
+
+def talk_of(partition: Partition, model: ModelSpec, options: EngineOptions) -> Communication | None:
+    """What the parts of a step take to talk; None when there is one device."""
+    if partition is ALONE:
+        return None
+    return communication(
+        partition,
+        model,
+        compute_dtype(options.dtype),
+        max_tokens=options.max_num_batched_tokens,
+        max_requests=options.max_num_seqs,
+    )
+
+
+def _times(profile: Profile, places: Sequence[Place], topology: Topology | None) -> CollectiveTimes:
+    """Collectives among these devices."""
+    measured = profile.collectives or {}
+    if any(len(places) in by_ranks for by_ranks in measured.values()):
+        return MeasuredCollectives(measured, len(places), source=str(profile.path / "collectives.csv"))
+    return LinkCollectives(group_of(_described(topology), places))
+
+
+def _next_stage(places: Sequence[Place], topology: Topology | None) -> Hop:
+    links = _described(topology)
+    half = len(places) // 2
+    return at_once([links.path(a, b) for a, b in zip(places[:half], places[half:], strict=True)])
+
+
+def _described(topology: Topology | None) -> Topology:
+    if topology is None:
+        accepted = "the links between devices, or a profile that measured collectives"
+        raise InputError("is missing", field="fabric", accepted=accepted)
+    return topology
+
+
+def experts_of(
+    partition: Partition, model: ModelSpec, profile: Profile, settings: ExpertsFile, seed: int
+) -> ExpertTimes | None:
+    """Time of the experts of one layer; None for a dense model.
+
+    With expert parallelism each device holds whole experts, else a part of every one: of those of all its ranks, as
+    vLLM flattens tensor parallelism over data-parallel ranks (0.32 `fused_moe/config.py::FusedMoEParallelConfig.make`).
+    Either is read from the table of whole experts. Of a profile in which they are one operator by tokens, `experts`,
+    there is nothing to add. Raises ProfileError without either, InputError for settings that do not fit the model.
+    """
+    if not model.num_experts:
+        return None
+    if _are_by_tokens(profile):
+        return None
+    rows = next((tables.moe for _, tables in sorted(profile.tables.items()) if tables.moe is not None), None)
+    if rows is None:
+        message = "a mixture of experts needs the times of its experts"
+        raise ProfileError(message, file=profile.path, accepted="a profile with moe.csv")
+    devices = partition.tensor_parallel_size * partition.data_parallel_size
+    ranks = devices if partition.enable_expert_parallel else 1
+    return ExpertTimes(
+        rows,
+        new_gate(settings.gate, model.num_experts, model.num_experts_per_tok),
+        placement_of(settings.placement, model.num_experts, ranks, redundant=settings.redundant),
+        num_layers=model.num_layers,
+        parts=devices // ranks,
+        mode=settings.mode,
+        seed=seed,
+    )

@@ -1,0 +1,1 @@
+"""What a user writes down: scenarios, clusters and their parts, as typed values."""

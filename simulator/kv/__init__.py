@@ -1,0 +1,1 @@
+"""Where KV is kept: the engine's paged cache, and the tiers behind it."""

@@ -1,0 +1,1 @@
+"""Links that transfers share: where they run, how long what crosses them takes."""

@@ -1,0 +1,104 @@
+"""What a scheduler decides: one step's batch, and how often that step can be repeated before anything changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from profiles.attention import Chunk
+from simulator.scheduling.request import Request
+from traces.steps import Ints
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step's batch, as the step-time model and the record need it.
+
+    A request that computes more than one token is a prefill chunk; one that computes a single token is a decode,
+    also when that token is the last of its prompt: attention kernels see it so (vLLM splits batches by query length).
+    One that computes a token and drafted ones behind it is a decode too.
+
+    Attributes:
+        first_step: number of the step in its instance, counted from 0.
+        repeat: most times this step can be run in a row with nothing changing but that every decode grows by a token.
+        requests: the batch, in the order it was scheduled.
+        new_tokens: [n_requests] tokens to compute.
+        computed_tokens: [n_requests] tokens whose KV existed before.
+        n_requests: how many they are.
+        chunks: the prefill chunks among them.
+        n_prefill_tokens: their tokens.
+        n_decode: the decodes among them.
+        decode_kv_sum: sum of the decodes' computed tokens.
+        decode_kv_max: largest of them.
+        drafts: [n_requests] those of the new tokens that were drafted, and are to be verified; None: nobody drafts.
+        n_draft_tokens: all of them.
+        n_preempted: requests that lost their blocks while this was planned.
+        n_running: requests in the running queue afterwards.
+        n_waiting: requests in the waiting queue afterwards.
+        kv_blocks: KV blocks in use afterwards.
+        alongside: what other ranks compute in the same step, where ranks step together.
+    """
+
+    first_step: int
+    repeat: int
+    requests: list[Request]
+    new_tokens: Ints
+    computed_tokens: Ints
+    n_requests: int
+    chunks: list[Chunk]
+    n_prefill_tokens: int
+    n_decode: int
+    decode_kv_sum: int
+    decode_kv_max: int
+    n_preempted: int
+    n_running: int
+    n_waiting: int
+    kv_blocks: int
+    alongside: tuple[StepPlan, ...] = ()
+    drafts: Ints | None = None
+    n_draft_tokens: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the step."""
+        return self.n_prefill_tokens + self.n_decode + self.n_draft_tokens
+
+
+def plan_of(
+    requests: list[Request],
+    new_tokens: Ints,
+    computed_tokens: Ints,
+    *,
+    first_step: int,
+    repeat: int,
+    n_preempted: int,
+    n_running: int,
+    n_waiting: int,
+    kv_blocks: int,
+    drafts: Ints | None = None,
+) -> StepPlan:
+    """A plan from the batch itself: counts and sums are taken here, once; `drafts` [n_requests] of the new tokens."""
+    n_drafts = np.zeros_like(new_tokens) if drafts is None else drafts
+    n_draft_tokens = int(n_drafts.sum())
+    chunked = (new_tokens > 1) & (n_drafts == 0)
+    histories = computed_tokens[~chunked]
+    return StepPlan(
+        first_step=first_step,
+        repeat=repeat,
+        requests=requests,
+        new_tokens=new_tokens,
+        computed_tokens=computed_tokens,
+        n_requests=len(requests),
+        chunks=[Chunk(int(new_tokens[i]), int(computed_tokens[i])) for i in chunked.nonzero()[0]],
+        n_prefill_tokens=int(new_tokens.sum()) - len(histories) - n_draft_tokens,
+        n_decode=len(histories),
+        decode_kv_sum=int(histories.sum()),
+        decode_kv_max=int(histories.max(initial=0)),
+        n_preempted=n_preempted,
+        n_running=n_running,
+        n_waiting=n_waiting,
+        kv_blocks=kv_blocks,
+        drafts=drafts,
+        n_draft_tokens=n_draft_tokens,
+    )

@@ -1,0 +1,372 @@
+"""vLLM V1's scheduler where tokens are drafted: requests grow by one token or several in a step, each as it is lucky.
+
+The rules are vLLM 0.32's (v1/core/sched/scheduler.py and async_scheduler.py), and so are the names. A running request
+computes its last token and the drafts behind it, as far as the token budget and max_model_len allow. The output takes
+back what was rejected. With asynchronous scheduling the next step is planned as if nothing were: placeholders stand
+for the tokens that are under way, and requests are planned on although they may have ended.
+
+Requests do not go in lockstep here, and no step is like the one before: each is planned by itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.kv.kv_cache import Found, n_blocks
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.plan import StepPlan, plan_of
+from simulator.scheduling.policies import Eviction, Order
+from simulator.scheduling.request import Request, RequestStatus
+from simulator.scheduling.rules import REFERENCE_RULES, Rules
+from simulator.scheduling.scheduler import Scheduler
+from simulator.scheduling.speculation import SpeculativeConfig, acceptance_of, no_speculation
+from traces.errors import EngineError
+from traces.steps import Ints
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """What a request computes in a step.
+
+    Attributes:
+        tokens: of all kinds.
+        drafts: those of them that were drafted.
+        padded: whether the drafts only fill a new decode up to the length of the others: none is accepted.
+    """
+
+    tokens: int
+    drafts: int = 0
+    padded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A planned step: its number, what each request computes in it, and whom it brings a token."""
+
+    step: int
+    granted: dict[Request, _Grant]
+    brings: frozenset[Request]
+
+
+@dataclass(slots=True)
+class _Budget:
+    """What is left of a step: tokens of the model, and of its inputs, of which a drafter may need more."""
+
+    tokens: int
+    inputs: int
+    slots: int
+
+    @property
+    def most(self) -> int:
+        """Most tokens that the next request can be given."""
+        return min(self.tokens, self.inputs - self.slots)
+
+    def take(self, tokens: int) -> None:
+        """A request computes so many."""
+        self.tokens -= tokens
+        self.inputs -= tokens + self.slots
+
+    def give_back(self, tokens: int) -> None:
+        """It does not, after all."""
+        self.tokens += tokens
+        self.inputs += tokens + self.slots
+
+
+class SpeculativeScheduler(Scheduler):
+    """Queues and KV cache of an engine that drafts; as `Scheduler`, but one step at a time.
+
+    Attributes:
+        speculation: what was drafted and accepted so far.
+    """
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        config: SpeculativeConfig,
+        *,
+        num_gpu_blocks: int,
+        max_model_len: int,
+        seed: int,
+        rules: Rules = REFERENCE_RULES,
+        order: Order | None = None,
+        eviction: Eviction | None = None,
+        blocks_per_hash: int = 1,
+    ) -> None:
+        """As `Scheduler`; `config` says what is drafted, `seed` decides what is accepted."""
+        super().__init__(
+            options,
+            num_gpu_blocks=num_gpu_blocks,
+            max_model_len=max_model_len,
+            rules=rules,
+            order=order,
+            eviction=eviction,
+            blocks_per_hash=blocks_per_hash,
+        )
+        self.speculation = self._counts = no_speculation(config.num_speculative_tokens)
+        self._together = False
+        self._config = config
+        self._acceptance = acceptance_of(config, seed)
+        self._under_way: deque[_UnderWay] = deque()
+
+    def schedule(self, now_s: float) -> StepPlan | None:
+        """Plan the next step and take the blocks it needs; None when no request can compute anything now."""
+        while True:
+            threshold = self._prefill_threshold()
+            granted: dict[Request, _Grant] = {}
+            most = self._options.max_num_batched_tokens
+            budget = _Budget(most, most, self._config.draft_slots)
+            preempted = self._grant_running(granted, budget, threshold)
+            if not preempted:
+                self._grant_waiting(granted, budget, threshold, now_s)
+            self._n_preempted += preempted
+            if granted:
+                return self._step_of(granted)
+            if not preempted or self._under_way:
+                return None
+
+    def repeat(self, plan: StepPlan, times: int) -> tuple[Ints, Ints]:
+        """Raises EngineError: where tokens are drafted, a plan is of one step."""
+        raise EngineError("steps with drafted tokens are planned one at a time")
+
+    def finish(self, last_step: int, end_s: float, stopped: Collection[Request] = ()) -> list[Request]:
+        """Take in the output of all steps up to `last_step`. Returns the requests that are finished.
+
+        One of `stopped` ends with the first token of this output.
+        """
+        done = []
+        while self._under_way and self._under_way[0].step <= last_step:
+            output = self._under_way.popleft()
+            self._finished_step = output.step
+            for request, grant in output.granted.items():
+                if self._take_output(request, grant, output, stops=request in stopped):
+                    done.append(self._end_of(request, end_s))
+                elif not self._options.async_scheduling and request.status is RequestStatus.RUNNING:
+                    self._draft(request)
+        return done
+
+    # -- running -----------------------------------------------------------------------------------------------
+
+    def _grant_running(self, granted: dict[Request, _Grant], budget: _Budget, threshold: int) -> int:
+        """Grant running requests what they compute next; who lacks blocks takes another's. Returns how many lost."""
+        preempted, i = 0, 0
+        while i < len(self.running) and budget.most > 0:
+            request = self.running[i]
+            tokens = self._wanted_of(request, budget, threshold)
+            while tokens and self._new_blocks(request, tokens) > self.kv_cache.num_free:
+                at = self._victim()
+                victim = self.running[at]
+                returned = granted.pop(victim, None)
+                if returned is not None:
+                    budget.give_back(returned.tokens)
+                if at < i and (returned or not self._rules.skips_after_idle_victim):
+                    i -= 1
+                self._preempt(at)
+                preempted += 1
+                if victim is request:
+                    break
+            if request.status is not RequestStatus.RUNNING:
+                if not self._by_priority or self._rules.step_ends_with_own_preemption:
+                    break
+                continue
+            if tokens:
+                self._take_blocks(request, tokens)
+                granted[request] = _Grant(tokens, self._drafts_within(request, tokens))
+                budget.take(tokens)
+            i += 1
+        return preempted
+
+    def _wanted_of(self, request: Request, budget: _Budget, threshold: int) -> int:
+        """Tokens that a running request computes next."""
+        placeholders, computed = request.num_output_placeholders, request.num_computed_tokens
+        if placeholders and computed + 2 - placeholders >= request.row.prompt_tokens + request.row.output_tokens:
+            return 0  # its last token is under way, even if all drafts of that step are rejected
+        tokens = request.num_tokens + request.num_drafts + placeholders - computed
+        if 0 < threshold < tokens:
+            tokens = threshold
+        # The position after the last token that is computed must exist too.
+        return min(tokens, budget.most, self._max_model_len - computed - 1)
+
+    def _drafts_within(self, request: Request, tokens: int) -> int:
+        """Of the tokens that a request is given, those that were drafted; the others of its drafts are dropped."""
+        own = request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
+        drafts = min(request.num_drafts, max(tokens - own, 0))
+        request.num_drafts = 0
+        return drafts
+
+    def _new_blocks(self, request: Request, tokens: int) -> int:
+        """Blocks that a running request lacks for so many more tokens and what its drafter writes behind them."""
+        return max(self._blocks_for(request.num_computed_tokens + tokens) - request.num_blocks, 0)
+
+    def _blocks_for(self, tokens: int) -> int:
+        slots = min(tokens + self._config.num_lookahead_tokens, self._max_model_len)
+        return -(-slots // self._options.block_size)
+
+    def _take_blocks(self, request: Request, tokens: int) -> None:
+        """A running request gets its blocks; of its tokens those that are known are in the prefix cache now."""
+        new_blocks = self._new_blocks(request, tokens)
+        self.kv_cache.allocate(new_blocks)
+        request.num_blocks += new_blocks
+        self._put_in_cache(request, min(request.num_computed_tokens + tokens, request.num_tokens))
+
+    def _put_in_cache(self, request: Request, tokens: int) -> None:
+        """A running request's first tokens are in the prefix cache, as far as they fill blocks."""
+        if self._options.enable_prefix_caching:
+            request.num_cached_tokens = max(request.num_cached_tokens, tokens)
+            if request in self._sharing:
+                self._share_one(request, request.num_cached_tokens)
+
+    def _preempt(self, i: int) -> None:
+        """Take the blocks and the drafts of a running request; what is under way for it will still be delivered."""
+        request = self.running.pop(i)
+        request.num_stale_tokens = request.num_in_flight_tokens
+        request.num_output_placeholders = request.num_drafts = 0
+        self._start_over(request)
+
+    # -- waiting -----------------------------------------------------------------------------------------------
+
+    def _grant_waiting(self, granted: dict[Request, _Grant], budget: _Budget, threshold: int, now_s: float) -> None:
+        """Admit waiting requests while budget, seats and blocks last, and grant them their tokens."""
+        others_run = bool(granted)
+        prefills_run = any(request.is_prefill_chunk for request in granted)
+        skipped: list[Request] = []
+        while self.waiting and budget.most > 0 and len(self.running) < self._seats:
+            request = self.waiting[0]
+            if request.num_stale_tokens:
+                # A token that was on its way when it lost its blocks is still to come.
+                skipped.append(self.waiting.popleft())
+                continue
+            found = self._found(request)
+            grant = self._first_grant(request, found, budget, threshold, pads=not prefills_run, others_run=others_run)
+            if grant is None or not self._admit_with(request, found, grant, now_s):
+                break
+            granted[request] = grant
+            budget.take(grant.tokens)
+        self.waiting.extendleft(reversed(skipped))
+
+    def _found(self, request: Request) -> Found:
+        """The cached prefix of a waiting request; without its last block where the drafter needs what is not cached."""
+        found = self.kv_cache.find(request.block_hashes, (request.num_tokens - 1) // self._options.block_size)
+        if self._config.drops_last_block and found:
+            return self.kv_cache.find(request.block_hashes, n_blocks(found) - 1)
+        return found
+
+    def _first_grant(
+        self, request: Request, found: Found, budget: _Budget, threshold: int, *, pads: bool, others_run: bool
+    ) -> _Grant | None:
+        """What a waiting request computes in its first step; None when it must wait for a larger budget.
+
+        One that lacks a single token is padded to the length of a draft where no prompt goes on in the step, so that a
+        step of decodes stays uniform.
+        """
+        k, hit = self._config.num_speculative_tokens, n_blocks(found) * self._options.block_size
+        tokens = request.num_tokens - hit
+        if tokens == 1 and pads and (others_run or hit) and hit + k + 2 <= self._max_model_len:
+            return None if 1 + k > budget.most else _Grant(1 + k, k, padded=True)
+        if 0 < threshold < tokens:
+            tokens = threshold
+        if tokens > budget.most and not self._options.enable_chunked_prefill:
+            return None
+        return _Grant(min(tokens, budget.most))
+
+    def _admit_with(self, request: Request, found: Found, grant: _Grant, now_s: float) -> bool:
+        """Move the first waiting request to the running queue; False when there are too few blocks."""
+        size, n_found = self._options.block_size, n_blocks(found)
+        free = self.kv_cache.num_free_without(found) - (self._watermark_blocks if self.running else 0)
+        if self._options.scheduler_reserve_full_isl and -(-request.num_tokens // size) - n_found > free:
+            return False
+        blocks = self._blocks_for(n_found * size + grant.tokens)
+        if blocks - n_found > free:
+            return False
+        request.blocks, request.num_shared_blocks = self.kv_cache.hold(found), n_found
+        self.kv_cache.allocate(blocks - n_found)
+        self.waiting.popleft()
+        self._run(request, blocks, n_found * size, grant.tokens, now_s)
+        return True
+
+    # -- plan --------------------------------------------------------------------------------------------------
+
+    def _step_of(self, granted: dict[Request, _Grant]) -> StepPlan:
+        """The plan, and the counts after it."""
+        step, grants = self._next_step, list(granted.values())
+        self._next_step += 1
+        before = [request.num_computed_tokens for request in granted]
+        brings = frozenset(request for request, grant in granted.items() if self._advance(request, grant))
+        self._under_way.append(_UnderWay(step, granted, brings))
+        preempted, self._n_preempted = self._n_preempted, 0
+        return plan_of(
+            list(granted),
+            np.array([grant.tokens for grant in grants], dtype=np.int64),
+            np.array(before, dtype=np.int64),
+            first_step=step,
+            repeat=1,
+            n_preempted=preempted,
+            n_running=len(self.running),
+            n_waiting=len(self.waiting),
+            kv_blocks=self.kv_cache.in_use,
+            drafts=np.array([grant.drafts for grant in grants], dtype=np.int64),
+        )
+
+    def _advance(self, request: Request, grant: _Grant) -> bool:
+        """A request's counts after a step is planned. Returns whether the step brings it a token."""
+        request.num_computed_tokens += grant.tokens
+        request.num_in_flight_tokens += grant.tokens
+        known = request.num_tokens + request.num_output_placeholders
+        request.is_prefill_chunk = request.num_computed_tokens < known
+        if request.is_prefill_chunk:
+            return False
+        if self._options.async_scheduling:
+            request.num_output_placeholders += 1 + grant.drafts
+            request.num_drafts = self._config.num_speculative_tokens
+        return True
+
+    # -- output ------------------------------------------------------------------------------------------------
+
+    def _take_output(self, request: Request, grant: _Grant, output: _UnderWay, *, stops: bool) -> bool:
+        """Take in what a step brings a request. Returns whether it ends with that."""
+        is_stale = request.num_stale_tokens > 0
+        request.num_in_flight_tokens -= grant.tokens
+        if is_stale:
+            request.num_stale_tokens -= grant.tokens
+        if not request.is_open or request not in output.brings:
+            return False
+        accepted = self._accepted(request, grant)
+        if not is_stale:
+            request.num_computed_tokens -= grant.drafts - accepted
+            if self._options.async_scheduling:
+                request.num_output_placeholders -= grant.drafts - accepted
+        new = 1 if stops else min(1 + accepted, request.target_tokens - request.num_tokens)
+        request.num_tokens += new
+        request.add_tokens(output.step, new)
+        if not is_stale and self._options.async_scheduling:
+            request.num_output_placeholders -= new
+        if request.status is RequestStatus.RUNNING and self._options.async_scheduling:
+            self._put_in_cache(request, request.num_computed_tokens - request.num_output_placeholders)
+        return stops or request.num_tokens >= request.target_tokens
+
+    def _accepted(self, request: Request, grant: _Grant) -> int:
+        """Tokens of the request's drafts that the model would have said itself."""
+        if not grant.drafts:
+            return 0
+        accepted = 0
+        if not grant.padded:
+            position = request.num_tokens - request.row.prompt_tokens
+            accepted = min(self._acceptance.accepted(request.index, position), grant.drafts)
+        self._counts.observe(grant.drafts, accepted)
+        return accepted
+
+    def _draft(self, request: Request) -> None:
+        """Without asynchronous scheduling, the drafter's tokens come with the output."""
+        position = request.num_tokens - request.row.prompt_tokens
+        request.num_drafts = 0 if request.is_prefill_chunk else self._acceptance.drafts(request.index, position)
+
+    def _end_of(self, request: Request, end_s: float) -> Request:
+        """End a request with its last token."""
+        if request.status is RequestStatus.RUNNING:
+            self.running.remove(request)
+            return self._end(request, RequestStatus.FINISHED, end_s)
+        self.waiting.remove(request)
+        return self._close(request, RequestStatus.FINISHED, end_s)

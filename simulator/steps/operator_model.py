@@ -1,0 +1,247 @@
+"""The step-time model composed of measured operators."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+
+from profiles.attention import AttentionTable
+from profiles.compiled import compiled_attention
+from profiles.interpolation import interpolate
+from profiles.profile import Curve, Profile
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.plan import StepPlan
+from simulator.steps.experts import ExpertTimes
+from simulator.steps.partition import ALONE, Communication, Partition, stage_layers
+from simulator.steps.step_time import OperatorTimes, Overhead, StepCost
+from traces.errors import ProfileError
+from traces.steps import Floats, Ints
+
+
+class OperatorModel:
+    """Steps composed of measured operators: what runs once, what runs per layer, what runs per request.
+
+    A transformer's layers are alike, so that one layer's operators are measured and counted `num_layers` times.
+    Token-wise operators see the step's tokens, padded to the next captured CUDA graph size where there is one;
+    attention sees the batch itself; the logits and the sampler see one row per request (vLLM 0.19
+    `v1/worker/gpu_model_runner.py`: `logits_indices` has one entry per request, unfinished chunks included).
+    """
+
+    reads_batches = False
+
+    def __init__(
+        self,
+        profile: Profile,
+        options: EngineOptions,
+        *,
+        num_layers: int,
+        partition: Partition = ALONE,
+        talk: Communication | None = None,
+        experts: ExpertTimes | None = None,
+        overhead: Overhead | None = None,
+    ) -> None:
+        """Compile the tables.
+
+        Args:
+            profile: of the device and the model.
+            options: of the engine.
+            num_layers: of the model.
+            partition: how it is spread over devices.
+            talk: what the devices take to communicate; None: nothing, or it is within what was measured.
+            experts: time of one layer's experts; needed where the profile's composition has them.
+            overhead: what a step takes beside its operators.
+
+        Raises:
+            ProfileError: the profile lacks an operator or the parallel degree.
+        """
+        degree = partition.tensor_parallel_size
+        if degree not in profile.tables:
+            degrees = ", ".join(str(degree) for degree in sorted(profile.tables))
+            raise ProfileError(file=profile.path, field="tp", found=degree, accepted=f"a measured degree: {degrees}")
+        tables = profile.tables[degree]
+        composition = profile.meta.composition
+        in_layers, once = Counter(composition.per_layer), Counter(composition.once)
+        has_experts = bool(in_layers.pop("moe", 0))
+        if has_experts and experts is None:
+            raise ProfileError(
+                "needs the time of experts", file=profile.path, field="composition.per_layer", found="moe"
+            )
+        self._experts = experts if has_experts else None
+        self._num_layers = num_layers
+        self._has_attention = bool(in_layers.pop("attention", 0))
+        self._attention = AttentionTable(compiled_attention(tables.attention, tables.skew))
+        most = options.max_num_batched_tokens
+        layers = Counter({name: count * num_layers for name, count in in_layers.items()})
+        layers_s, largest = _compiled(layers, tables.dense, most)
+        once_s, self._largest_tokens = _compiled(once, tables.dense, most)
+        self._largest_tokens = min(self._largest_tokens, largest)
+        per_request = Counter(composition.per_request)
+        requests_s, self._largest_requests = _compiled(per_request, tables.per_request, options.max_num_seqs)
+        # Plain numbers: a step reads one of each, which is no work for numpy.
+        self._once_s: list[float] = once_s.tolist()
+        self._tokens_s: list[float] = (layers_s + once_s).tolist()
+        self._requests_s: list[float] = requests_s.tolist()
+        self._padded: list[int] = _padding(options.capture_sizes(), most).tolist()
+        self._largest_graph = max(options.capture_sizes(), default=0)
+        self._overhead = overhead or Overhead()
+        self._talk = talk
+        self._stage_layers = stage_layers(num_layers, partition.pipeline_parallel_size)
+        self._partition = partition
+        self._outside: Counter[str] = Counter()
+        self._steps = 0
+
+    @property
+    def device_step_s(self) -> float:
+        """What each step takes on the device beside its operators."""
+        return self._overhead.device_step_s
+
+    def price(self, plan: StepPlan, attending: StepPlan | None = None) -> StepCost:
+        """Seconds of each repeat of the plan, [repeat].
+
+        Args:
+            plan: the batch.
+            attending: what of it has its attention computed on the device; None: all of it.
+        """
+        attention_s = self._attention_s(attending or plan, plan.repeat)
+        n_tokens, n_requests = plan.n_tokens, plan.n_requests
+        for other in plan.alongside:
+            # Ranks that step together wait for each other in every layer.
+            attention_s = np.maximum(attention_s, self._attention_s(other, plan.repeat))
+            n_tokens, n_requests = max(n_tokens, other.n_tokens), max(n_requests, other.n_requests)
+        attention_s = attention_s * (self._num_layers if self._has_attention else 0)
+        padded = self._padded[n_tokens]
+        dense_s, bare_s = self._tokens_s[padded], self._tokens_s[n_tokens]
+        per_request_s = self._requests_s[n_requests]
+        device_s = attention_s + (dense_s + per_request_s + self._overhead.device_step_s)
+        moe_s: float | Floats = 0.0
+        talk_s, entering = 0.0, 0
+        if self._experts is not None:
+            entering = self._tokens_of_experts(plan)
+            moe_s = self._experts.layers_s(entering, plan.first_step, plan.repeat)
+            device_s = device_s + moe_s
+        if self._talk is not None:
+            talk_s = self._talk_s(self._talk, padded, entering, n_requests)
+            device_s = device_s + talk_s
+        host_s = self._overhead.host_step_s + self._overhead.host_request_s * n_requests
+        each_s = _each(attention_s, plan.repeat)
+        operators = OperatorTimes(dense_s, dense_s - bare_s, each_s, per_request_s, moe_s, talk_s)
+        cost = StepCost(_each(device_s, plan.repeat), _each(host_s, plan.repeat), operators)
+        if len(self._stage_layers) == 1:
+            return cost
+        return replace(cost, stages=self._stages(float(cost.device_s[0]), padded, n_requests))
+
+    def _talk_s(self, talk: Communication, padded: int, entering: int, n_requests: int) -> float:
+        """What the devices take to communicate in a step."""
+        in_layer_s = talk.layer_s.item(padded) + talk.experts_s.item(entering)
+        talk_s = self._num_layers * in_layer_s + talk.once_s.item(padded)
+        return talk_s + (talk.request_s.item(n_requests) + (len(self._stage_layers) - 1) * talk.stage_s.item(padded))
+
+    def _tokens_of_experts(self, plan: StepPlan) -> int:
+        """Tokens that enter a layer's experts, of all ranks; one without requests computes a dummy token.
+
+        Ranks pad to the largest where all of them run a CUDA graph, and else each for itself
+        (vLLM 0.32 `v1/worker/dp_utils.py::coordinate_batch_across_dp`).
+        """
+        tokens = [plan.n_tokens, *(other.n_tokens for other in plan.alongside)]
+        ranks = self._partition.data_parallel_size
+        tokens += [1] * (ranks - len(tokens))
+        largest = max(tokens)
+        if largest <= self._largest_graph:
+            return self._padded[largest] * ranks
+        return sum(self._padded[n] for n in tokens)
+
+    def _stages(self, device_s: float, padded: int, n_requests: int) -> tuple[float, ...]:
+        """Share of a step that each pipeline stage takes: its layers, and at the ends what runs once."""
+        first_s, sent_s = self._once_s[padded], 0.0
+        last_s = self._requests_s[n_requests] + self._overhead.device_step_s
+        if self._talk is not None:
+            first_s, sent_s = first_s + self._talk.once_s[padded], self._talk.stage_s[padded]
+            last_s += self._talk.request_s[n_requests]
+        in_layers_s = device_s - first_s - last_s - (len(self._stage_layers) - 1) * sent_s
+        stages_s = [in_layers_s * layers / self._num_layers + sent_s for layers in self._stage_layers]
+        stages_s[0] += first_s - sent_s
+        stages_s[-1] += last_s
+        return tuple(float(stage_s / device_s) for stage_s in stages_s)
+
+    def _attention_s(self, plan: StepPlan, repeat: int) -> float | Floats:
+        """One layer's attention; of a plan that is repeated, and in which requests decode, [repeat]."""
+        if not plan.n_requests:
+            return 0.0
+        if not plan.n_decode:
+            return self._attention.prefill_s(plan.chunks)
+        if repeat == 1 or plan.chunks:
+            mean_kv, max_kv = plan.decode_kv_sum / plan.n_decode, float(plan.decode_kv_max)
+            if plan.chunks:
+                return self._attention.mixed_s(plan.chunks, plan.n_decode, mean_kv, max_kv)
+            return self._attention.decode_once_s(plan.n_decode, mean_kv, max_kv)
+        repeats = np.arange(repeat)
+        means = (plan.decode_kv_sum + repeats * plan.n_decode) / plan.n_decode
+        return self._attention.decode_s(plan.n_decode, means, (plan.decode_kv_max + repeats).astype(np.float64))
+
+    def count(self, plan: StepPlan, times: int, attending: StepPlan | None = None) -> None:
+        """Count `times` steps of this plan, and what of them is beyond the measured range; `attending` as `price`."""
+        self._steps += times
+        together = (plan, *plan.alongside)
+        attend = (attending or plan, *plan.alongside)
+        tokens, history, decodes, decode_history = self._attention.largest
+        if max([one.n_tokens for one in together]) > self._largest_tokens:
+            self._outside["tokens per step"] += times
+        if max([one.n_requests for one in together]) > self._largest_requests:
+            self._outside["requests per step"] += times
+        if max([one.n_prefill_tokens for one in attend]) > tokens:
+            self._outside["attention: prefill tokens"] += times
+        if max([chunk.computed_tokens for one in attend for chunk in one.chunks], default=0) > history:
+            self._outside["attention: prefill history"] += times
+        if max([one.n_decode for one in attend]) > decodes:
+            self._outside["attention: decodes"] += times
+        # Histories grow by a token with each step.
+        left = int(decode_history) - max([one.decode_kv_max for one in attend])
+        if left < times - 1:
+            self._outside["attention: decode history"] += min(times, times - 1 - left)
+        if self._experts is not None:
+            self._experts.count(self._tokens_of_experts(plan), times)
+
+    def notes(self) -> tuple[str, ...]:
+        """What of the profile was not measured, and how many steps were priced beyond its range, by axis."""
+        outside = [
+            f"{count} of {self._steps} steps priced beyond the profile's measured range: {what}"
+            for what, count in sorted(self._outside.items())
+        ]
+        if filled := self._attention.filled_corners:
+            outside.append(f"{filled} corners of the profile's mixed attention grid were filled from their neighbours")
+        return tuple(outside) + (self._experts.notes() if self._experts is not None else ())
+
+
+def _each(seconds: float | Floats, repeat: int) -> Floats:
+    """The same for each repeat, [repeat], unless there is one for each already."""
+    if isinstance(seconds, np.ndarray):
+        return seconds
+    return np.array([seconds]) if repeat == 1 else np.full(repeat, seconds)
+
+
+def _compiled(counts: Counter[str], curves: dict[str, Curve], largest: int) -> tuple[Floats, float]:
+    """Seconds of all counted operators together for 0..largest tokens (or requests), and the largest measured.
+
+    Piecewise linear between measured points; none below the smallest; linear from the last two beyond the largest.
+    """
+    at = np.arange(largest + 1, dtype=np.float64)
+    total = np.zeros(largest + 1)
+    measured = np.inf
+    for name, count in counts.items():
+        curve = curves[name]
+        total += count * interpolate(curve.x, curve.time_s, at)
+        measured = min(measured, float(curve.x[-1]))
+    total[0] = 0.0
+    return total, measured
+
+
+def _padding(sizes: tuple[int, ...], largest: int) -> Ints:
+    """Tokens that a step of 0..largest tokens computes, padding to captured CUDA graph sizes included."""
+    padded = np.arange(largest + 1)
+    if sizes:
+        graphs = np.asarray(sizes)
+        inside = padded <= graphs[-1]
+        padded[inside] = graphs[np.searchsorted(graphs, padded[inside])]
+    return padded
