@@ -9,8 +9,9 @@ import numpy as np
 
 from calibrate.causes import capacity_causes, request_causes, step_causes
 from calibrate.explain import Cause
+from calibrate.kv_transfer import Sent, transfer_causes
 from calibrate.parameters import Basis
-from calibrate.pricing import Priced, Served, reprice
+from calibrate.pricing import Priced, Served, all_priced
 from calibrate.split import Mask
 from simulator.engine import Engine
 from simulator.steps.correction import AXES, CorrectedModel
@@ -97,7 +98,8 @@ class Attribution:
 
     Attributes:
         stages: by metric and stage; empty where stages were not recorded.
-        causes: parameters that would have to change, the largest first: classes of operators, overheads, KV capacity.
+        causes: parameters that would have to change, the largest first: classes of operators, overheads, KV capacity;
+            behind them those of KV transfers, whose shares are of the transfers' own time.
         causes_from: the records they were told from.
         steps: by what they are grouped by; empty without step records.
         decode: requests by how many were served beside them, and by their history, while they decoded.
@@ -113,7 +115,13 @@ class Attribution:
 
 
 def attribute(
-    measured: Capture, served: Served, scored: Sequence[str], engine: Engine, basis: Basis, values: Mapping[str, float]
+    measured: Capture,
+    served: Served,
+    scored: Sequence[str],
+    engine: Engine,
+    basis: Basis,
+    values: Mapping[str, float],
+    sent: Sent | None = None,
 ) -> Attribution:
     """Attribute a twin's error.
 
@@ -124,6 +132,7 @@ def attribute(
         engine: one of the twin's, which are alike.
         basis: what the step-time model is corrected by.
         values: of its parameters and the front end's, by name.
+        sent: the measured KV transfers of the requests that count; None where there are none.
     """
     simulated, asynchronous = served.capture, engine.options.async_scheduling
     place = {outcome.request_id: i for i, outcome in enumerate(simulated.outcomes)}
@@ -134,32 +143,35 @@ def attribute(
     steps, recorded = measured.steps, False
     causes = capacity_causes(measured, simulated, engine.num_gpu_blocks)
     groups: dict[str, list[Group]] = {}
-    if steps is not None and steps.batches is not None and len(np.unique(steps.instance)) == 1:
+    if steps is not None and steps.batches is not None and engine.ranks == 1:
         model, recorded = engine.step_time, True
-        priced = reprice(measured, model.model if isinstance(model, CorrectedModel) else model, basis)
-        causes += step_causes(priced, basis, values, asynchronous=asynchronous)
-        groups = step_groups(priced, basis, values, asynchronous=asynchronous)
+        parts = all_priced(measured, model.model if isinstance(model, CorrectedModel) else model, basis)
+        causes += step_causes(parts, basis, values, asynchronous=asynchronous)
+        groups = step_groups(parts, basis, values, asynchronous=asynchronous)
     else:
         causes += request_causes(outcomes, served, basis, values, asynchronous=asynchronous)
+    if sent is not None:
+        causes += transfer_causes(sent, values)
     decode = _decode_groups(pairs, served, own)
     return Attribution(_stages(pairs), causes, "steps" if recorded else "requests", groups, decode, _worst(pairs))
 
 
 def step_groups(
-    priced: Priced, basis: Basis, values: Mapping[str, float], *, asynchronous: bool
+    parts: Sequence[Priced], basis: Basis, values: Mapping[str, float], *, asynchronous: bool
 ) -> dict[str, list[Group]]:
     """Recorded steps by kind, by requests, by tokens and by history, each with its part in the error."""
     changes = basis.array(values) - basis.neutral
-    base_s, design = priced.rows(changes, asynchronous=asynchronous)
-    priced_s = base_s + design @ changes
-    tokens, prefill_tokens, n_requests, kv_tokens = priced.axes.T
+    rows = [part.rows(changes, asynchronous=asynchronous) for part in parts]
+    priced_s = np.concatenate([base_s + design @ changes for base_s, design in rows])
+    cycle_s = np.concatenate([part.cycle_s for part in parts])
+    tokens, prefill_tokens, n_requests, kv_tokens = np.concatenate([part.axes for part in parts]).T
     kinds = np.where(prefill_tokens == 0, 0, np.where(tokens > prefill_tokens, 2, 1))
     labels = ("decode only", "prefill only", "both")
     return {
-        "kind": _groups([(labels[k], kinds == k) for k in range(3)], priced.cycle_s, priced_s),
-        "requests": _groups(_powers(n_requests), priced.cycle_s, priced_s),
-        "tokens": _groups(_powers(tokens), priced.cycle_s, priced_s),
-        "history per request": _groups(_powers(kv_tokens / np.maximum(n_requests, 1)), priced.cycle_s, priced_s),
+        "kind": _groups([(labels[k], kinds == k) for k in range(3)], cycle_s, priced_s),
+        "requests": _groups(_powers(n_requests), cycle_s, priced_s),
+        "tokens": _groups(_powers(tokens), cycle_s, priced_s),
+        "history per request": _groups(_powers(kv_tokens / np.maximum(n_requests, 1)), cycle_s, priced_s),
     }
 
 

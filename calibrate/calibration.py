@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from calibrate.parameters import FRONT_END, RESIDUAL, Basis
+from calibrate.parameters import FRONT_END, HANDOVER, KV_TRANSFER, RESIDUAL, Basis, Parameter
 from calibrate.whole_step import Shape, basis_of, edges_of
 from simulator.front_end import FrontEnd
 from simulator.steps.correction import CorrectedModel
@@ -90,7 +90,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         kind: fitted from step records; from request records with the simulation in the loop; or a whole-step model
-            from step records, which corrects no profile.
+            from step records, which corrects no profile. KV transfers are fitted from their own records, of any kind.
         model: the model that was served.
         device: what it was served on.
         engine: its name and version, as the capture says.
@@ -136,11 +136,16 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """What a step's time is linear in. Raises InputError when the parameters are not those of its kind."""
         if self.kind != "whole-step":
             return RESIDUAL
-        way = {parameter.name for parameter in FRONT_END}
+        beside = {parameter.name for parameter in self.beside_steps()}
         return basis_of(
             Shape(self.knots, edges_of(self.ranges)),
-            [p.prior_sd for name, p in self.parameters.items() if name not in way],
+            [p.prior_sd for name, p in self.parameters.items() if name not in beside],
         )
+
+    def beside_steps(self) -> tuple[Parameter, ...]:
+        """The parameters that are no part of a step's time: the front end's, and those of KV transfers."""
+        sends = any(parameter.name in self.parameters for parameter in KV_TRANSFER)
+        return (*FRONT_END, *KV_TRANSFER, HANDOVER) if sends else FRONT_END
 
     def corrected(self, model: StepTimeModel) -> CorrectedModel:
         """A step-time model with this put back; of a whole-step model, `Unpriced`."""
@@ -199,7 +204,7 @@ def read_calibration(path: Path) -> Calibration:
     if calibration.schema_version != CALIBRATION_SCHEMA:
         found = calibration.schema_version
         raise InputError(file=path, field="schema_version", found=found, accepted=CALIBRATION_SCHEMA)
-    known = (*calibration.basis().names, *(parameter.name for parameter in FRONT_END))
+    known = (*calibration.basis().names, *(parameter.name for parameter in calibration.beside_steps()))
     if missing := [name for name in known if name not in calibration.parameters]:
         raise InputError("is missing", file=path, field=f"parameters.{missing[0]}")
     if extra := [name for name in (*calibration.parameters, *calibration.covariance_of) if name not in known]:

@@ -32,15 +32,20 @@ RE_PROFILE = {
     "front_end_s": "nothing: calibrate again; the server in front of the engine changed",
     "front_end_token_s": "nothing: calibrate again; the server in front of the engine changed",
     "num_gpu_blocks": "nothing: state num_gpu_blocks as the engine reports it",
+    "kv_transfer_s": "nothing: calibrate again; the connector between prefill and decode, or its network, changed",
+    "kv_transfer": "the bandwidth between prefill and decode instances, and who else uses it",
 }
 """What to measure again when a part moved; `CALIBRATE_AGAIN` for any other."""
 
 
-def step_causes(priced: Priced, basis: Basis, values: Mapping[str, float], *, asynchronous: bool) -> list[Cause]:
-    """Which parameters would have to change for a capture's steps to be as priced."""
-    equations = step_equations([priced], basis, asynchronous=asynchronous)
-    parameters = within(basis.parameters, floors([priced]))
-    return explain(equations, parameters, values, held_in(asynchronous=asynchronous), float(priced.cycle_s.sum()))
+def step_causes(
+    priced: Sequence[Priced], basis: Basis, values: Mapping[str, float], *, asynchronous: bool
+) -> list[Cause]:
+    """Which parameters would have to change for a capture's steps, of each instance, to be as priced."""
+    equations = step_equations(priced, basis, asynchronous=asynchronous)
+    parameters = within(basis.parameters, floors(priced))
+    took_s = float(sum(part.cycle_s.sum() for part in priced))
+    return explain(equations, parameters, values, held_in(asynchronous=asynchronous), took_s)
 
 
 def request_causes(

@@ -12,13 +12,13 @@ and has one pace for all of its steps, as far as stretches of the fitted data or
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from calibrate.calibration import Calibration, front_end_of
 from calibrate.intervals import LATENCIES, root
-from calibrate.parameters import FRONT_END
+from calibrate.kv_transfer import kv_residual_of
 from simulator.cluster import Cluster
 from simulator.front_end import FrontEnd
 from simulator.steps.correction import CorrectedModel
@@ -36,10 +36,30 @@ MOST_IN_VAIN = 20
 Simulate = Callable[[Cluster, FrontEnd], Capture]
 
 
-def median_latencies(
-    cluster: Cluster, calibration: Calibration, simulate: Simulate, n: int, *, seed: int
-) -> dict[str, dict[str, float]]:
-    """The median of each request's latencies over the draws in which it has them, by metric and request id.
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Latencies of the same requests in several simulations.
+
+    Attributes:
+        ids: of the requests.
+        latencies: by metric, [n_draws, n_requests] seconds; NaN where a request has none.
+    """
+
+    ids: tuple[str, ...]
+    latencies: Mapping[str, Floats]
+
+    def medians(self) -> dict[str, dict[str, float]]:
+        """The median over the draws in which a request has a latency, by metric and request id."""
+        found = {}
+        for metric, runs in self.latencies.items():
+            known = ~np.isnan(runs).all(axis=0)
+            medians = np.nanmedian(runs[:, known], axis=0).tolist()
+            found[metric] = dict(zip((self.ids[i] for i in np.flatnonzero(known)), medians, strict=True))
+        return found
+
+
+def drawn_latencies(cluster: Cluster, calibration: Calibration, simulate: Simulate, n: int, *, seed: int) -> Drawn:
+    """Simulate with n draws of the parameters.
 
     Args:
         cluster: with the calibration in its engines' step times.
@@ -51,21 +71,16 @@ def median_latencies(
     Raises:
         InputError: whatever `simulate` raises, also when hardly any draw leaves every step some time.
     """
-    drawn: dict[str, list[Floats]] = {metric: [] for metric in LATENCIES}
-    ids: list[str] = []
+    runs: dict[str, list[Floats]] = {metric: [] for metric in LATENCIES}
+    ids: tuple[str, ...] = ()
     draws = _draws(calibration, seed)
     for _ in range(n):
         capture = _run(cluster, calibration, simulate, draws)
-        ids = [outcome.request_id for outcome in capture.outcomes]
+        ids = tuple(outcome.request_id for outcome in capture.outcomes)
         columns = requests(capture.outcomes)
         for metric in LATENCIES:
-            drawn[metric].append(getattr(columns, metric))
-    found = {}
-    for metric, runs in drawn.items():
-        known = ~np.isnan(runs).all(axis=0)
-        medians = np.nanmedian(np.array(runs)[:, known], axis=0).tolist()
-        found[metric] = dict(zip((ids[i] for i in np.flatnonzero(known)), medians, strict=True))
-    return found
+            runs[metric].append(getattr(columns, metric))
+    return Drawn(ids, {metric: np.array(values) for metric, values in runs.items()})
 
 
 def _run(
@@ -77,7 +92,8 @@ def _run(
             replace(engine, step_time=_with(engine.step_time, values, pace, calibration)) for engine in cluster.engines
         )
         try:
-            return simulate(replace(cluster, engines=engines), front_end_of(values))
+            drawn = replace(cluster, engines=engines, kv_residual=kv_residual_of(values))
+            return simulate(drawn, front_end_of(values))
         except InputError as error:
             if error.field != "calibration" or failed == MOST_IN_VAIN:
                 raise
@@ -87,7 +103,7 @@ def _run(
 def _draws(calibration: Calibration, seed: int) -> Iterator[tuple[Mapping[str, float], float]]:
     """Values of all parameters, and the pace, of one draw after another."""
     rng = np.random.default_rng(seed)
-    every = (*calibration.basis().parameters, *FRONT_END)
+    every = (*calibration.basis().parameters, *calibration.beside_steps())
     names = [parameter.name for parameter in every]
     least = np.array([parameter.least for parameter in every])
     middle = np.array([calibration.values()[name] for name in names])

@@ -12,8 +12,9 @@ from calibrate.causes import CALIBRATE_AGAIN, RE_PROFILE, capacity_causes, reque
 from calibrate.explain import OPERATORS, Cause, moved
 from calibrate.fit import Subject
 from calibrate.fit_steps import relative_residuals
-from calibrate.parameters import FRONT_END
-from calibrate.pricing import reprice
+from calibrate.kv_transfer import transfer_causes
+from calibrate.parameters import FRONT_END, KV_TRANSFER
+from calibrate.pricing import all_priced
 from calibrate.sensitivity import sensitivity
 from simulator.steps.correction import SCALES
 from traces.errors import InputError
@@ -59,7 +60,7 @@ class Drift:
         expected: residuals of the calibration's own data; None where it kept none of this kind.
         found: residuals of this capture.
         change: where within the capture they changed beyond what the causes explain; None where they did not.
-        causes: parameters that moved, the largest first.
+        causes: parameters that moved, the largest first; those of KV transfers, from their own records, behind them.
         measure_again: what to profile again because of them.
     """
 
@@ -85,7 +86,9 @@ def drift(subject: Subject, calibration: Calibration, tolerance: float) -> Drift
     """
     found = _by_steps(subject, calibration) if subject.has_batches else _by_requests(subject, calibration)
     change = change_point(found.time_s, found.unexplained)
-    reasons = _reasons(found.time_error, change, found.causes, tolerance)
+    sent = subject.sent(np.ones(len(subject.measured.outcomes), dtype=bool))
+    causes = [*found.causes, *([] if sent is None else transfer_causes(sent, calibration.values()))]
+    reasons = _reasons(found.time_error, change, causes, tolerance)
     return Drift(
         drifted=bool(reasons),
         reasons=tuple(reasons),
@@ -95,8 +98,8 @@ def drift(subject: Subject, calibration: Calibration, tolerance: float) -> Drift
         expected=calibration.residuals.get(found.kind),
         found=residuals_of([found.relative]),
         change=change,
-        causes=tuple(found.causes),
-        measure_again=tuple(dict.fromkeys(RE_PROFILE.get(c.parameter, CALIBRATE_AGAIN) for c in found.causes)),
+        causes=tuple(causes),
+        measure_again=tuple(dict.fromkeys(RE_PROFILE.get(c.parameter, CALIBRATE_AGAIN) for c in causes)),
     )
 
 
@@ -123,14 +126,17 @@ class _Found:
 
 def _by_steps(subject: Subject, calibration: Calibration) -> _Found:
     basis, values, asynchronous = calibration.basis(), calibration.values(), subject.asynchronous
-    priced = reprice(subject.measured, subject.engine.step_time, basis)
-    causes = step_causes(priced, basis, values, asynchronous=asynchronous)
+    parts = all_priced(subject.measured, subject.engine.step_time, basis)
+    causes = step_causes(parts, basis, values, asynchronous=asynchronous)
+    end_s, cycle_s = (np.concatenate([getattr(part, name) for part in parts]) for name in ("end_s", "cycle_s"))
+    order = np.argsort(end_s, kind="stable")
     relative, unexplained = (
-        relative_residuals(priced, basis, each, asynchronous=asynchronous) for each in (values, moved(values, causes))
+        np.concatenate([relative_residuals(part, basis, each, asynchronous=asynchronous) for part in parts])
+        for each in (values, moved(values, causes))
     )
-    time_error = float(priced.cycle_s.sum() / (priced.cycle_s / (1 + relative)).sum()) - 1
+    time_error = float(cycle_s.sum() / (cycle_s / (1 + relative)).sum()) - 1
     causes = [*capacity_causes(subject.measured, None, subject.engine.num_gpu_blocks), *causes]
-    return _Found("steps", priced.end_s, relative, unexplained, time_error, causes)
+    return _Found("steps", end_s[order], relative[order], unexplained[order], time_error, causes)
 
 
 def _by_requests(subject: Subject, calibration: Calibration) -> _Found:
@@ -208,10 +214,11 @@ def _moved(cause: Cause, tolerance: float) -> str | None:
         return f"the KV cache has about {int(cause.was + cause.change)} blocks, not {int(cause.was)}"
     assert cause.change is not None and cause.standard_error is not None  # noqa: PT018 (both, or neither)
     off = (
-        cause.parameter in (*SCALES, OPERATORS.name)
+        cause.parameter in (*SCALES, OPERATORS.name, KV_TRANSFER[1].name)
         and abs(cause.change) - 2 * cause.standard_error > tolerance * cause.was
     )
     if abs(cause.share) <= tolerance and not off:
         return None
     alike = f" (or {', '.join(cause.alike)})" if cause.alike else ""
-    return f"{cause.parameter}{alike} moved from {cause.was:.4g} by {cause.change:+.4g}: {cause.share:+.1%} of the time"
+    whose = "of the KV transfers' time" if cause.parameter in [each.name for each in KV_TRANSFER] else "of the time"
+    return f"{cause.parameter}{alike} moved from {cause.was:.4g} by {cause.change:+.4g}: {cause.share:+.1%} {whose}"

@@ -62,6 +62,8 @@ def explain(
     values: Mapping[str, float],
     held: Mapping[str, str],
     measured_s: float,
+    *,
+    noise_of_all: bool = False,
 ) -> list[Cause]:
     """The fewest changes that explain the equations, the largest first.
 
@@ -73,6 +75,8 @@ def explain(
         values: of the twin, by name.
         held: parameters that cannot be told apart from others, and why.
         measured_s: all time that was measured.
+        noise_of_all: what counts as noise is what all parameters together leave, and not what is there before any
+            changes: for equations of which nothing but these parameters is a cause.
     """
     if any(parameter.name in CLASSES for parameter in parameters):
         equations = _with_operators(equations, parameters, values)
@@ -82,11 +86,15 @@ def explain(
     sd = np.array([parameter.prior_sd for parameter in around])
     lines = equations(now)
     candidates = [i for i, p in enumerate(around) if p.name not in held and np.any(lines.design[:, i])]
-    best = _Explanation((), now, np.zeros((0, 0)), robust_cost(lines, now, lines, now))
+    reference = lines, now
+    if noise_of_all:
+        values_of_all, _, lines_of_all = fit_kept(equations, now, sd, candidates)
+        reference = lines_of_all, values_of_all
+    best = _Explanation((), now, np.zeros((0, 0)), robust_cost(lines, now, *reference))
     worth = WORTH * float(np.log(max(len(lines.target), 2)))
     rivals: list[_Explanation] = []
     for size in range(1, MOST_CAUSES + 1):
-        sets = [_explanation(equations, around, sd, kept, lines) for kept in combinations(candidates, size)]
+        sets = [_explanation(equations, around, sd, kept, reference) for kept in combinations(candidates, size)]
         told = [each for each in sets if _all_told(each, now, around)]
         if not told:
             break
@@ -141,12 +149,16 @@ class _Explanation:
 
 
 def _explanation(
-    equations: Linearised, around: Sequence[Parameter], sd: Floats, kept: tuple[int, ...], lines: Equations
+    equations: Linearised,
+    around: Sequence[Parameter],
+    sd: Floats,
+    kept: tuple[int, ...],
+    reference: tuple[Equations, Floats],
 ) -> _Explanation:
-    """With these parameters free; the cost is in units of the noise that `lines` has with none free."""
+    """With these parameters free; the cost is in units of the noise of the reference, equations at values."""
     now = np.array([parameter.prior for parameter in around])
     values, covariance, last = fit_kept(equations, now, sd, list(kept))
-    return _Explanation(kept, values, covariance, robust_cost(last, values, lines, now))
+    return _Explanation(kept, values, covariance, robust_cost(last, values, *reference))
 
 
 def _in_place_of(i: int, kept: tuple[int, ...], rivals: list[_Explanation]) -> list[int]:

@@ -20,7 +20,8 @@ from calibrate.calibration import (
 from calibrate.fit_requests import Run, fit_requests
 from calibrate.fit_steps import fit_steps, held_in, relative_residuals
 from calibrate.front_end import fit_front_end, front_end_prior, ways
-from calibrate.parameters import FRONT_END, RESIDUAL, Basis, Parameter
+from calibrate.kv_transfer import Sent, fit_handover, fit_transfers, handovers_s, sent_in, transfer_residuals
+from calibrate.parameters import FRONT_END, HANDOVER, KV_TRANSFER, RESIDUAL, Basis, Parameter
 from calibrate.pricing import Priced, Served, corrected, reprice, serve
 from calibrate.regression import Estimate
 from calibrate.split import Mask, Split
@@ -76,9 +77,16 @@ class Subject:
 
     @property
     def has_batches(self) -> bool:
-        """Whether the steps of its only engine were recorded, with the requests of each."""
+        """Whether the steps of its engines were recorded, with the requests of each, and each engine steps alone."""
         steps = self.measured.steps
-        return steps is not None and steps.batches is not None and len(np.unique(steps.instance)) == 1
+        return steps is not None and steps.batches is not None and self.engine.ranks == 1
+
+    def sent(self, chosen: Mask) -> Sent | None:
+        """Its KV transfers, of which those of some requests are looked at; None where none was recorded."""
+        transfers = self.measured.transfers
+        if transfers is None or not self.cluster.is_disaggregated:
+            return None
+        return sent_in(transfers, chosen, self.cluster)
 
     def unprofiled(self) -> Subject:
         """The same with engines whose steps take no time, for a whole-step model to correct."""
@@ -134,12 +142,20 @@ def fit(subjects: Sequence[Subject], split: Split, source: Source = "auto") -> C
     chosen = [(s, mask) for s in subjects if (mask := split.requests(s.measured, s.name)).any()]
     _check(subjects, chosen, split)
     kind = ("steps" if all(s.has_batches for s, _ in chosen) else "requests") if source == "auto" else source
-    fitted = _from_requests(chosen) if kind == "requests" else _from_steps(chosen, split, whole=kind == "whole-step")
+    sent = _fit_sent(chosen)
+    between = (*KV_TRANSFER, HANDOVER)
+    told = {} if sent is None else dict(zip([p.name for p in between], sent.values.tolist(), strict=True))
+    fitted = (
+        _from_requests(chosen, told) if kind == "requests" else _from_steps(chosen, split, whole=kind == "whole-step")
+    )
     first = chosen[0][0]
     never = held_in(asynchronous=first.asynchronous) if fitted.basis is RESIDUAL else {}
-    values, parameters = fitted.values(), (*fitted.basis.parameters, *fitted.front_end)
+    values, parameters = {**fitted.values(), **told}, (*fitted.basis.parameters, *fitted.front_end)
+    estimate = fitted.estimate
+    if sent is not None:
+        parameters, estimate = (*parameters, *between), _joined(estimate, sent)
     unsure = [i for i, parameter in enumerate(parameters) if parameter.name not in never]
-    covariance, errors, held = fitted.estimate.covariance, fitted.estimate.errors, fitted.estimate.held
+    covariance, errors, held = estimate.covariance, estimate.errors, estimate.held
     return Calibration(
         kind="requests" if kind == "requests" else "whole-step" if kind == "whole-step" else "steps",
         model=first.engine.model,
@@ -166,7 +182,11 @@ def fit(subjects: Sequence[Subject], split: Split, source: Source = "auto") -> C
         covariance_of=tuple(parameters[i].name for i in unsure),
         covariance=tuple(tuple(row) for row in covariance[np.ix_(unsure, unsure)].tolist()),
         front_end_spread_s=fitted.spread_s,
-        residuals={**fitted.residuals, **_request_residuals(chosen, values, fitted.basis)},
+        residuals={
+            **fitted.residuals,
+            **_transfer_residuals(chosen, values),
+            **_request_residuals(chosen, values, fitted.basis),
+        },
         versions=versions(),
         notes=fitted.notes,
     )
@@ -192,6 +212,21 @@ def _check(subjects: Sequence[Subject], chosen: Chosen, split: Split) -> None:
     if n < FEWEST_REQUESTS:
         message = f"chooses {n} requests"
         raise InputError(message, field="--fit-on", found=split.text, accepted=f"at least {FEWEST_REQUESTS} requests")
+
+
+def _fit_sent(chosen: Chosen) -> Estimate | None:
+    """The parameters of `KV_TRANSFER`, and `HANDOVER`; None where no engine sends KV to another."""
+    if not any(subject.cluster.is_disaggregated for subject, _ in chosen):
+        return None
+    ways_s = np.concatenate([handovers_s(subject.measured, mask) for subject, mask in chosen])
+    sent = fit_transfers([sent for subject, mask in chosen if (sent := subject.sent(mask)) is not None])
+    return _joined(sent, fit_handover(ways_s))
+
+
+def _transfer_residuals(chosen: Chosen, values: Mapping[str, float]) -> dict[str, Residuals]:
+    parts = [transfer_residuals(sent, values) for s, mask in chosen if (sent := s.sent(mask)) is not None]
+    parts = [part for part in parts if len(part)]
+    return {"KV transfers": residuals_of(parts)} if parts else {}
 
 
 def _from_steps(chosen: Chosen, split: Split, *, whole: bool) -> _Fitted:
@@ -220,8 +255,12 @@ def _from_steps(chosen: Chosen, split: Split, *, whole: bool) -> _Fitted:
 
 
 def _chosen_steps(chosen: Chosen, split: Split, basis: Basis) -> list[Priced]:
-    """The steps of the part, of each capture."""
-    return [reprice(s.measured, s.engine.step_time, basis).chosen(split.steps(s.measured, s.name)) for s, _ in chosen]
+    """The steps of the part, of each instance of each capture."""
+    return [
+        repriced.priced.chosen(split.steps(s.measured, s.name)[repriced.at])
+        for s, _ in chosen
+        for repriced in reprice(s.measured, s.engine.step_time, basis)
+    ]
 
 
 def _joined(first: Estimate, second: Estimate) -> Estimate:
@@ -248,8 +287,9 @@ def _ranges(steps: Sequence[Priced]) -> dict[str, tuple[float, float]]:
     return {name: (float(column.min()), float(column.max())) for name, column in zip(AXES, places.T, strict=True)}
 
 
-def _from_requests(chosen: Chosen) -> _Fitted:
-    runs = [Run(s.outcomes(mask), lambda values, s=s: s.simulate(values, RESIDUAL)) for s, mask in chosen]  # type: ignore[misc]
+def _from_requests(chosen: Chosen, sent: Mapping[str, float]) -> _Fitted:
+    """From request records; `sent`: what is known of KV transfers."""
+    runs = [Run(s.outcomes(mask), lambda values, s=s: s.simulate({**values, **sent}, RESIDUAL)) for s, mask in chosen]  # type: ignore[misc]
     seen = [ways(subject.measured, mask) for subject, mask in chosen]
     way, front_end, told = fit_front_end(seen), front_end_prior(seen), dict[str, str]()
     if way.spread_s is not None:
@@ -263,7 +303,7 @@ def _from_requests(chosen: Chosen) -> _Fitted:
     steps = []
     for subject, mask in chosen:
         until_s = max((o.finish_s for o in subject.outcomes(mask) if o.finish_s is not None), default=np.inf)
-        steps += [part.chosen(part.end_s <= until_s) for part in subject.simulate(values, RESIDUAL).priced]
+        steps += [part.chosen(part.end_s <= until_s) for part in subject.simulate({**values, **sent}, RESIDUAL).priced]
     notes = (f"{n_simulations} simulations of each capture",)
     return _Fitted(RESIDUAL, estimate, _ranges(steps), {}, front_end=front_end, spread_s=way.spread_s, notes=notes)
 

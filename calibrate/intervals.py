@@ -2,7 +2,9 @@
 
 Each draw takes the parameters from their covariance and carries them to first order through the simulated steps,
 scales all requests by one factor for the engine's wandering between stretches of time or recordings, and gives each
-request a residual like those that the fit left. What the quantiles of the draws enclose is the interval.
+request a residual like those that the fit left. What the quantiles of the draws enclose is the interval. Where a
+request's time is no sum of steps (stages, prefill and decode apart, failures, pools that grow), nothing can be carried
+to first order, and the draws are whole simulations (`draws.py`), taken again and again.
 """
 
 from __future__ import annotations
@@ -77,16 +79,70 @@ def intervals(
     columns = requests(served.capture.outcomes)
     gaps = np.array([max(outcome.output_tokens - 1, 1) for outcome in served.capture.outcomes], dtype=np.float64)
     design = {"ttft_s": rows.ttft, "tpot_s": rows.decode / gaps[:, None], "e2el_s": rows.e2el}
-    low, high, statistics = {}, {}, {}
+    drawn = {metric: getattr(columns, metric) + moved @ design[metric].T for metric in LATENCIES}
+    common = {metric: max(floor.get(metric, 0.0), _common(calibration, metric)) for metric in LATENCIES}
+    return _enclosing(drawn, calibration, {metric: of * wandered for metric, of in common.items()}, own, rng)
+
+
+def intervals_of_draws(
+    latencies: Mapping[str, Floats],
+    calibration: Calibration,
+    floor: Mapping[str, float],
+    own: Sequence[int],
+    *,
+    seed: int,
+) -> Intervals:
+    """Intervals of a calibrated simulation out of several, each with parameters and a pace that the fit allows.
+
+    Args:
+        latencies: by metric, [n_draws, n_requests] seconds, as `calibrate.draws.Drawn`.
+        calibration: that the draws were made of.
+        floor: as in `intervals`; what of it exceeds the pace that is in the draws already is added.
+        own: indices of the requests whose statistics are wanted.
+        seed: of which draw is taken how often, and of the residuals.
+    """
+    rng = np.random.default_rng(seed)
+    taken = rng.integers(len(latencies["e2el_s"]), size=N_DRAWS)
+    wandered = rng.standard_normal(N_DRAWS)
+    paced = _common(calibration, "tpot_s")
+    drawn = {metric: latencies[metric][taken] for metric in LATENCIES}
+    beyond = {}
     for metric in LATENCIES:
-        drawn = getattr(columns, metric) + moved @ design[metric].T
-        residual = calibration.residuals.get(metric)
-        common = max(floor.get(metric, 0.0), 0.0 if residual is None else residual.common)
-        drawn *= np.exp(common * wandered)[:, None] * (1 + _own(residual, drawn.shape, rng))
-        drawn = np.maximum(drawn, 0.0)
-        low[metric], high[metric] = np.quantile(drawn, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2), axis=0)
-        statistics[metric] = {name: _range(drawn[:, list(own)], name) for name in STATISTICS}
+        common = max(floor.get(metric, 0.0), _common(calibration, metric))
+        beyond[metric] = np.sqrt(max(common**2 - paced**2, 0.0)) * wandered
+    return _enclosing(drawn, calibration, beyond, own, rng)
+
+
+def _common(calibration: Calibration, metric: str) -> float:
+    """Relative standard deviation of what the requests of a stretch or a recording have in common."""
+    residual = calibration.residuals.get(metric)
+    return 0.0 if residual is None else residual.common
+
+
+def _enclosing(
+    drawn: Mapping[str, Floats],
+    calibration: Calibration,
+    wandered: Mapping[str, Floats],
+    own: Sequence[int],
+    rng: np.random.Generator,
+) -> Intervals:
+    """Intervals around draws, [N_DRAWS, n] each, once they wander, [N_DRAWS], and have residuals of their own."""
+    low, high, statistics = {}, {}, {}
+    for metric, latency in drawn.items():
+        residual = _own(calibration.residuals.get(metric), latency.shape, rng)
+        varied = np.maximum(latency * np.exp(wandered[metric])[:, None] * (1 + residual), 0.0)
+        low[metric], high[metric] = _bounds(varied)
+        statistics[metric] = {name: _range(varied[:, list(own)], name) for name in STATISTICS}
     return Intervals(low, high, statistics)
+
+
+def _bounds(drawn: Floats) -> tuple[Floats, Floats]:
+    """Bounds of each request, [n] each; NaN where no draw has the latency."""
+    low, high = np.full(drawn.shape[1], np.nan), np.full(drawn.shape[1], np.nan)
+    known = ~np.isnan(drawn).all(axis=0)
+    quantiles = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+    low[known], high[known] = np.nanquantile(drawn[:, known], quantiles, axis=0)
+    return low, high
 
 
 def root(covariance: Floats) -> Floats:

@@ -86,6 +86,15 @@ FRONT_END = (
 )
 """A request's way to the engine."""
 
+KV_TRANSFER = (
+    Parameter("kv_transfer_s", "s", 0.0, 10e-3, "each KV transfer beside its links' latency", 0.0),
+    Parameter("kv_transfer", "1", 1.0, 1.0, "bytes of a KV transfer, against their links' bandwidth", 0.01),
+)
+"""KV from prefill to decode engines; only where there are such."""
+
+HANDOVER = Parameter("handover_s", "s", 0.0, 20e-3, "a request's way from its prefill to its decode engine", 0.0)
+"""Likewise, before its KV is asked for."""
+
 
 def within(parameters: Sequence[Parameter], least: Mapping[str, float]) -> list[Parameter]:
     """The same with further lower bounds, by name."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from calibrate.kv_transfer import kv_residual_of
 from calibrate.parameters import Basis
 from calibrate.split import Mask
 from simulator.cluster import Cluster
@@ -20,7 +21,7 @@ from simulator.steps.correction import AXES, CorrectedModel, Terms, axes
 from simulator.steps.step_time import StepCost, StepTimeModel
 from traces.capture import Capture
 from traces.errors import InputError
-from traces.steps import Batches, Floats, Ints, Steps
+from traces.steps import STEP_COLUMNS, Batches, Floats, Ints, Steps
 from traces.trace import Trace
 
 
@@ -151,18 +152,35 @@ class _Listening:
 
 
 @dataclass(frozen=True, slots=True)
+class HandedOver:
+    """Requests whose prompt another engine computes, [n_requests] each.
+
+    Attributes:
+        engine: the one that computed the prompt; -1 without a transfer.
+        computed_s: when it had; NaN without a transfer.
+        came_s: when its KV was there; NaN likewise.
+    """
+
+    engine: Ints
+    computed_s: Floats
+    came_s: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class Served:
     """A simulation, and what its steps are made of.
 
     Attributes:
         simulation: as `simulate` gives it.
         priced: steps of each engine; ranks that step together are one.
-        engine: [n_requests] the engine that served each request.
+        engine: [n_requests] the engine that served each request, or with prefill and decode apart its answer.
+        handed_over: with prefill and decode apart, their prompts.
     """
 
     simulation: Simulation
     priced: tuple[Priced, ...]
     engine: Ints
+    handed_over: HandedOver | None = None
 
     @property
     def capture(self) -> Capture:
@@ -171,10 +189,10 @@ class Served:
 
 
 def corrected(cluster: Cluster, values: Mapping[str, float], basis: Basis) -> Cluster:
-    """The cluster with every engine's step times corrected."""
+    """The cluster with every engine's step times corrected, and the time of KV transfers where that was fitted."""
     known = {name: values[name] for name in basis.names}
     engines = [replace(e, step_time=CorrectedModel(e.step_time, known, basis.terms)) for e in cluster.engines]
-    return replace(cluster, engines=tuple(engines))
+    return replace(cluster, engines=tuple(engines), kv_residual=kv_residual_of(values))
 
 
 def serve(trace: Trace, cluster: Cluster, front_end: FrontEnd, basis: Basis) -> Served:
@@ -208,17 +226,45 @@ def serve(trace: Trace, cluster: Cluster, front_end: FrontEnd, basis: Basis) -> 
         paused = scheduled_s >= before_s
         priced.append(ear.columns.priced(end_s, end_s - np.where(paused, scheduled_s, before_s), paused))
     instances = [0 if outcome.instance is None else outcome.instance for outcome in simulation.capture.outcomes]
-    return Served(simulation, tuple(priced), of_rank[np.array(instances, dtype=np.int64)])
+    answered = of_rank[np.array(instances, dtype=np.int64)]
+    return Served(simulation, tuple(priced), answered, _handed_over(simulation, of_rank))
+
+
+def _handed_over(simulation: Simulation, of_rank: Ints) -> HandedOver | None:
+    """The prompts of a simulation with prefill and decode apart; of one that was sent again, its last transfer."""
+    sent, n = simulation.capture.transfers, len(simulation.capture.outcomes)
+    if sent is None:
+        return None
+    engine, computed_s, came_s = np.full(n, -1), np.full(n, np.nan), np.full(n, np.nan)
+    engine[sent.request], came_s[sent.request] = of_rank[sent.source], sent.end_s
+    assert simulation.computed_s is not None
+    computed_s[sent.request] = simulation.computed_s[sent.request]
+    return HandedOver(engine, computed_s, came_s)
 
 
 # -- measured ----------------------------------------------------------------------------------------------------
 
 
-def reprice(capture: Capture, model: StepTimeModel, basis: Basis) -> Priced:
-    """Price a capture's steps. Raises InputError when it does not say which requests were in each.
+@dataclass(frozen=True, slots=True)
+class Repriced:
+    """Recorded steps of one instance, priced again.
+
+    Attributes:
+        at: [n_steps] which of the capture's they are.
+        priced: with their prices.
+    """
+
+    at: Mask
+    priced: Priced
+
+
+def reprice(capture: Capture, model: StepTimeModel, basis: Basis) -> list[Repriced]:
+    """Price a capture's steps, instance by instance.
+
+    Raises InputError when it does not say which requests were in each.
 
     Args:
-        capture: with steps and batches, of one instance.
+        capture: with steps and batches; of several instances, of those that step apart.
         model: prices them; nothing is counted in its notes.
         basis: the parameters whose terms are wanted.
     """
@@ -226,14 +272,53 @@ def reprice(capture: Capture, model: StepTimeModel, basis: Basis) -> Priced:
     if steps is None or steps.batches is None:
         message = "the capture has no record of which requests were in each step"
         raise InputError(message, field="steps.batches", accepted="a capture taken with the step recorder")
-    if len(np.unique(steps.instance)) > 1:
-        message = "steps of several instances are not priced again in this version"
-        raise InputError(message, field="steps.instance", accepted="one instance, or --from requests")
-    columns = _Columns(basis.names)
-    for plan in recorded_plans(steps, steps.batches):
-        bare = model.price(plan)
-        columns.add(plan, plan.repeat, bare, *basis.terms(plan, bare))
-    return columns.priced(steps.end_s, *_cycles(capture, steps, steps.batches))
+    found = []
+    for instance in np.unique(steps.instance).tolist():
+        own = _of_instance(steps, steps.batches, instance)
+        assert own.batches is not None
+        columns = _Columns(basis.names)
+        for plan in recorded_plans(own, own.batches):
+            bare = model.price(plan)
+            columns.add(plan, plan.repeat, bare, *basis.terms(plan, bare))
+        cycles = _cycles(_came_s(capture, steps, steps.batches, instance), own, own.batches)
+        found.append(Repriced(steps.instance == instance, columns.priced(own.end_s, *cycles)))
+    return found
+
+
+def all_priced(capture: Capture, model: StepTimeModel, basis: Basis) -> list[Priced]:
+    """The steps of a capture, of each instance, as `reprice` gives them."""
+    return [each.priced for each in reprice(capture, model, basis)]
+
+
+def _of_instance(steps: Steps, batches: Batches, instance: int) -> Steps:
+    """The steps of one instance, with their batches."""
+    own = steps.instance == instance
+    if own.all():
+        return steps
+    counts = np.diff(batches.offsets)
+    entries = np.repeat(own, counts)
+    offsets = np.concatenate([[0], np.cumsum(counts[own])]).astype(np.int64)
+    columns = {name: getattr(steps, name)[own] for name in STEP_COLUMNS}
+    kept = (getattr(batches, name)[entries] for name in ("request", "new_tokens", "computed_tokens"))
+    return Steps(**columns, batches=Batches(offsets, *kept))
+
+
+def _came_s(capture: Capture, steps: Steps, batches: Batches, instance: int) -> Floats:
+    """When each request was there for an instance to work on, [n_requests]; NaN where that is not known.
+
+    Queued; or, where another instance had computed its prompt, when its KV had come, or else its first step here.
+    """
+    came_s = np.array([np.nan if o.queued_s is None else o.queued_s for o in capture.outcomes], dtype=np.float64)
+    scheduled_s = np.repeat(steps.scheduled_s, np.diff(batches.offsets))
+    here = np.repeat(steps.instance == instance, np.diff(batches.offsets))
+    first_s, elsewhere_s = (np.full(len(came_s), np.inf) for _ in range(2))
+    np.minimum.at(first_s, batches.request[here], scheduled_s[here])
+    np.minimum.at(elsewhere_s, batches.request[~here], scheduled_s[~here])
+    came_s = np.where(elsewhere_s < first_s, first_s, came_s)
+    if (sent := capture.transfers) is not None:
+        own = sent.target == instance
+        came_s[sent.request[own]] = sent.end_s[own]
+    return came_s
 
 
 def recorded_plans(steps: Steps, batches: Batches) -> Iterator[StepPlan]:
@@ -272,7 +357,7 @@ def _plan(steps: Steps, batches: Batches, step: int, repeat: int) -> StepPlan:
     return replace(plan, n_requests=own.stop - own.start)
 
 
-def _cycles(capture: Capture, steps: Steps, batches: Batches) -> tuple[Floats, Mask]:
+def _cycles(came_s: Floats, steps: Steps, batches: Batches) -> tuple[Floats, Mask]:
     """Time of each step, [n], and whether the engine was out of work before it, [n].
 
     What the engine's loop does between two steps belongs to the second: it is the host's time. After a pause the step
@@ -280,12 +365,12 @@ def _cycles(capture: Capture, steps: Steps, batches: Batches) -> tuple[Floats, M
     """
     in_engine = np.zeros(len(steps) + 1, dtype=np.int64)
     step = np.repeat(np.arange(len(steps)), np.diff(batches.offsets))
-    last = np.full(len(capture.outcomes), -1)
+    last = np.full(len(came_s), -1)
     np.maximum.at(last, batches.request, step)
-    for outcome, last_step in zip(capture.outcomes, last, strict=True):
-        if last_step < 0 or outcome.queued_s is None:
+    for request_s, last_step in zip(came_s.tolist(), last.tolist(), strict=True):
+        if last_step < 0 or np.isnan(request_s):
             continue
-        first = int(np.searchsorted(steps.scheduled_s, outcome.queued_s))
+        first = int(np.searchsorted(steps.scheduled_s, request_s))
         in_engine[min(first, last_step) + 1] += 1
         in_engine[last_step + 1] -= 1
     paused = np.cumsum(in_engine)[:-1] == 0

@@ -5,6 +5,9 @@ A request's time is a sum of step times, and a step's time is linear in the para
 
     TTFT           what was left of the step that the arrival met, all steps up to the first token's, and its way there
     decode time    all steps after the first token's, up to the last token's
+
+With prefill and decode apart, TTFT is two such sums: of the prefill engine's steps up to the one that ends the prompt,
+and of the decode engine's from when the KV is there.
 """
 
 from __future__ import annotations
@@ -48,21 +51,43 @@ def sensitivity(served: Served, basis: Basis, changes: Floats, *, asynchronous: 
     n, k = len(outcomes), len(basis.parameters)
     ttft, decode = np.full((n, k + len(FRONT_END)), np.nan), np.full((n, k + len(FRONT_END)), np.nan)
     known = np.array([outcome.first_token_s is not None and outcome.finish_s is not None for outcome in outcomes])
+    stamps_s = {
+        name: np.array([getattr(outcome, name) for outcome in outcomes], dtype=np.float64)
+        for name in ("arrival_s", "first_token_s", "finish_s")
+    }
+    begins_s = stamps_s["arrival_s"]
+    if served.handed_over is not None:
+        begins_s = np.where(np.isnan(served.handed_over.came_s), begins_s, served.handed_over.came_s)
     for number, priced in enumerate(served.priced):
+        _, rows = priced.rows(changes, asynchronous=asynchronous)
         own = np.flatnonzero(known & (served.engine == number))
         if len(own):
-            _, rows = priced.rows(changes, asynchronous=asynchronous)
-            ttft[own, :k], decode[own, :k] = _stages([outcomes[i] for i in own], priced, rows)
+            ttft[own, :k], decode[own, :k] = _stages(
+                begins_s[own], stamps_s["first_token_s"][own], stamps_s["finish_s"][own], priced, rows
+            )
             ttft[own, k:], decode[own, k:] = [_way(outcomes[i]) for i in own], 0.0
+    if served.handed_over is not None:
+        ttft[:, :k] += _prompts(served, stamps_s["arrival_s"], changes, asynchronous=asynchronous)
     return Sensitivity(ttft, decode)
 
 
-def _stages(outcomes: list[Outcome], priced: Priced, rows: Floats) -> tuple[Floats, Floats]:
-    """Rows of TTFT and decode time of one engine's requests, [n, k] each."""
-    arrival_s, first_s, finish_s = (
-        np.array([getattr(outcome, name) for outcome in outcomes], dtype=np.float64)
-        for name in ("arrival_s", "first_token_s", "finish_s")
-    )
+def _prompts(served: Served, arrival_s: Floats, changes: Floats, *, asynchronous: bool) -> Floats:
+    """What the prefill engines' steps add to each TTFT, [n, k]: those until the prompt was computed; 0 without such."""
+    over = served.handed_over
+    assert over is not None
+    found = np.zeros((len(arrival_s), len(changes)))
+    for number, priced in enumerate(served.priced):
+        own = np.flatnonzero((over.engine == number) & ~np.isnan(over.computed_s))
+        if len(own):
+            _, rows = priced.rows(changes, asynchronous=asynchronous)
+            found[own], _ = _stages(arrival_s[own], over.computed_s[own], over.computed_s[own], priced, rows)
+    return found
+
+
+def _stages(
+    arrival_s: Floats, first_s: Floats, finish_s: Floats, priced: Priced, rows: Floats
+) -> tuple[Floats, Floats]:
+    """Rows of TTFT and decode time of one engine's requests, [n, k] each, from when they were there, [n]."""
     total = np.concatenate([np.zeros((1, rows.shape[1])), np.cumsum(rows, axis=0)])
     most = len(priced) - 1
     met: Ints = np.minimum(np.searchsorted(priced.end_s, arrival_s, side="right"), most)

@@ -14,7 +14,7 @@ from harness.deploy.deployment import deploy, located
 from harness.deploy.unprofiled import deploy_calibrated, deploy_unprofiled
 from harness.descriptions.scenario import Scenario, read_scenario
 from harness.files import new_file
-from harness.validate import at_measured_arrivals, digest
+from harness.scoring.validate import at_measured_arrivals, digest
 from traces.capture import Capture, read_capture
 from traces.errors import InputError
 from traces.formats import read_any_trace

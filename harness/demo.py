@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from harness.compare import Repeat, Validation, compare
-from harness.validate import validate, write_validation
+from harness.reports.validation_folder import write_validation
+from harness.scoring.compare import Repeat, Validation, compare
+from harness.scoring.validate import validate
 from traces.capture import read_capture
 
 BUNDLED = Path(__file__).parent / "bundled"

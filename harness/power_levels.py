@@ -18,8 +18,8 @@ from harness.deploy.power import end_of
 from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import read_scenario
 from harness.files import new_file
-from harness.predicted import run
-from harness.validate import at_measured_arrivals
+from harness.running.predicted import run
+from harness.scoring.validate import at_measured_arrivals
 from simulator.power import NodePower
 from traces.capture import Series, read_capture
 from traces.errors import InputError

@@ -55,6 +55,7 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         tdp_w: rated board power.
         link_bandwidth_bytes_per_s: to other devices, each way, all links together: for a reader who writes a `fabric`.
         multiprocessors: streaming multiprocessors (compute units), which some kernels have a buffer for each of.
+        compute_capability: NVIDIA's, as "8.6": by it vLLM chooses its kernels.
         power: what it was measured to draw.
         sources: where each number is from, by field.
     """
@@ -67,6 +68,7 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tdp_w: Above0 | None = None
     link_bandwidth_bytes_per_s: Above0 | None = None
     multiprocessors: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    compute_capability: Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]$")] | None = None
     power: DevicePower | None = None
     sources: dict[str, str]
 

@@ -16,9 +16,13 @@ from traces.errors import InputError, nearest
 PROFILE_FORMATS = {
     "llmservingsim": "folders with a meta.yaml",
     "llmservingsim-older": "folders <hardware>/<org>/<model>/tp<N> with a layers.csv",
+    "llmservingsim-older-published": "the same, with LLMServingSim's predictions in place of an engine's kernels",
     "vidur": "folders <device>/<org>/<model> with an mlp.csv and an attention.csv",
 }
 """What a folder of each format holds, by name."""
+
+_PUBLISHED = "llmservingsim-older-published"
+"""Only where it is asked for by name: the files are the same."""
 
 
 def import_any_profiles(
@@ -33,7 +37,7 @@ def import_any_profiles(
         raise InputError("unknown profile format", found=format, accepted=nearest(format, PROFILE_FORMATS))
     if not source.is_dir():
         raise InputError("is not a folder" if source.exists() else "no such folder", file=source)
-    there = [format] if format else [name for name in PROFILE_FORMATS if _holds(source, name)]
+    there = [format] if format else [name for name in PROFILE_FORMATS if name != _PUBLISHED and _holds(source, name)]
     if not there:
         accepted = "; ".join(f"{what} ({name})" for name, what in PROFILE_FORMATS.items())
         raise InputError("holds no profile of a known format", file=source, accepted=accepted)
@@ -47,7 +51,7 @@ def import_any_profiles(
             between = None if network is None else read_network(network)
             imported.profiles.extend(vidur.import_profiles(source, configs, between))
         else:
-            found = llmservingsim_artifact.import_profiles(source, configs)
+            found = llmservingsim_artifact.import_profiles(source, configs, as_published=name == _PUBLISHED)
             imported.profiles.extend(found.profiles)
             imported.left_out.extend(found.left_out)
     return imported

@@ -8,6 +8,13 @@ that no file records (its profiler's default is 30), of float16 on GPUs.
 A layer of experts stands there as its parts: `gate`, and `expert.w1`, `expert.w3`, `act_fn`, `expert.w2` of one whole
 expert by the tokens that it computes. The table of experts is composed of them (`_moe`): Hugging Face's code, and so
 its profiler, runs one expert after the other. Experts are whole at every degree; so are they in its simulator.
+
+An engine runs something else where Hugging Face's module is several kernels. Where its kernels are known (`_engine_of`:
+devices of FlashAttention 2, a described model), the profile is the engine's: norms, rotary embedding and activation are
+one pass over memory each, as vLLM fuses them, the sampler is added, and decodes attend as its kernel does
+(`profiles.flash_attention`). It also says what the host takes (`HOST_STEP_S`), since nothing else stands for it.
+Elsewhere, and where it is asked for, it is the published one: times of Hugging Face's modules, and predictions whose
+factor was fitted to whole runs and so makes up for all of that.
 """
 
 from __future__ import annotations
@@ -18,11 +25,14 @@ from typing import Any
 
 import numpy as np
 
+from profiles.catalog import BUNDLED, list_devices
 from profiles.csv_table import read_csv
+from profiles.flash_attention import FlashAttention2
 from profiles.interpolation import interpolate
 from profiles.llmservingsim_attention import read_attention
-from profiles.model import ModelSpec, model_of
-from profiles.profile import Composition, Curve, MoeRows, OperatorTables, Profile, ProfileMeta
+from profiles.model import ModelSpec, dtype_bytes, model_of
+from profiles.operators import Elementwise, Operators
+from profiles.profile import Composition, Curve, MoeRows, OperatorTables, Profile, ProfileMeta, StatedOverhead
 from traces.errors import InputError, ProfileError, nearest
 from traces.steps import Floats
 
@@ -33,6 +43,26 @@ DENSE = ("gate_proj", "up_proj", "act_fn", "down_proj")
 EXPERT = ("expert.w1", "expert.w3", "act_fn", "expert.w2")
 LAYERS = {*ONCE, *PER_REQUEST, *ATTENTION, *DENSE, *EXPERT, "attn", "gate"} - {"attention"}
 """All names of layers.csv; `attn` is the attention of one prompt without history."""
+
+FUSED = {
+    "input_layernorm": "layernorm",
+    "post_layernorm": "layernorm",
+    "final_layernorm": "final_layernorm",
+    "rope": "rotary_emb",
+    "act_fn": "act_fn",
+    "sampler": "sampler",
+}
+"""Layers that are one kernel in vLLM, and the sampler; what `profiles.operators` calls them."""
+
+HOST_STEP_S = 1.8e-3
+"""What the host takes between two steps of a synchronous engine.
+
+The artifact has one log of its server (`evaluation/artifacts/figure_6/raw_data/vllm_pulse_power_tp1.txt`: vLLM 0.11.1,
+an A6000, Llama-3.1-8B, eager, a line a second). In the 13 seconds that begin and end with as many requests, 2 to 10 of
+them, a step takes 23.8 to 25.0 ms, of which this profile's operators are 22.6 to 23.2: 1.2 to 2.1 ms are left, 1.8 in
+the median. Another host will differ.
+"""
+HOST_SOURCE = "vLLM 0.11.1 without asynchronous scheduling: the log of LLMServingSim's power run beside the operators"
 
 OPTIONAL = ("rope", "act_fn")
 """Left out by its TPU profiler, where the compiler fuses them into attention and into a projection."""
@@ -57,12 +87,13 @@ class Imported:
     left_out: list[str]
 
 
-def import_profiles(source: Path, configs: dict[str, dict[str, Any]]) -> Imported:
+def import_profiles(source: Path, configs: dict[str, dict[str, Any]], *, as_published: bool = False) -> Imported:
     """Every profile at, below or right above `source`: one degree's folder, a model's, or a tree of them.
 
     Args:
         source: the folder.
         configs: Hugging Face configs by model name; a model of experts needs its own.
+        as_published: Hugging Face's modules and predictions also where the engine's kernels are known.
 
     Raises:
         InputError: nothing is there, or a file is wrong, with file, line and field.
@@ -77,7 +108,7 @@ def import_profiles(source: Path, configs: dict[str, dict[str, Any]]) -> Importe
     imported = Imported([], [])
     first_error: ProfileError | None = None
     for model, folders in degrees.items():
-        profile, errors = _import_model(model, folders, configs)
+        profile, errors = _import_model(model, folders, configs, as_published)
         imported.left_out.extend(str(error) for error in errors)
         first_error = first_error or next(iter(errors), None)
         if profile is not None:
@@ -88,7 +119,7 @@ def import_profiles(source: Path, configs: dict[str, dict[str, Any]]) -> Importe
 
 
 def _import_model(
-    model: Path, folders: list[Path], configs: dict[str, dict[str, Any]]
+    model: Path, folders: list[Path], configs: dict[str, dict[str, Any]], as_published: bool
 ) -> tuple[Profile | None, list[ProfileError]]:
     """One model's profile of the degrees that are whole, and why the others are not."""
     device, name = model.parents[1].name, f"{model.parent.name}/{model.name}"
@@ -97,10 +128,11 @@ def _import_model(
     notes = list(_NOTES)
     errors: list[ProfileError] = []
     composition = None
+    engine = None if as_published or config is None else _engine_of(device, config, name)
     for folder in sorted(folders, key=lambda one: int(one.name[2:])):
         tp = int(folder.name[2:])
         try:
-            tables[tp], own, said = _degree(folder, tp, name, config)
+            tables[tp], own, said = _degree(folder, tp, name, config, engine)
         except ProfileError as error:
             errors.append(error)
             notes.append(f"tp {tp} was left out: it {error}".replace(f"{folder}: ", ""))
@@ -123,7 +155,8 @@ def _import_model(
         method="one module's calls in PyTorch's profiler, median",
         model_config=config,
         composition=composition,
-        notes=tuple(notes),
+        notes=(*notes, *((_ADD_UP,) if engine is None else engine.notes())),
+        overhead=None if engine is None else StatedOverhead(host_step_s=HOST_STEP_S, source=HOST_SOURCE),
     )
     return Profile(meta, tables, path=model), errors
 
@@ -132,12 +165,70 @@ _NOTES = (
     "Hugging Face's modules ran eagerly, one layer on one device; the norms and the rotary embedding are several "
     "kernels each there, and one in vLLM",
     "16-bit types are taken to cost the same: on GPUs its profiler timed float16",
-    "no sampler, and no batch of prefill and decode together, was measured: they add up",
 )
+_ADD_UP = "no sampler, and no batch of prefill and decode together, was measured: they add up"
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """What is known of the engine that a profile is to stand for: its device and the model."""
+
+    multiprocessors: int
+    bytes_per_s: float
+    model: ModelSpec
+    has_window: bool
+
+    def kernel(self, tp: int) -> FlashAttention2:
+        """Its attention, on one of `tp` devices."""
+        shape = Operators(self.model, tp, _DTYPE).decode(1, 0)
+        key_bytes = 2 * shape.num_kv_heads * shape.head_dim * dtype_bytes(_DTYPE)
+        group = shape.num_heads // shape.num_kv_heads
+        return FlashAttention2(
+            shape.num_heads, group, key_bytes, self.bytes_per_s, self.multiprocessors, not self.has_window
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of it."""
+        return (
+            "norms, rotary embedding, activation and sampler are not the measured ones but vLLM's: one pass over "
+            "memory each, at its peak, and no shorter than the shortest measured kernel",
+            f"host: {HOST_STEP_S * 1e3:g} ms a step, of {HOST_SOURCE}",
+        )
+
+
+_DTYPE = "float16"
+
+
+def _engine_of(device: str, config: dict[str, Any], name: str) -> _Engine | None:
+    """None unless the device is described and vLLM takes FlashAttention 2 on it (capability 8 and 12)."""
+    known = (spec for spec in list_devices([BUNDLED]) if device in (spec.name, *spec.aliases))
+    spec = next(known, None)
+    if spec is None or spec.multiprocessors is None or spec.compute_capability is None:
+        return None
+    if spec.memory_bandwidth_bytes_per_s is None:
+        return None
+    if spec.compute_capability.split(".")[0] not in ("8", "12"):
+        return None
+    has_window = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
+    return _Engine(spec.multiprocessors, spec.memory_bandwidth_bytes_per_s, model_of(config, name), has_window)
+
+
+def _fused(curves: dict[str, Curve], engine: _Engine, tp: int) -> None:
+    """Put vLLM's kernels in the place of Hugging Face's several, and its sampler beside the output head."""
+    operators = Operators(engine.model, tp, _DTYPE)
+    shortest_s = min(float(curve.time_s.min()) for curve in curves.values())
+    dense = {
+        name: kind for name, kind in FUSED.items() if name in curves and not (name == "act_fn" and "gate" in curves)
+    }
+    for name, kind in (*dense.items(), ("sampler", "sampler")):
+        x = curves[PER_REQUEST[0] if name == "sampler" else name].x
+        shapes = [operators.token_wise(kind, int(n)) for n in x]
+        n_bytes = np.array([one.read_bytes + one.write_bytes for one in shapes if isinstance(one, Elementwise)])
+        curves[name] = Curve(x, np.maximum(shortest_s, n_bytes / engine.bytes_per_s))
 
 
 def _degree(
-    folder: Path, tp: int, name: str, config: dict[str, Any] | None
+    folder: Path, tp: int, name: str, config: dict[str, Any] | None, engine: _Engine | None
 ) -> tuple[OperatorTables, Composition, list[str]]:
     """One degree's tables, how they make up a step, and what to note."""
     file = folder / "layers.csv"
@@ -147,14 +238,19 @@ def _degree(
     absent = [one for one in OPTIONAL if one in (*layer, *(EXPERT if is_moe else ())) and one not in curves]
     if absent:
         notes.append(f"layers.csv has no {' and no '.join(absent)}: fused into other layers, or not measured")
-    composition = Composition(ONCE, tuple(one for one in layer if one not in absent), PER_REQUEST)
+    per_request = PER_REQUEST if engine is None else (*PER_REQUEST, "sampler")
+    composition = Composition(ONCE, tuple(one for one in layer if one not in absent), per_request)
     needed = {*composition.dense(), *PER_REQUEST, *(set(EXPERT) - set(absent) if is_moe else ())}
     for one in sorted(needed - set(curves)):
         raise InputError(f"has no rows of '{one}'", file=file, field="layer_name", accepted=", ".join(sorted(needed)))
     for one in sorted(set(curves) - needed - {"attn"}):
         message = f"has rows of '{one}' beside '{'expert.w1' if is_moe else 'gate_proj'}'"
         raise InputError(message, file=file, field="layer_name", accepted=", ".join(sorted(needed)))
-    attention, said = read_attention(folder, tp, curves.get("attn"))
+    kernel = None
+    if engine is not None:
+        kernel = engine.kernel(tp)
+        _fused(curves, engine, tp)
+    attention, said = read_attention(folder, tp, curves.get("attn"), kernel)
     moe = None
     if is_moe:
         if config is None:
@@ -168,7 +264,7 @@ def _degree(
         )
     tables = OperatorTables(
         dense={one: curves[one] for one in composition.dense()},
-        per_request={one: curves[one] for one in PER_REQUEST},
+        per_request={one: curves[one] for one in per_request},
         attention=attention,
         moe=moe,
     )

@@ -30,16 +30,17 @@ class AttentionRate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     num_heads: Annotated[int, msgspec.Meta(ge=1)]
     head_dim: Annotated[int, msgspec.Meta(ge=1)]
 
-    def scaled(self, model: ModelSpec) -> AttentionRate:
-        """The same for another model: by the width of all its query heads.
+    def scaled(self, model: ModelSpec, kv_bytes: float = 2.0) -> AttentionRate:
+        """The same for another model, and for keys and values of so many bytes each: by what is read.
 
         Each query head reads the keys and values of its group by itself, since a bank has no cache to keep them in:
-        so does the reference's own rule for other group sizes (`slope * G / 4`). Nobody has measured it.
+        so does the reference's own rule for other group sizes (`slope * G / 4`). A token's are read in as much less
+        time as they have less bytes. Nobody has measured either.
         """
         width = (model.num_heads * model.head_dim) / (self.num_heads * self.head_dim)
         return AttentionRate(
             request_s=self.request_s * width,
-            token_s=self.token_s * width,
+            token_s=self.token_s * width * (kv_bytes / 2.0),
             num_heads=model.num_heads,
             head_dim=model.head_dim,
         )

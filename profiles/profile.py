@@ -22,7 +22,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -63,6 +63,18 @@ class Composition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return needed or {"steps"}
 
 
+class StatedOverhead(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a step takes beside its operators, where no whole steps were measured with them but something else says so.
+
+    Attributes:
+        host_step_s: on the host, once per step; hidden where the next step is planned while one runs.
+        source: where it is from.
+    """
+
+    host_step_s: Annotated[float, msgspec.Meta(ge=0)]
+    source: Annotated[str, msgspec.Meta(min_length=1)]
+
+
 class ProfileMeta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was measured, where and how.
 
@@ -79,6 +91,7 @@ class ProfileMeta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         composition: how operators make up a step.
         notes: what a reader should know.
         measured: further facts of the measurement.
+        overhead: of a step, which whole steps measured with the profile replace; None: nothing is known.
     """
 
     schema_version: str = PROFILE_SCHEMA
@@ -94,6 +107,7 @@ class ProfileMeta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     composition: Composition
     notes: tuple[str, ...] = ()
     measured: dict[str, Any] = {}
+    overhead: StatedOverhead | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from collectors.client import Target
-from collectors.load import Pacing
-from collectors.recording import About
-from collectors.replay import replay
-from collectors.server import local_server
-from collectors.small_model import VOCAB_SIZE, write_small_model
+from collectors.client.load import Pacing
+from collectors.client.request import Target
+from collectors.local.server import local_server
+from collectors.local.small_model import VOCAB_SIZE, write_small_model
+from collectors.recording.folder import About
+from collectors.recording.replay import replay
 from traces.metrics import requests, throughput
 from traces.outcome import as_the_client_saw
 from traces.trace import Trace, TraceRow

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collectors.campaign import Part, PartRecord
+    from collectors.campaign.parts import Part, PartRecord
 
 PIECE = re.compile(r"payload\.tar\.xz\.(\d+)of(\d+)")
 ENVIRONMENT = {
@@ -68,7 +68,10 @@ def begin_again_within(site: Path) -> None:
 def host_facts(engine_python: Path) -> dict[str, Any]:
     """What the engine's Python finds here: device, versions, and which parts of vLLM load."""
     ran = subprocess.run(
-        [str(engine_python), "-m", "collectors.device_rates", "--facts"], check=False, capture_output=True, text=True
+        [str(engine_python), "-m", "collectors.campaign.device_rates", "--facts"],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     if ran.returncode:
         sys.exit(f"{engine_python} cannot measure here:\n{ran.stderr.strip()[-2000:]}")
@@ -106,9 +109,9 @@ def chosen_parts(parts: list[Part], only: list[str]) -> list[Part]:
 def run(chosen: argparse.Namespace) -> tuple[PartRecord, ...]:
     """Check the host, plan, and run what is left."""
     import collectors
-    from collectors.campaign import Campaign, guarded_python, unpack_bundles
-    from collectors.campaign_plan import SCALES, Host, plan
-    from collectors.device_rates import EXPERTS, FLASH_ATTENTION
+    from collectors.campaign.device_rates import EXPERTS, FLASH_ATTENTION
+    from collectors.campaign.parts import Campaign, guarded_python, unpack_bundles
+    from collectors.campaign.plan import SCALES, Host, plan
     from collectors.operators.provenance import default_device
     from traces.formats import read_any_trace
 

@@ -102,10 +102,10 @@ def held_out() -> list[tuple[str, Batch]]:
 def measure(work: Path, budget_s: float) -> None:
     """Inside the engine's environment: the profile, and the batches between its passes."""
     from collectors.journal import say
+    from collectors.local.small_model import write_small_model
     from collectors.operators import measure as operators
     from collectors.operators.options import Options
     from collectors.operators.samples import Samples
-    from collectors.small_model import write_small_model
 
     options = Options(
         model=write_small_model(work / "model", "s"),

@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from collectors.campaign import CampaignRecord, unpack_bundles
-from collectors.campaign_plan import GIVEN
+from collectors.campaign.parts import CampaignRecord, unpack_bundles
+from collectors.campaign.plan import GIVEN
 from collectors.power.levels import Levels, derive_levels
 from collectors.power.power_file import read_power
 from profiles.profile import read_profile, write_profile

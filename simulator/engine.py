@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from simulator.kv.host_link import HostLink
 from simulator.network.topology import Place
 from simulator.rank import Rank
 from simulator.scheduling.choice import SchedulerKind, new_scheduler
@@ -14,6 +15,7 @@ from simulator.scheduling.rules import OPTIONS_SINCE, REFERENCE_RULES, Rules
 from simulator.scheduling.speculation import check_speculation
 from simulator.steps.contention import Exchange
 from simulator.steps.step_time import StepTimeModel
+from simulator.steps.weight_offload import WeightOffload
 from traces.errors import InputError
 
 Role = Literal["both", "prefill", "decode"]
@@ -43,6 +45,8 @@ class Engine:
         exchanges: what its devices send each other, where KV may share their links.
         scheduling_order: a user's own order of requests, as `module:Class`; None: the scheduling policy's.
         cache_eviction: a user's own rule of what the prefix cache evicts, as `module:Class`; None: vLLM's.
+        host_link: of each of its devices, where tiers' KV or weights cross it; None: not said.
+        offload: weights that come over it in every step, in `step_time` already; None: none do.
         seed: decides which drafted tokens are accepted, where the options have a drafter.
     """
 
@@ -65,15 +69,22 @@ class Engine:
     exchanges: tuple[Exchange, ...] = ()
     scheduling_order: str | None = None
     cache_eviction: str | None = None
+    host_link: HostLink | None = None
+    offload: WeightOffload | None = None
     seed: int = 0
 
     @property
     def steps_in_flight(self) -> int:
-        """Steps planned and not ended, at most: one, one for each pipeline stage, or two with asynchronous scheduling.
+        """Steps planned and not ended, at most: one for each pipeline stage, one more with asynchronous scheduling.
 
-        vLLM 0.32 `config/vllm.py::max_concurrent_batches`, which also has both together.
+        vLLM 0.32 `config/vllm.py::max_concurrent_batches`.
         """
-        return self.pipeline_parallel_size if self.pipeline_parallel_size > 1 else 1 + self.options.async_scheduling
+        return self.pipeline_parallel_size + self.options.async_scheduling
+
+    @property
+    def decode_stagger(self) -> int:
+        """Plannings from one token of a request to the next (vLLM 0.32 `async_scheduler.py`, same name)."""
+        return self.pipeline_parallel_size if self.options.async_scheduling else 1
 
     @property
     def has_own_rules(self) -> bool:
@@ -97,7 +108,7 @@ class Engine:
             num_gpu_blocks=self.num_gpu_blocks,
             max_model_len=self.max_model_len,
             rules=self.rules,
-            pipelined=self.pipeline_parallel_size > 1,
+            stages=self.pipeline_parallel_size,
             order=None if self.scheduling_order is None else new_order(self.scheduling_order),
             eviction=None if self.cache_eviction is None else new_eviction(self.cache_eviction),
             blocks_per_hash=blocks_per_hash,
@@ -114,23 +125,14 @@ class Engine:
         )
 
 
-def check_engine(engine: Engine, *, has_tiers: bool = False) -> None:
-    """Refuse options that contradict each other, or that are not modelled together. Raises InputError with the field.
-
-    `has_tiers`: whether the cluster keeps KV in other memories too.
-    """
+def check_engine(engine: Engine) -> None:
+    """Raise InputError, with the field, for options that contradict each other, or are not modelled together."""
     check_options(engine.options, engine.max_model_len, engine.rules)
-    if engine.options.speculative_config is None:
-        return
-    for field, found, plain in (
-        ("instances.role", engine.role, "both"),
-        ("instances.pipeline_parallel_size", engine.pipeline_parallel_size, 1),
-        ("instances.data_parallel_size", engine.ranks, 1),
-        ("kv_tiers", has_tiers, False),
-    ):
-        if found != plain:
-            message = "is not modelled where tokens are drafted (engine.speculative_config)"
-            raise InputError(message, field=field, found=found or None, accepted=str(plain).lower())
+    drafts = engine.options.speculative_config is not None
+    if drafts and engine.pipeline_parallel_size > 1 and not engine.options.async_scheduling:
+        message = "is not modelled where tokens are drafted (engine.speculative_config) without asynchronous scheduling"
+        field = "instances.pipeline_parallel_size"
+        raise InputError(message, field=field, found=engine.pipeline_parallel_size, accepted="1, or async_scheduling")
 
 
 def check_options(options: EngineOptions, max_model_len: int, rules: Rules) -> None:

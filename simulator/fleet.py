@@ -116,7 +116,8 @@ def load_of(ranks: Sequence[Rank], *, apart: bool) -> float:
         return np.inf
     n_requests = sum(rank.n_waiting + rank.n_running for rank in ranks)
     if apart:
-        n_requests += sum(len(rank.scheduler.holding) for rank in ranks if isinstance(rank.scheduler, Scheduler))
+        schedulers = [rank.scheduler for rank in ranks]
+        n_requests += sum(len(one.incoming.holding) for one in schedulers if isinstance(one, Scheduler))
     return n_requests / sum(rank.max_num_seqs for rank in ranks)
 
 

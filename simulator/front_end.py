@@ -72,7 +72,12 @@ def simulate_behind(
         for outcome, row, before, way_s in zip(found, trace.rows, seen, ways_s, strict=True)
     )
     steps = None if run.capture.steps is None else _renumbered(run.capture.steps, order)
-    return replace(run, capture=replace(run.capture, trace=trace, outcomes=outcomes, steps=steps))
+    transfers = run.capture.transfers
+    if transfers is not None:
+        transfers = replace(transfers, request=order[transfers.request])
+    capture = replace(run.capture, trace=trace, outcomes=outcomes, steps=steps, transfers=transfers)
+    computed_s = None if run.computed_s is None else run.computed_s[np.argsort(order)]
+    return replace(run, capture=capture, computed_s=computed_s)
 
 
 def _seen(row: TraceRow, way_s: float) -> TraceRow:

@@ -15,7 +15,7 @@ or the request is sent again through a prefill engine (`fail`, and a router that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -30,6 +30,7 @@ from simulator.scheduling.request import PromptKV, Request
 from simulator.scheduling.scheduler import Scheduler
 from traces.errors import InputError
 from traces.steps import Floats
+from traces.transfers import TRANSFER_COLUMNS, KVTransfers, transfers_from_columns
 
 
 class KVTransfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,6 +49,25 @@ class KVTransfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kv_load_failure_policy: Literal["recompute", "fail"] = "recompute"
 
 
+@dataclass(frozen=True, slots=True)
+class KVResidual:
+    """What a calibration found between the links' figures and how long engines take to send KV over them.
+
+    Attributes:
+        kv_transfer_s: seconds of each transfer beside its links' latency: the two engines agree on it, post it, see it.
+        kv_transfer: how many times as long as the links' bandwidth says its bytes take; 1 corrects nothing.
+        handover_s: a request's way from its prefill to its decode engine, before any KV is asked for: the answer to the
+            proxy, and its question to the next server.
+    """
+
+    kv_transfer_s: float = 0.0
+    kv_transfer: float = 1.0
+    handover_s: float = 0.0
+
+
+NO_RESIDUAL = KVResidual()
+
+
 @dataclass(slots=True, eq=False)
 class Prompt:
     """The KV of one prompt, from one rank's devices to another's.
@@ -61,6 +81,9 @@ class Prompt:
         ended: the request at the source, as soon as the source has computed it.
         is_sent: whether all of it has been put on its way.
         parts_left: transfers between two devices that are under way.
+        n_bytes: what was sent of it up to now.
+        start_s: when the first of that left or was asked for; infinite before.
+        end_s: when the last that has arrived did.
     """
 
     index: int
@@ -71,6 +94,9 @@ class Prompt:
     ended: Request | None = None
     is_sent: bool = False
     parts_left: int = 0
+    n_bytes: float = 0.0
+    start_s: float = np.inf
+    end_s: float = 0.0
 
     @property
     def has_arrived(self) -> bool:
@@ -99,6 +125,7 @@ class Handover:
         num_layers: int = 1,
         seed: int = 0,
         network: Network | None = None,
+        residual: KVResidual = NO_RESIDUAL,
     ) -> None:
         """Nothing is on its way. Raises InputError where no request could ever end.
 
@@ -110,6 +137,8 @@ class Handover:
             num_layers: of the model: the first of them is computed before anything can leave.
             seed: of which prompts are lost.
             network: for its transfers; None: one of its own.
+            residual: of a calibration. What scales the time of bytes also scales how long they take of their links, so
+                that these are in use for as long, and record as much as they could have carried meanwhile.
         """
         if settings.kv_load_failure_policy == "fail" and settings.failure_probability == 1:
             accepted = "below 1 where requests are sent again until their KV comes (kv_load_failure_policy: fail)"
@@ -125,6 +154,8 @@ class Handover:
         self._failure_probability = settings.failure_probability
         self._num_layers = num_layers
         self._seed = seed
+        self._residual = residual
+        self._sent: list[tuple[int, int, int, float, float, float, float]] = []
         self.network = network or Network()
         self._prompts: dict[int, Prompt] = {}
         self._started_bytes = 0.0
@@ -140,19 +171,30 @@ class Handover:
         return self.policy == "fail" and self._failure_probability > 0
 
     @property
+    def way_s(self) -> float:
+        """How long a request takes from the engine that computed its prompt to the one that goes on."""
+        return self._residual.handover_s
+
+    @property
     def n_bytes(self) -> float:
         """Bytes that were sent, those of transfers that were dropped as far as they had come."""
-        return self._started_bytes - sum(one.n_bytes - (one.carried_bytes or 0.0) for one in self._cancelled)
+        lost = sum(one.n_bytes - (one.carried_bytes or 0.0) for one in self._cancelled)
+        return self._started_bytes - lost / self._residual.kv_transfer
 
     @property
     def n_dropped_bytes(self) -> float:
         """Of the bytes that were sent, those of transfers that were dropped."""
-        return sum(one.carried_bytes or 0.0 for one in self._cancelled)
+        return sum(one.carried_bytes or 0.0 for one in self._cancelled) / self._residual.kv_transfer
 
     @property
     def waiting(self) -> Prompt | None:
         """A prompt whose KV nobody has used yet; None when there is none."""
         return next(iter(self._prompts.values()), None)
+
+    def transfers(self) -> KVTransfers:
+        """Every prompt whose KV has arrived: as long as it took, and not when the engine that waits for it looked."""
+        columns = np.array(self._sent, dtype=np.float64).reshape(-1, len(TRANSFER_COLUMNS)).T
+        return transfers_from_columns(dict(zip(TRANSFER_COLUMNS, columns, strict=True)))
 
     def next_event_s(self) -> float:
         """When something next changes; infinite when nothing is on its way."""
@@ -228,6 +270,8 @@ class Handover:
         for part in self.network.advance(now_s):
             prompt = _prompt(part)
             prompt.parts_left -= 1
+            assert part.end_s is not None
+            prompt.end_s = part.end_s
             if prompt.has_arrived:
                 changed += self._arrived(prompt)
         return changed
@@ -298,25 +342,26 @@ class Handover:
         assert prompt.target is not None
         paths = self._paths(prompt.source, prompt.target)
         n_bytes = n_tokens * self._kv_bytes_per_token
+        told, each = self._residual, self._residual.kv_transfer * n_bytes / len(paths)
         for path in paths:
-            self.network.start(path, n_bytes / len(paths), start_s, prompt)
+            self.network.start(path, each, start_s + told.kv_transfer_s, prompt)
+        prompt.n_bytes += n_bytes
+        prompt.start_s = min(prompt.start_s, start_s)
         prompt.parts_left += len(paths)
         self._started_bytes += n_bytes
 
     def _paths(self, source: Rank, target: Rank) -> list[Path]:
-        """From each device to the one that needs its part; the side with more devices has the smaller parts."""
-        senders, receivers = self._places[source.number], self._places[target.number]
-        parts = max(len(senders), len(receivers))
-        return [
-            self._topology.path(senders[i * len(senders) // parts], receivers[i * len(receivers) // parts])
-            for i in range(parts)
-        ]
+        """From each device of a rank to those of another."""
+        return paths_between(self._topology, self._places[source.number], self._places[target.number])
 
     def _arrived(self, prompt: Prompt) -> list[Rank]:
         """All of a prompt's KV has arrived: its blocks are free at the source."""
         if prompt.prompt is None:
             return []
         self.n_prompts += 1
+        if prompt.target is not None:
+            numbers = (prompt.index, prompt.source.number, prompt.target.number)
+            self._sent.append((*numbers, prompt.n_bytes, prompt.start_s, prompt.end_s, prompt.end_s))
         if _scheduler(prompt.source).keeps(prompt.prompt):
             _scheduler(prompt.source).release(prompt.prompt)
         if prompt.answer is not None:
@@ -344,6 +389,17 @@ class Handover:
         """A number from 0 to 1 of the request's own, and of each of its sendings, whatever happens before it."""
         sending = (self._n_failed[index],) if self._n_failed[index] else ()
         return float(np.random.default_rng((self._seed, index, *sending)).random())
+
+
+def paths_between(topology: Topology, senders: Sequence[Place], receivers: Sequence[Place]) -> list[Path]:
+    """From each device of one rank to the one of another that needs its part.
+
+    The side with more devices has the smaller parts.
+    """
+    parts = max(len(senders), len(receivers))
+    return [
+        topology.path(senders[i * len(senders) // parts], receivers[i * len(receivers) // parts]) for i in range(parts)
+    ]
 
 
 def _scheduler(rank: Rank) -> Scheduler:

@@ -3,7 +3,10 @@
 With synchronous scheduling a step is planned when the one before it has ended. With asynchronous scheduling two are
 in flight: the next step is planned while one runs, so that the host's work is hidden, and an arrival waits for one
 step more (vLLM 0.19 `v1/engine/core.py::step_with_batch_queue`, batch queue of two). With pipeline parallelism there
-are as many in flight as stages, and each stage takes the next batch when it has passed the last one on.
+are as many in flight as stages, and each stage takes the next batch when it has passed the last one on; with both
+together one more (vLLM 0.32, same place). Then the engine plans on and on, and plans of nothing are in flight too:
+a request's next token comes as many plannings behind its last as there are stages, when every stage has been told of it
+(`v1/worker/gpu/pp_utils.py::PPHandler`).
 
 Data-parallel ranks of a mixture-of-experts model step together, since each holds some of every layer's experts
 (vLLM 0.19 `v1/engine/core.py::DPEngineCoreProc`): an instance is one rank or several, and one clock.
@@ -21,6 +24,7 @@ from simulator.rank import Rank
 from simulator.scheduling.plan import StepPlan
 from simulator.scheduling.request import Request
 from simulator.scheduling.scheduler import Scheduler
+from simulator.steps.beside_loads import BesideLoads
 from simulator.steps.step_time import StepCost, StepTimeModel
 from traces.errors import EngineError
 from traces.steps import Floats
@@ -67,6 +71,8 @@ class Instance:
         step_time: StepTimeModel,
         *,
         steps_in_flight: int,
+        decode_stagger: int = 1,
+        beside: BesideLoads | None = None,
         fast_forward: bool = True,
         on_finish: Tell | None = None,
         on_reserve: Tell | None = None,
@@ -78,6 +84,9 @@ class Instance:
             ranks: its schedulers.
             step_time: how long its steps take.
             steps_in_flight: steps planned and not ended, at most.
+            decode_stagger: plannings from one token of a request to the next, above 1 in a pipeline that is planned
+                ahead of its outputs.
+            beside: KV on the links of its weights, which `step_time` looks at; None: there is none.
             fast_forward: run alike steps in one sweep.
             on_finish: told of requests that have ended, or were rejected.
             on_reserve: told of requests for whose KV, computed elsewhere, blocks were reserved.
@@ -97,6 +106,10 @@ class Instance:
         self._n_steps = 0
         # When each pipeline stage has passed its last batch on; one stage without pipeline parallelism.
         self._stage_free_s: list[float] = [0.0]
+        self._stagger = decode_stagger
+        self._beside = beside
+        # When the last steps planned, plans of nothing among them, and all before them have left the last stage.
+        self._left_s: deque[float] = deque(maxlen=decode_stagger)
 
     def step(self, until_s: float = np.inf) -> bool:
         """Plan, price and run a step, or several alike that are planned before `until_s`; or wait for what comes next.
@@ -107,6 +120,8 @@ class Instance:
             self.settle(np.inf)
             return True
         told = False
+        if self._beside is not None:
+            self._beside.look(self.now_s)
         for rank in self.ranks:
             for ended in (*rank.take_arrivals(self.now_s), *rank.give_up(self.now_s)):
                 self._tell(rank, ended)
@@ -119,10 +134,23 @@ class Instance:
         plan = planned[0][1] if len(self.ranks) == 1 else self._together(planned)
         cost = self._step_time.price(plan)
         # Whoever was told may send something at this very moment: nobody knows yet what comes next.
-        may_sweep = plan.repeat > 1 and self._fast_forward and not (told or sent_for)
+        may_sweep = plan.repeat > 1 and self._fast_forward and not (told or sent_for or self._finds_less)
         if not (may_sweep and self._sweep(planned, plan, cost, until_s)):
             self._run_once(planned, plan, cost)
         return True
+
+    @property
+    def _finds_less(self) -> bool:
+        """Whether each step finds less KV on the links of its weights than the one before."""
+        return self._beside is not None and self._beside.is_shared_now
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether a request runs here, waits, or has just arrived."""
+        return any(
+            rank.n_running or rank.scheduler.waiting or (rank.arrivals and rank.arrivals[0].time_s <= self.now_s)
+            for rank in self.ranks
+        )
 
     @property
     def is_holding(self) -> bool:
@@ -177,6 +205,9 @@ class Instance:
         self._in_flight.clear()
         self.now_s = max(self.now_s, now_s) + for_s
         self._stage_free_s = [0.0]
+        self._left_s.clear()
+        if self._beside is not None:
+            self._beside.forget()
         return lost
 
     def check_done(self) -> None:
@@ -201,7 +232,12 @@ class Instance:
     def _wait(self) -> bool:
         """Nothing can be planned: go on to the end of the step under way, or else to the next arrival."""
         if self._in_flight:
-            self._finish_first()
+            if self._stagger == 1:
+                self._finish_first()
+            else:
+                self._put_nothing_under_way()
+            return True
+        if any(_plans_again(rank) for rank in self.ranks):
             return True
         next_change_s = min(rank.next_change_s for rank in self.ranks)
         if next_change_s == np.inf:
@@ -219,6 +255,8 @@ class Instance:
             rank.record.add(own, scheduled_s, end_s, rank.scheduler.num_cached_free)
             if self._on_plan is not None:
                 self._on_plan(own, np.array([scheduled_s]), np.array([end_s]))
+        if self._beside is not None:
+            self._beside.ran(plan, end_s - float(cost.device_s[0]), end_s)
         self._put_under_way(planned, 1, scheduled_s + host_s, end_s)
 
     def _end_of_one_s(self, cost: StepCost) -> float:
@@ -227,7 +265,9 @@ class Instance:
         It starts when the host has prepared it and the device is free.
         """
         if len(cost.stages) > 1:
-            return self._through_stages(cost)
+            end_s = self._through_stages(cost)
+            self._left_s.append(end_s)
+            return end_s
         host_s, device_s = float(cost.host_s[0]), float(cost.device_s[0])
         if self._depth == 1:
             end_s = self.now_s + (host_s + device_s)
@@ -239,6 +279,8 @@ class Instance:
     def _through_stages(self, cost: StepCost) -> float:
         """When a batch leaves the last pipeline stage; it enters each once the batch before has left it."""
         at_s = self.now_s + cost.host_s[0]
+        if len(self._left_s) == self._stagger > 1:
+            at_s = max(at_s, self._left_s[0])
         free_s = self._stage_free_s if len(self._stage_free_s) == len(cost.stages) else [0.0] * len(cost.stages)
         self._stage_free_s = []
         for share, stage_free_s in zip(cost.stages, free_s, strict=True):
@@ -278,6 +320,8 @@ class Instance:
             rank.record.add_sweep(own, scheduled_s, end_s, kv_blocks, kv_cached)
             if self._on_plan is not None:
                 self._on_plan(own, scheduled_s, end_s)
+        if self._beside is not None:
+            self._beside.ran(plan, float(end_s[-1]) - float(cost.device_s[times - 1]), float(end_s[-1]))
         self._stage_free_s = [float(end_s[-1])]
         self._put_under_way(planned, times, float(scheduled_s[-1] + cost.host_s[times - 1]), float(end_s[-1]))
         if self._in_flight:
@@ -313,16 +357,30 @@ class Instance:
         while len(self._in_flight) >= self._depth:
             self._finish_first()
 
+    def _put_nothing_under_way(self) -> None:
+        """A plan of nothing takes its place behind others."""
+        self._left_s.append(self._left_s[-1])
+        self._in_flight.append(_InFlight((), 0.0))
+        while len(self._in_flight) >= self._depth:
+            self._finish_first()
+
     def _finish_first(self) -> None:
         first = self._in_flight.popleft()
         self.now_s = max(self.now_s, first.end_s)
         for rank, last_step in first.last_steps:
             for request in rank.scheduler.finish(last_step, self.now_s):
                 self._tell(rank, request)
+        while self._in_flight and not self._in_flight[0].last_steps:
+            self._in_flight.popleft()  # plans of nothing in front of all others hold up nobody
 
     def _tell(self, rank: Rank, request: Request) -> None:
         if self._on_finish is not None:
             self._on_finish(rank, request, self.now_s)
+
+
+def _plans_again(rank: Rank) -> bool:
+    """Whether a rank's scheduler is to plan again though nothing has happened."""
+    return isinstance(rank.scheduler, Scheduler) and rank.scheduler.plans_again
 
 
 def _cache_stays(sweep: _Sweep, times: int) -> bool:

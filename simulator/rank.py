@@ -188,18 +188,14 @@ class Rank:
 
     def take_reserved(self) -> list[Request]:
         """Requests for whose KV blocks were reserved since this was last asked."""
-        scheduler = self.scheduler
-        if not isinstance(scheduler, Scheduler) or not scheduler.reserved:
-            return []
-        reserved, scheduler.reserved = scheduler.reserved, []
-        return reserved
+        return self.scheduler.incoming.take_reserved() if isinstance(self.scheduler, Scheduler) else []
 
     @property
     def next_change_s(self) -> float:
         """When a request or its KV next arrives here, or one is given up; infinite when none is."""
         arrival_s = self.arrivals[0].time_s if self.arrivals else np.inf
         if isinstance(self.scheduler, Scheduler):
-            arrival_s = min(arrival_s, self.scheduler.next_load_s)
+            arrival_s = min(arrival_s, self.scheduler.incoming.next_load_s)
         return min(arrival_s, self._next_deadline_s()) if self._deadlines else arrival_s
 
     def _next_deadline_s(self) -> float:

@@ -1,7 +1,7 @@
 """When requests that wait for others arrive: chains and graphs of a session, and closed loops of so many seats.
 
-The rules are those by which `collectors.load` sends a trace to a real server. A row with `delay_s` arrives so long
-after the row before it in its session has ended, and never before its own `arrival_s`. How that row ended makes no
+The rules are those by which `collectors.client.load` sends a trace to a real server. A row with `delay_s` arrives so
+long after the row before it in its session has ended, and never before its own `arrival_s`. How that row ended makes no
 difference: a request that was rejected or aborted, or timed out, has ended, and the next one follows. In a closed loop
 arrivals mean nothing for a row that waits for no other: a seat starts it as soon as its last is over, and thinking.
 

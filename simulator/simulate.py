@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from simulator.cluster import Cluster, Service
+from simulator.cluster import Cluster
 from simulator.engine import Engine, check_engine
 from simulator.fleet import Earlier
 from simulator.kv.tiers import Move, tier_series
@@ -20,6 +20,7 @@ from simulator.rank import Rank, token_times_s
 from simulator.scheduling.oracle import Oracle
 from simulator.scheduling.request import Request, RequestStatus
 from simulator.scheduling.speculation import Speculation, together
+from simulator.service import Service
 from traces.capture import Capture, CaptureMeta
 from traces.outcome import Outcome, Status
 from traces.series import grid_over
@@ -39,6 +40,7 @@ class Simulation:
         request_j: joules of each request, [n_requests]; None: not known.
         speculation: what was drafted and accepted; None: no engine drafts.
         moves: what moved to and from KV tiers.
+        computed_s: when each prompt was computed, [n_requests], NaN where it was not; None unless another engine did.
     """
 
     capture: Capture
@@ -48,6 +50,7 @@ class Simulation:
     request_j: Floats | None = None
     speculation: Speculation | None = None
     moves: tuple[Move, ...] = ()
+    computed_s: Floats | None = None
 
 
 @contextmanager
@@ -81,28 +84,38 @@ def simulate(
     if isinstance(cluster, Engine):
         cluster = Cluster((cluster,))
     for engine in cluster.engines:
-        check_engine(engine, has_tiers=bool(cluster.kv_tiers))
+        check_engine(engine)
     service = Service(trace, cluster, fast_forward=fast_forward, names_batches=record_batches)
     if cluster.watch is not None:
         cluster.watch(service)
     service.run()
     steps = _steps(service, record_batches=record_batches)
+    legs = _legs(service, len(trace))
     outcomes = tuple(
-        outcome_of(row, arrival_s, legs, service.earlier.get(index))
-        for index, (row, arrival_s, legs) in enumerate(
-            zip(trace.rows, service.arrivals_s, _legs(service, len(trace)), strict=True)
-        )
+        outcome_of(row, arrival_s, own, service.earlier.get(index))
+        for index, (row, arrival_s, own) in enumerate(zip(trace.rows, service.arrivals_s, legs, strict=True))
     )
     rejected = sum(outcome.status is Status.REJECTED for outcome in outcomes)
     capped = sum(is_capped(outcome, row) for outcome, row in zip(outcomes, trace.rows, strict=True))
     meta = meta_of(trace, cluster, service, n_rejected=rejected, n_capped=capped)
-    capture = Capture(meta, trace, outcomes, steps)
+    transfers = computed_s = None
+    if service.handover is not None:
+        transfers, computed_s = service.handover.transfers(), _computed_s(legs)
+    capture = Capture(meta, trace, outcomes, steps, transfers=transfers)
     if service.tiers:
         capture.series.update(tier_series(service.tiers, grid_over(capture).ends_s()))
     n_sweeps = sum(rank.record.n_sweeps for rank in service.ranks)
     network = service.handover.network if service.handover else None
     moves = tuple(move for tier in service.tiers for move in tier.moves)
-    return Simulation(capture, len(steps), n_sweeps, network, speculation=speculation_of(service), moves=moves)
+    return Simulation(
+        capture, len(steps), n_sweeps, network, speculation=speculation_of(service), moves=moves, computed_s=computed_s
+    )
+
+
+def _computed_s(legs: list[list[Leg]]) -> Floats:
+    """When each request's prompt was computed by a rank that kept it for another, [n_requests]; NaN where none did."""
+    ends_s = [own[0].request.finish_s if own[0].request.kept else None for own in legs]
+    return np.array([np.nan if end_s is None else end_s for end_s in ends_s], dtype=np.float64)
 
 
 def speculation_of(service: Service) -> Speculation | None:

@@ -12,11 +12,12 @@ from itertools import islice
 
 import numpy as np
 
-from simulator.cluster import Cluster, Service
+from simulator.cluster import Cluster
 from simulator.engine import check_engine
 from simulator.rank import Rank
 from simulator.scheduling.request import Request, RequestStatus
 from simulator.scheduling.speculation import Speculation
+from simulator.service import Service
 from simulator.simulate import Leg, is_capped, meta_of, outcome_of, speculation_of
 from traces.capture import CaptureMeta
 from traces.errors import InputError
@@ -53,6 +54,9 @@ class Stream:
         self._trace = trace
         self._cluster = cluster
         self._service = Service(trace, cluster, fast_forward=fast_forward, names_batches=False)
+        if self._service.shares_links:
+            message = "cannot be streamed: links of one engine's collectives are another's too"
+            raise InputError(message, field="fabric", accepted="links of their own, such as a full_mesh")
         # Requests that are under way or whose outcome waits for those before it, by their place in the trace.
         self._rows: dict[int, TraceRow] = {}
         self._outcomes: dict[int, Outcome] = {}

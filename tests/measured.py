@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from harness.show import import_profiles_to
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
+from harness.terminal.facts import import_profiles_to
 from traces.capture import write_capture
 from traces.formats import import_capture, read_any_trace
 from traces.series import SeriesError, series_mape

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.show import import_profiles_to
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
+from harness.terminal.facts import import_profiles_to
 from tests.measured import GROUND_TRUTH
 from traces.capture import Capture
 from traces.formats import read_any_trace

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.show import import_profiles_to
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
+from harness.terminal.facts import import_profiles_to
 from tests.measured import GROUND_TRUTH
 
 CASES = {
@@ -58,7 +58,7 @@ def simulated(case: str, work: Path) -> Figures:
     """The same from the same files."""
     artifact = GROUND_TRUTH / "ispass26"
     if not (work / "profiles").exists():
-        import_profiles_to(artifact / "perf", work / "profiles")
+        import_profiles_to(artifact / "perf", work / "profiles", "llmservingsim-older-published")
     cluster, _, overrides = CASES[case]
     (work / f"{case}.yaml").write_text(
         f"trace: {artifact / 'dataset' / 'fixed_in128_out512_req256_rate10.jsonl'}\n"

@@ -17,8 +17,8 @@ from calibrate.power import fit_power
 from harness.deploy.power import PowerPlan, end_of
 from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import read_scenario
-from harness.predicted import run
-from harness.show import import_profiles_to
+from harness.running.predicted import run
+from harness.terminal.facts import import_profiles_to
 from simulator.power import power_run
 from tests.measured import GROUND_TRUTH
 from traces.capture import Series

@@ -9,27 +9,61 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+NUMBER = re.compile(r"[-+]?\d[\d.]*(e[-+]\d+)?( ?(ms|µs|s|%)(?!\w))?")
+SETTING = re.compile(r"[A-Z_]+=")
 
 
-def shown_and_printed(page: str, folder: Path) -> tuple[str, str]:
-    """All `console` blocks of a page of docs/, as they stand there and as they are when run in `folder`."""
-    (folder / "docs").symlink_to(ROOT / "docs")
-    binaries = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "COLUMNS": "120"}
-    shown, printed = [], []
+def blocks(page: str, language: str) -> list[str]:
+    """The blocks of a language on a page of docs/."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    for block in re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, output = part.partition("\n")
-            ran = subprocess.run(
-                ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
-            )
-            assert not ran.stderr, ran.stderr
-            shown.append(f"$ {command}\n{_trimmed(output)}")
-            printed.append(f"$ {command}\n{_trimmed(ran.stdout)}")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def shown_and_printed(
+    page: str, folder: Path, *, numbers: bool = True, errors: bool = False
+) -> tuple[list[str], list[str]]:
+    """The lines of all `console` blocks of a page of docs/, as they stand there and as they are when run in `folder`.
+
+    A command that sets a variable sets it for all that follow. Without `numbers`, lines are compared by `skeleton`;
+    without `errors`, a command that prints one fails the test.
+    """
+    (folder / "docs").symlink_to(ROOT / "docs")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
+    environment.pop("GITHUB_STEP_SUMMARY", None)
+    lines_of = trimmed if numbers else skeleton
+    settings, shown, printed = "", [], []
+    for command, output in _commands(page):
+        if SETTING.match(command):
+            settings += f"{command}\n"
+            continue
+        ran = subprocess.run(
+            ["bash", "-c", f"{settings}{command}"],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if errors else subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        assert errors or not ran.stderr, ran.stderr
+        shown += [f"$ {command}", *lines_of(output)]
+        printed += [f"$ {command}", *lines_of(ran.stdout)]
     assert shown, f"{page} shows no commands"
-    return "\n".join(shown), "\n".join(printed)
+    return shown, printed
 
 
-def _trimmed(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+def _commands(page: str) -> list[tuple[str, str]]:
+    """Each command that a page shows, and what it shows below it."""
+    parts = (part for block in blocks(page, "console") for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:])
+    return [(command, output) for command, _, output in (part.partition("\n") for part in parts)]
+
+
+def trimmed(text: str) -> list[str]:
+    """Lines without what cannot be seen."""
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def skeleton(text: str) -> list[str]:
+    """Lines without their numbers, rules and spacing: another machine may round the last digit otherwise."""
+    lines = [re.sub(r"[\s─]+", " ", NUMBER.sub("#", line)).strip() for line in text.splitlines()]
+    return [line for line in lines if line]

@@ -5,6 +5,7 @@
     outcomes.parquet    one row per request
     steps.parquet       one row per step, where recorded
     batches.parquet     the requests of each step, where recorded
+    transfers.parquet   KV that one engine sent another, where recorded
     series.parquet      time series, long form: name, time_s, value
 
 This module owns the folder and knows nothing of what the numbers mean; `traces.metrics` does.
@@ -30,6 +31,7 @@ from traces.errors import InputError
 from traces.outcome import Outcome, Status
 from traces.steps import STEP_COLUMNS, Batches, Floats, Steps, steps_from_columns
 from traces.trace import Trace, read_trace, write_trace
+from traces.transfers import TRANSFER_COLUMNS, WHOLE_COLUMNS, KVTransfers, transfers_from_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,6 +100,7 @@ class Capture:
     outcomes: tuple[Outcome, ...]
     steps: Steps | None = None
     series: dict[str, Series] = field(default_factory=dict)
+    transfers: KVTransfers | None = None
 
     def outcomes_frame(self) -> pd.DataFrame:
         """The outcomes as a pandas table, one row per request."""
@@ -134,6 +137,8 @@ def write_capture(capture: Capture, out: Path) -> None:
                 step = np.repeat(np.arange(len(batches.offsets) - 1), np.diff(batches.offsets))
                 entries = {name: getattr(batches, name) for name in ("request", "new_tokens", "computed_tokens")}
                 write("batches.parquet", _table({"step": step, **entries}))
+        if capture.transfers is not None:
+            write("transfers.parquet", _table({name: getattr(capture.transfers, name) for name in TRANSFER_COLUMNS}))
         if capture.series:
             names = [name for name in sorted(capture.series) for _ in capture.series[name].time_s]
             parts = [capture.series[name] for name in sorted(capture.series)]
@@ -184,7 +189,8 @@ def read_capture(path: Path) -> Capture:
         raise InputError(file=file, field="schema_version", found=meta.schema_version, accepted=CAPTURE_SCHEMA)
     trace = read_trace(path / "trace.jsonl.gz")
     outcomes = tuple(_outcome(row, path) for row in _read_table(path / "outcomes.parquet").to_pylist())
-    return Capture(meta, trace, outcomes, _read_steps(path), _read_series(path))
+    transfers = _read_transfers(path, len(outcomes))
+    return Capture(meta, trace, outcomes, _read_steps(path), _read_series(path), transfers)
 
 
 @contextmanager
@@ -346,6 +352,18 @@ def _read_steps(path: Path) -> Steps | None:
             offsets, *(entries.column(name).to_numpy() for name in ("request", "new_tokens", "computed_tokens"))
         )
     return steps_from_columns(columns, batches)
+
+
+def _read_transfers(path: Path, n_requests: int) -> KVTransfers | None:
+    file = path / "transfers.parquet"
+    if not file.exists():
+        return None
+    kinds = {name: "int64" if name in WHOLE_COLUMNS else "double" for name in TRANSFER_COLUMNS}
+    table = _read_table(file, **kinds)
+    found = transfers_from_columns({name: table.column(name).to_numpy() for name in TRANSFER_COLUMNS}, file)
+    if len(found) and not 0 <= found.request.min() <= found.request.max() < n_requests:
+        raise InputError(file=file, field="request", accepted=f"0 to {n_requests - 1}")
+    return found
 
 
 def _read_series(path: Path) -> dict[str, Series]:

@@ -190,7 +190,9 @@ def prefix_hit_rate(capture: Capture, grid: Grid) -> Series | None:
     """Prompt tokens found in the prefix cache over those asked for, of the run so far, at each window's end.
 
     vLLM's counters `prefix_cache_hits` and `prefix_cache_queries` (0.32 v1/metrics/stats.py `PrefixCacheStats`), which
-    count a request when it is first admitted; its log prints the rate of the last 1000 requests instead. Only windows
+    count a request when it is first admitted; its log prints the rate of the last 1000 requests instead. They move when
+    the step that admitted it is over: the scheduler hands out its statistics with the step's outputs
+    (v1/core/sched/scheduler.py `update_from_output`, `make_stats`). Without steps, when it was admitted. Only windows
     by which something was asked for. None when a scheduled request lacks its time or its cached tokens, or none was.
     """
     asked = [o for o in capture.outcomes if o.scheduled_s is not None]
@@ -198,13 +200,25 @@ def prefix_hit_rate(capture: Capture, grid: Grid) -> Series | None:
         return None
     if any(o.scheduled_s is None and o.status is Status.FINISHED for o in capture.outcomes):
         return None
-    time_s = np.array([o.scheduled_s for o in asked], dtype=np.float64)
+    time_s = _counted_s(capture, np.array([o.scheduled_s for o in asked], dtype=np.float64))
     order = np.argsort(time_s, kind="stable")
     hits = np.concatenate([[0], np.cumsum(np.array([o.cached_tokens for o in asked], dtype=np.float64)[order])])
     queries = np.concatenate([[0], np.cumsum(np.array([o.prompt_tokens for o in asked], dtype=np.float64)[order])])
     n = np.searchsorted(time_s[order], grid.ends_s(), side="right")
     some = queries[n] > 0
     return Series(grid.ends_s()[some], hits[n][some] / queries[n][some])
+
+
+def _counted_s(capture: Capture, scheduled_s: Floats) -> Floats:
+    """When the steps that were planned at these times were over; the times themselves where none was recorded."""
+    steps = capture.steps
+    if steps is None or not len(steps):
+        return scheduled_s
+    order = np.argsort(steps.scheduled_s, kind="stable")
+    planned_s = steps.scheduled_s[order]
+    step = np.clip(np.searchsorted(planned_s, scheduled_s - 1e-6), 0, len(planned_s) - 1)
+    same = np.abs(planned_s[step] - scheduled_s) <= 1e-6
+    return np.where(same, steps.end_s[order][step], scheduled_s)
 
 
 def _output_tokens(capture: Capture) -> tuple[Floats, Floats] | None:

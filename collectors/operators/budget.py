@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from collectors.shots import Limits, Shot, estimate_s, plan_shots
+from collectors.operators.shots import Limits, Shot, estimate_s, plan_shots
 from traces.errors import InputError
 
 FEWEST_PASSES, MOST_PASSES = 3, 15

@@ -18,7 +18,7 @@ from collectors.operators.provenance import default_device, host_facts
 from collectors.operators.samples import Answer, Parts, tables_of
 from collectors.operators.sharding import sharded, share_of
 from collectors.operators.shot_journal import Found, Measured, Planned, Recorded, ShotJournal, Took, shot_journal
-from collectors.shots import Limits, Shot
+from collectors.operators.shots import Limits, Shot
 from profiles.model import ModelSpec, model_of
 from profiles.profile import Profile, ProfileMeta, write_profile
 from traces.capture import check_new_folder

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from collectors.shots import Limits
+from collectors.operators.shots import Limits
 from profiles.model import DTYPE_BYTES, ModelSpec
 from traces.errors import InputError
 

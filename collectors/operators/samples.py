@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from collectors.shots import Shot, mean_history, skewed_shots
+from collectors.operators.shots import Shot, mean_history, skewed_shots
 from profiles.profile import (
     NO_OPERATORS,
     AttentionRows,
@@ -86,7 +86,7 @@ class Parts:
         if missing := sorted(runs.keys() - seen.keys()):
             raise CollectorError(
                 f"no module of the model was seen to be: {', '.join(missing)}; modules are known by their names in "
-                "collectors.worker, and `--operators none` measures whole steps of any model"
+                "collectors.operators.worker, and `--operators none` measures whole steps of any model"
             )
         return {name: [took_us / times for took_us in seen[name]] for name, times in runs.items()}
 

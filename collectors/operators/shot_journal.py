@@ -23,7 +23,7 @@ import msgspec
 from collectors.journal import Journal, read_journal
 from collectors.operators.budget import Plan
 from collectors.operators.samples import Answer, Samples
-from collectors.shots import Shot
+from collectors.operators.shots import Shot
 from traces.decoding import decode_json
 from traces.errors import InputError, shorten
 

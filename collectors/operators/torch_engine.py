@@ -20,8 +20,8 @@ from torch.nn import functional
 from collectors.operators.kernels import leading
 from collectors.operators.options import Options
 from collectors.operators.samples import Answer
+from collectors.operators.shots import Limits, Shot
 from collectors.operators.timers import ProfilerTimer, Timer, timer_of
-from collectors.shots import Limits, Shot
 from profiles.model import VOCAB_PADDING, ModelSpec
 from traces.errors import InputError
 

@@ -1,4 +1,4 @@
-"""A real vLLM that computes shots: started without weights, its worker given batches by `collectors.worker`."""
+"""A real vLLM that computes shots: started without weights, its worker given batches by `worker.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from collectors.operators.options import Options
 from collectors.operators.samples import Answer
-from collectors.shots import Limits, Shot
+from collectors.operators.shots import Limits, Shot
 from profiles.model import ModelSpec
 
 
@@ -45,7 +45,7 @@ class VllmEngine:
             max_num_batched_tokens=limits.max_tokens + limits.max_requests,
             block_size=limits.block_size,
             kv_cache_memory_bytes=(limits.kv_blocks + 1) * block_bytes,  # one block is the null block
-            worker_extension_cls="collectors.worker.OperatorTimer",
+            worker_extension_cls="collectors.operators.worker.OperatorTimer",
         )
 
     @property

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from harness.console import console, interval, percent, print_json, seconds, table
+from harness.terminal.console import console, print_json, table
+from harness.terminal.options import Json, Set
+from harness.terminal.words import interval, percent, seconds
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
     from calibrate.calibration import Calibration
     from calibrate.drift import Drift
     from calibrate.explain import Cause
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: engine.max_num_seqs=64. Repeatable.")]
 
 
 def calibrate(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.console import print_facts, print_json, print_summary
-from harness.durations import parse_duration_s
+from harness.terminal.console import print_facts, print_json
+from harness.terminal.durations import parse_duration_s
+from harness.terminal.options import Json, Out
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,21 +18,21 @@ if TYPE_CHECKING:
 
 collect_app = typer.Typer(help="Collect from a real engine.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Out = Annotated[Path, typer.Option("--out", help="What to write; must not exist yet.")]
-
 
 @collect_app.command("recorder")
 def collect_recorder(
     out: Out,
-    kind: Annotated[str, typer.Option(help="scheduler: every step; stat-logger: the front end's view.")] = "scheduler",
+    kind: Annotated[
+        str, typer.Option(help="scheduler: every step; stat-logger: the front end's view; transfers: KV that it reads.")
+    ] = "scheduler",
 ) -> None:
     """Write what a vLLM server records itself with: one file, or the folder of the stat logger, for its PYTHONPATH.
 
     Example: servetwin collect recorder --out recorder.py
     """
-    from collectors import recorder_path
-    from collectors.stat_logger_package import write_stat_logger
+    from collectors.engine import recorder_path
+    from collectors.engine.stat_logger_package import write_stat_logger
+    from collectors.engine.transfer_recorder_folder import write_transfer_recorder
     from harness.files import new_file
     from traces.capture import new_folder
 
@@ -45,8 +46,14 @@ def collect_recorder(
             with new_folder(out) as folder:
                 write_stat_logger(folder)
             typer.echo(f"Start vLLM with PYTHONPATH={out}; SERVETWIN_STATS names the file it writes")
+        case "transfers":
+            with new_folder(out) as folder:
+                write_transfer_recorder(folder)
+            typer.echo(f"Start the decode server with PYTHONPATH={out} and, in its --kv-transfer-config,")
+            typer.echo('"kv_connector": "NixlConnector", "kv_connector_module_path": "transfer_recorder"')
+            typer.echo("SERVETWIN_TRANSFERS names the file it writes")
         case _:
-            raise InputError(field="--kind", found=kind, accepted="scheduler, stat-logger")
+            raise InputError(field="--kind", found=kind, accepted="scheduler, stat-logger, transfers")
 
 
 @collect_app.command("replay")
@@ -56,6 +63,9 @@ def collect_replay(
     out: Out,
     steps: Annotated[
         Path | None, typer.Option(help="The file that the server's recorder writes (SERVETWIN_STEPS), on this host.")
+    ] = None,
+    transfers: Annotated[
+        Path | None, typer.Option(help="What a decode server's transfer recorder writes (SERVETWIN_TRANSFERS).")
     ] = None,
     model: Annotated[str, typer.Option(help="The model's name at the server, where it serves several.")] = "",
     model_name: Annotated[str | None, typer.Option(help="Its name in scenarios; default: as at the server.")] = None,
@@ -80,11 +90,11 @@ def collect_replay(
     """
     import datetime
 
-    from collectors.client import Target
-    from collectors.load import Pacing
-    from collectors.recording import About
-    from collectors.replay import replay
-    from harness.progress import progress, replay_progress
+    from collectors.client.load import Pacing
+    from collectors.client.request import Target
+    from collectors.recording.folder import About
+    from collectors.recording.replay import replay
+    from harness.terminal.progress import progress, replay_progress
     from traces.formats import read_any_trace
 
     target = Target(
@@ -102,11 +112,14 @@ def collect_replay(
         raise InputError(field="--time-scale", found=time_scale, accepted="a number above 0")
     if concurrency is not None and time_scale != 1.0:
         raise InputError(field="--time-scale", found=time_scale, accepted="no time scale in a closed loop")
+    if transfers is not None and steps is None:
+        raise InputError("is needed beside --transfers: it tells whose KV was sent", field="--steps")
     about = About(
         model=model_name or model,
         device=device,
         recorded_at=datetime.date.today().isoformat(),
         steps=None if steps is None else str(steps.absolute()),
+        transfers=None if transfers is None else str(transfers.absolute()),
         notes=(f"closed loop of {concurrency} seats",) if concurrency is not None else (),
     )
     rows = read_any_trace(trace)
@@ -145,8 +158,8 @@ def collect_attach(
     """
     import datetime
 
-    from collectors.attach import attach
-    from collectors.recording import About
+    from collectors.recording.attach import attach
+    from collectors.recording.folder import About
 
     about = About(
         model=model_name or model or "",
@@ -175,7 +188,7 @@ def collect_finish(recording: Path, out: Out, as_json: Json = False) -> None:
 
     Example: servetwin collect finish captures/mine.recording --out captures/mine
     """
-    from collectors.recording import finish_recording
+    from collectors.recording.folder import finish_recording
     from traces.capture import write_capture
 
     capture = finish_recording(recording)
@@ -214,7 +227,7 @@ def collect_operators(
     Example: servetwin collect operators --model llama --model-name my/llama --out profiles/mine
     """
     from harness.profiler import profile_operators
-    from harness.show import profile_facts
+    from harness.terminal.facts import profile_facts
     from profiles.profile import read_profile
 
     options = {
@@ -242,16 +255,10 @@ def collect_operators(
 
 def _show_capture(capture: Capture, *, as_json: bool) -> None:
     """Print a capture that was collected, and whether it may be scored."""
-    from harness.show import capture_facts
-    from traces.metrics import summary
+    from harness.terminal.facts import print_capture
 
-    facts, figures = capture_facts(capture), summary(capture)
-    if as_json:
-        print_json({**facts, **figures})
-        return
-    print_facts(facts)
-    print_summary(figures)
-    if capture.meta.reasons:
+    print_capture(capture, as_json=as_json)
+    if capture.meta.reasons and not as_json:
         typer.echo("INVALID: this capture must not be scored, for the reasons above.", err=True)
 
 
@@ -308,7 +315,7 @@ def collect_power_show(recording: Path, as_json: Json = False) -> None:
 
 def _show_power(facts: dict[str, Any], *, as_json: bool) -> None:
     """Print a recording's components, and its notes."""
-    from harness.console import console, table
+    from harness.terminal.console import console, table
 
     if as_json:
         print_json(facts)

@@ -7,14 +7,11 @@ from typing import Annotated
 
 import typer
 
-from harness.console import print_facts, print_json
+from harness.terminal.console import print_facts, print_json
+from harness.terminal.options import Format, Json, Out, Set
 
 profile_app = typer.Typer(help="Profiles: what a model's operators cost on a device.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: engine.max_num_seqs=64. Repeatable.")]
-Out = Annotated[Path, typer.Option("--out", help="What to write; must not exist yet.")]
-Format = Annotated[str | None, typer.Option("--format", help="Name the format instead of telling it by content.")]
 Folders = Annotated[list[Path] | None, typer.Option("--profiles", help="A folder to look in first. Repeatable.")]
 
 TABLES = "aiconfigurator:"
@@ -38,7 +35,7 @@ def profile_import(
 
     Example: servetwin profile import aiconfigurator:h100_sxm --model Qwen/Qwen3-32B --tp 2 --tp 4 --out profiles
     """
-    from harness.show import import_profiles_to, import_tables_to
+    from harness.terminal.facts import import_profiles_to, import_tables_to
 
     if source.startswith(TABLES):
         if network is not None:
@@ -68,8 +65,8 @@ def profile_list(
 
     Example: servetwin profile list --profiles my-profiles
     """
-    from harness.catalogue import KINDS, catalogue
-    from harness.console import console, table
+    from harness.terminal.catalogue import KINDS, catalogue
+    from harness.terminal.console import console, table
 
     if kind not in (None, *KINDS):
         raise typer.BadParameter(f"{kind!r} is none of {', '.join(KINDS)}", param_hint="--kind")
@@ -89,7 +86,7 @@ def profile_show(folder: Path, as_json: Json = False) -> None:
 
     Example: servetwin profile show profiles/RTXPRO6000/meta-llama/Llama-3.1-8B
     """
-    from harness.show import profile_facts
+    from harness.terminal.facts import profile_facts
     from profiles.profile import read_profile
 
     facts = profile_facts(read_profile(folder))
@@ -102,7 +99,7 @@ def profile_card(folder: Path) -> None:
 
     Example: servetwin profile card profiles/RTXPRO6000/meta-llama/Llama-3.1-8B > CARD.md
     """
-    from harness.cards import profile_card as card
+    from harness.terminal.cards import profile_card as card
     from profiles.profile import read_profile
 
     typer.echo(card(read_profile(folder)), nl=False)
@@ -130,7 +127,7 @@ def profile_diff(a: Path, b: Path, as_json: Json = False) -> None:
 
     Example: servetwin profile diff profiles/old profiles/new
     """
-    from harness.console import console, table
+    from harness.terminal.console import console, table
     from profiles.catalog import diff_profiles
     from profiles.profile import read_profile
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.console import console, print_facts, print_json, table
+from harness.terminal.console import console, print_facts, print_json, table
+from harness.terminal.options import Format, Json, Out
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
 trace_app = typer.Typer(help="Traces: the requests to serve.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Out = Annotated[Path, typer.Option("--out", help="What to write; must not exist yet.")]
-Format = Annotated[str | None, typer.Option("--format", help="Name the format instead of telling it by content.")]
 To = Annotated[
     str, typer.Option("--to", help="Format to write: servetwin, mooncake, azure, llmservingsim, tracev2, vllm-bench.")
 ]
@@ -139,7 +137,7 @@ def trace_show(source: Path, format: Format = None, as_json: Json = False) -> No
 
     Example: servetwin trace show requests.jsonl
     """
-    from harness.show import trace_facts
+    from harness.terminal.facts import trace_facts
     from traces.formats import read_any_trace
 
     facts = trace_facts(read_any_trace(source, format))
@@ -161,7 +159,7 @@ def trace_aggregate(
 
     Example: servetwin trace aggregate measured.csv scenario.yaml --where tp=4
     """
-    from harness.aggregates import score_aggregates
+    from harness.scoring.aggregates import score_aggregates
 
     scored = score_aggregates(rows, scenario, where or (), overrides or (), rounds)
     if as_json:
@@ -262,7 +260,7 @@ def _write(trace: Trace, out: Path, to: str) -> None:
     from contextlib import ExitStack
 
     from harness.files import new_file
-    from harness.show import trace_facts
+    from harness.terminal.facts import trace_facts
     from traces.writers import trace_as
 
     written = trace_as(trace, to)

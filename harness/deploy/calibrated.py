@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibrate.calibration import Calibration, front_end_of, read_calibration
+from calibrate.kv_transfer import kv_residual_of
 from calibrate.split import parse_split
 from simulator.front_end import DIRECT, FrontEnd
+from simulator.handover import NO_RESIDUAL, KVResidual
 from simulator.scheduling.options import EngineOptions
 from simulator.steps.step_time import StepTimeModel
 from traces.capture import Capture
@@ -25,6 +27,7 @@ class Calibrated:
         calibration: what was fitted; None without one.
         sha256: digest of its file.
         notes: what a reader should know.
+        kv_residual: of KV from prefill to decode engines.
     """
 
     step_time: StepTimeModel
@@ -32,6 +35,7 @@ class Calibrated:
     calibration: Calibration | None = None
     sha256: str | None = None
     notes: tuple[str, ...] = ()
+    kv_residual: KVResidual = NO_RESIDUAL
 
 
 def calibrated(
@@ -67,8 +71,8 @@ def calibrated(
     held = sorted(name for name, parameter in found.parameters.items() if not parameter.identified)
     if held:
         notes.append(f"parameters that the calibration could not tell and holds at their priors: {', '.join(held)}")
-    front_end = front_end_of(found.values())
-    return Calibrated(found.corrected(step_time), front_end, found, sha256(read_bytes(path)), tuple(notes))
+    front_end, residual = front_end_of(found.values()), kv_residual_of(found.values())
+    return Calibrated(found.corrected(step_time), front_end, found, sha256(read_bytes(path)), tuple(notes), residual)
 
 
 def fitted_requests(calibration: Calibration | None, measured: Capture, sha256: str) -> frozenset[str]:

@@ -12,6 +12,7 @@ import msgspec
 
 from calibrate.calibration import Calibration
 from harness.deploy.calibrated import Calibrated, calibrated
+from harness.deploy.drafter import drafter_of
 from harness.deploy.near_memory import (
     attention_of,
     channel_power,
@@ -22,15 +23,15 @@ from harness.deploy.near_memory import (
 )
 from harness.deploy.partitioning import experts_of, partition_of, talk_of
 from harness.deploy.power import EngineMade, PowerPlan, plan_power
-from harness.deploy.weight_offload import offload_of
+from harness.deploy.weight_offload import host_link_of, offload_of
 from harness.descriptions.agreement import agree
 from harness.descriptions.cluster import ClusterSpec, InstanceSpec, cluster_document, place, read_own_cluster
 from harness.descriptions.llmservingsim_cluster import read_llmservingsim_cluster
 from harness.descriptions.llmservingsim_prefix import prefix_tiers
 from harness.descriptions.scenario import Routing, Scenario
-from harness.descriptions.source import profile_from, source_notes
-from profiles.catalog import find_device, find_model, with_bundled
-from profiles.model import ModelSpec, compute_dtype, kv_dtype, model_of
+from harness.descriptions.source import model_from, profile_from, source_notes
+from profiles.catalog import find_device, with_bundled
+from profiles.model import ModelSpec, compute_dtype, kv_dtype
 from profiles.profile import Profile
 from simulator.beside_power import Memories
 from simulator.cluster import Cluster
@@ -39,8 +40,7 @@ from simulator.front_end import DIRECT, FrontEnd
 from simulator.memory import MemoryAccount, block_bytes, device_weight_bytes, memory_account
 from simulator.network.topology import Place, Topology
 from simulator.scheduling.options import EngineOptions
-from simulator.scheduling.rules import REFERENCE, Rules, rules_notes, rules_of, version_of
-from simulator.scheduling.speculation import FIELD, SpeculativeConfig
+from simulator.scheduling.rules import REFERENCE, REFERENCE_RULES, Rules, rules_notes, rules_of, version_of
 from simulator.steps.contention import Exchange, exchanges
 from simulator.steps.near_memory import NearMemory
 from simulator.steps.near_memory_steps import NearMemoryModel
@@ -48,7 +48,6 @@ from simulator.steps.operator_model import OperatorModel
 from simulator.steps.partition import Partition
 from simulator.steps.profile_overhead import profile_overhead
 from simulator.steps.speculative_steps import (
-    DraftModel,
     SpeculativeModel,
     refuse_beside_drafts,
     refuse_unknown_memory,
@@ -180,7 +179,7 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None, calibration:
     engines, power = plan_power(spec, each, with_bundled(scenario.profile_folders))
     fitted = made[0].fitted
     return Deployment(
-        cluster_of(scenario, spec, engines, placed.topology),
+        replace(cluster_of(scenario, spec, engines, placed.topology), kv_residual=fitted.kv_residual),
         tuple(dict.fromkeys(notes)),
         tuple(dict.fromkeys(mismatch for kind in kinds for mismatch in kind.asked.mismatches)),
         {"profile": ", ".join(dict.fromkeys(kind.profile.sha256 for kind in kinds)), "calibration": fitted.sha256},
@@ -253,7 +252,7 @@ def _kind(asked: EngineAsked) -> _Kind:
             spec.document.path.parent,
             expert_parallel=spec.enable_expert_parallel,
         )
-        return _Kind(asked, profile, _model_of(profile, spec.model, asked.folders))
+        return _Kind(asked, profile, model_from(profile, spec.model, asked.folders))
 
 
 def _engines(
@@ -273,9 +272,10 @@ def _engines(
         offload = offload_of(spec, model, options, partition)
         if options.speculative_config is not None:
             with located(scenario):
-                refuse_beside_drafts(near_memory=near is not None, offload=offload is not None)
+                refuse_beside_drafts(near_memory=near is not None)
         num_gpu_blocks = _num_gpu_blocks(kind.asked, model, partition, near, offload, notes)
-        channels = channel_power(spec.near_memory, spec.document.path, kind.asked.folders)
+        stages = spec.pipeline_parallel_size
+        channels = channel_power(spec.near_memory, spec.document.path, kind.asked.folders, stages)
     notes += partition.notes()
     max_model_len = options.max_model_len or model.max_position_embeddings
     if max_model_len is None:
@@ -300,14 +300,14 @@ def _engines(
         overhead=overhead,
     )
     step_time: StepTimeModel = bare if near is None else NearMemoryModel(bare, near)
-    step_time = step_time if offload is None else OffloadedModel(step_time, offload)
     if options.speculative_config is not None:
         with located(scenario):
             check_options(options, max_model_len, kind.asked.rules)
-            drafter = _drafter(kind, options.speculative_config)
+            drafter = drafter_of(options.speculative_config, spec, options, kind.asked.folders, places[0], topology)
         rows = row_times(profile, model, partition, options)
         step_time = SpeculativeModel(bare, options.speculative_config, rows, drafter)
         notes += speculation_notes(kind.asked.rules)
+    step_time = step_time if offload is None else OffloadedModel(step_time, offload)
     fitted = calibrated(
         step_time, calibration, model=spec.model, device=spec.device, profile=profile.sha256, options=options
     )
@@ -329,6 +329,8 @@ def _engines(
         num_layers=model.num_layers,
         scheduling_order=spec.scheduling_order,
         cache_eviction=spec.cache_eviction,
+        host_link=host_link_of(spec, near, offload, len(places[0]) // kind.ranks),
+        offload=offload,
         seed=scenario.file.seed,
     )
     memories = None
@@ -340,31 +342,13 @@ def _engines(
 
 
 def _exchanges(kind: _Kind, places: Sequence[Place], topology: Topology | None) -> tuple[Exchange, ...]:
-    """What devices of an engine send each other, where KV may share their links."""
+    """What devices of an engine send each other, where KV or other engines may share their links."""
     spec = kind.asked.spec
     tensor, stages = spec.tensor_parallel_size, spec.pipeline_parallel_size
-    if spec.role == "both" or tensor * stages == 1 or topology is None:
+    if kind.ranks > 1 or tensor * stages == 1 or topology is None:
         return ()
     dtype = compute_dtype(kind.asked.options.dtype)
     return exchanges(topology, places, kind.model, dtype, tensor=tensor, stages=stages)
-
-
-def _drafter(kind: _Kind, config: SpeculativeConfig) -> DraftModel | None:
-    """The model that drafts, priced by its own profile; None where that is stated. Raises InputError."""
-    if config.model is None:
-        return None
-    spec, options, folders, field = kind.asked.spec, kind.asked.options, kind.asked.folders, f"{FIELD}.model"
-    if spec.tensor_parallel_size > 1:
-        message = "is priced on one device; state draft_s where the engine has several"
-        raise InputError(message, field=field, found=config.model, accepted="tensor_parallel_size 1 with it")
-    relative_to = spec.document.path.parent
-    profile = profile_from(spec.source, spec.device, config.model, options, 1, folders, relative_to)
-    model = _model_of(profile, config.model, folders)
-    if model.num_experts:
-        raise InputError("is a mixture of experts", field=field, found=config.model, accepted="a dense model")
-    overhead = profile_overhead(profile, model.num_layers)
-    passes = OperatorModel(profile, options, num_layers=model.num_layers, overhead=overhead)
-    return DraftModel(passes, config.model, config.num_speculative_tokens)
 
 
 def read_cluster(scenario: Scenario) -> ClusterSpec:
@@ -413,13 +397,23 @@ def _asked(scenario: Scenario, spec: InstanceSpec, measured: CaptureMeta | None)
     notes += rules_notes(version or REFERENCE)
     rules = rules_of(version or REFERENCE)
     if spec.pipeline_parallel_size > 1:
-        if said.get("async_scheduling"):
-            accepted = "false with pipeline_parallel_size above 1"
-            raise InputError(file=scenario.path, field="engine.async_scheduling", found=True, accepted=accepted)
-        said["async_scheduling"] = False
-        notes.append("pipeline stages run without asynchronous scheduling")
+        notes.append(_plan_stages(said, rules, scenario.path))
     options = _options(said, scenario)
     return EngineAsked(spec, folders, options, rules, version or REFERENCE, tuple(notes), tuple(mismatches))
+
+
+def _plan_stages(said: dict[str, Any], rules: Rules, path: Path) -> str:
+    """How pipeline stages are planned: one batch for each, unless it is said that outputs are not waited for.
+
+    vLLM 0.32 does the latter with its second model runner, which is the default where Triton is there
+    (`config/vllm.py`: `use_v2_model_runner`). Returns a note; raises InputError for other versions.
+    """
+    if not said.setdefault("async_scheduling", False):
+        return "pipeline stages run without asynchronous scheduling"
+    if rules.version < REFERENCE:
+        accepted = f"false with pipeline_parallel_size above 1 before {REFERENCE_RULES.name}"
+        raise InputError(file=path, field="engine.async_scheduling", found=True, accepted=accepted)
+    return f"pipeline stages are planned ahead of outputs, as {REFERENCE_RULES.name} does with its second model runner"
 
 
 @contextmanager
@@ -439,13 +433,6 @@ def _options(said: dict[str, Any], scenario: Scenario) -> EngineOptions:
         return msgspec.convert(said, EngineOptions)
     except msgspec.ValidationError as error:
         raise InputError(f"engine options cannot be used ({error})", file=scenario.path, field="engine") from None
-
-
-def _model_of(profile: Profile, name: str, folders: Sequence[Path]) -> ModelSpec:
-    """The model's dimensions: those the profile was measured with, else the catalogue's."""
-    if profile.meta.model_config is not None:
-        return model_of(profile.meta.model_config, name, profile.path / "profile.json")
-    return find_model(name, folders)
 
 
 def engine_memory(
@@ -481,12 +468,13 @@ def _num_gpu_blocks(
     file, options = asked.spec.near_memory, asked.options
     if near is None or file is None:
         return _device_blocks(asked, model, partition, offload, notes)
-    notes += near_memory_notes(asked.spec, model, near)
+    stages = asked.spec.pipeline_parallel_size
+    notes += near_memory_notes(asked.spec, model, options, near)
     if file.kv_on_device or options.num_gpu_blocks is not None:
         blocks = _device_blocks(asked, model, partition, offload, notes)
-        check_room(file, model, options, blocks)
+        check_room(file, model, options, blocks, stages)
         return blocks
-    blocks = near_blocks(file, model, options)
+    blocks = near_blocks(file, model, options, stages)
     notes.append(f"{blocks} KV blocks in {file.capacity_bytes / 2**30:.2f} GiB of near memory, none on the device")
     return blocks
 

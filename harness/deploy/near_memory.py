@@ -13,6 +13,7 @@ from profiles.near_memory import find_rate
 from simulator.beside_power import ChannelPower
 from simulator.scheduling.options import EngineOptions
 from simulator.steps.near_memory import NearMemory
+from simulator.steps.partition import stage_layers
 from traces.errors import InputError
 
 
@@ -44,10 +45,10 @@ def near_memory_of(
         return None
     _check(spec, file, attention, model, options)
     channel, n_channels = channels_of(file, spec.document.path, folders)
-    rate = (file.attention or find_rate(channel.name)).scaled(model)
-    width = dtype_bytes(compute_dtype(options.dtype))
-    query_bytes = model.num_heads * model.head_dim * width
-    token_bytes = 2 * model.num_kv_heads * model.head_dim * width
+    kv_bytes = dtype_bytes(kv_dtype(options.dtype, options.kv_cache_dtype))
+    rate = (file.attention or find_rate(channel.name)).scaled(model, kv_bytes)
+    query_bytes = model.num_heads * model.head_dim * dtype_bytes(compute_dtype(options.dtype))
+    token_bytes = 2 * model.num_kv_heads * model.head_dim * kv_bytes
     return NearMemory(
         n_channels,
         min(n_channels, model.num_kv_heads),
@@ -65,30 +66,39 @@ def near_memory_of(
     )
 
 
-def near_blocks(file: NearMemoryFile, model: ModelSpec, options: EngineOptions) -> int:
-    """KV blocks that a near memory has room for, the null block included."""
-    return int(file.capacity_bytes // (model.kv_bytes_per_token(options.dtype) * options.block_size))
+def near_blocks(file: NearMemoryFile, model: ModelSpec, options: EngineOptions, stages: int = 1) -> int:
+    """KV blocks that the near memories of all pipeline stages have room for, the null block included.
+
+    The stage with most layers has least of it.
+    """
+    token_bytes = model.kv_bytes_per_token(kv_dtype(options.dtype, options.kv_cache_dtype)) / model.num_layers
+    most_layers = max(stage_layers(model.num_layers, stages))
+    return int(file.capacity_bytes // (token_bytes * most_layers * options.block_size))
 
 
-def check_room(file: NearMemoryFile, model: ModelSpec, options: EngineOptions, num_gpu_blocks: int) -> None:
+def check_room(
+    file: NearMemoryFile, model: ModelSpec, options: EngineOptions, num_gpu_blocks: int, stages: int = 1
+) -> None:
     """Raise InputError where a near memory cannot hold all KV that the engine's blocks can."""
-    room = near_blocks(file, model, options)
+    room = near_blocks(file, model, options, stages)
     if room < num_gpu_blocks:
         accepted = f"room for the engine's {num_gpu_blocks} KV blocks; it has room for {room}"
         raise InputError(field="near_memory.capacity_bytes", found=file.capacity_bytes, accepted=accepted)
 
 
-def channel_power(file: NearMemoryFile | None, beside: Path, folders: Sequence[Path]) -> ChannelPower | None:
-    """Power of a near memory's channels; None where there is none, or its timing file does not say."""
+def channel_power(
+    file: NearMemoryFile | None, beside: Path, folders: Sequence[Path], stages: int = 1
+) -> ChannelPower | None:
+    """Power of the channels of all stages; None where there is no near memory, or its timing file does not say."""
     if file is None:
         return None
     channel, n_channels = channels_of(file, beside, folders)
     if channel.idle_w is None or channel.peak_w is None:
         return None
-    return ChannelPower(n_channels, channel.idle_w, channel.peak_w)
+    return ChannelPower(stages * n_channels, channel.idle_w, channel.peak_w)
 
 
-def near_memory_notes(spec: InstanceSpec, model: ModelSpec, memory: NearMemory) -> list[str]:
+def near_memory_notes(spec: InstanceSpec, model: ModelSpec, options: EngineOptions, memory: NearMemory) -> list[str]:
     """What a reader should know of where the numbers are from."""
     file = spec.near_memory
     assert file is not None
@@ -98,6 +108,9 @@ def near_memory_notes(spec: InstanceSpec, model: ModelSpec, memory: NearMemory) 
     if (rate.num_heads, rate.head_dim) != (model.num_heads, model.head_dim):
         said = f"{rate.num_heads} heads of {rate.head_dim}"
         notes.append(f"attention near memory is said of {said} and scaled to {model.num_heads} of {model.head_dim}")
+    of_kv = kv_dtype(options.dtype, options.kv_cache_dtype)
+    if dtype_bytes(of_kv) != 2:
+        notes.append(f"attention near memory is said of 16 bits and scaled to {of_kv}, by what is read")
     return notes
 
 
@@ -106,13 +119,11 @@ def _check(
 ) -> None:
     """Raise InputError for what is not modelled together."""
     of_kv = kv_dtype(options.dtype, options.kv_cache_dtype)
-    if of_kv not in ("bfloat16", "float16"):
-        accepted = "a type of 16 bits: what is known of attention near memory is of such"
+    if dtype_bytes(of_kv) > 2:
+        accepted = "a type of 16 bits or 8: what is known of attention near memory is of such"
         raise InputError(field="kv_cache_dtype", found=of_kv, accepted=accepted)
-    if spec.pipeline_parallel_size > 1:
-        raise InputError("is not modelled with pipeline stages", field="near_memory")
-    if model.num_experts and spec.data_parallel_size > 1:
-        raise InputError("is not modelled where ranks step together", field="near_memory")
+    if spec.pipeline_parallel_size > 1 and attention == "interleaved":
+        raise InputError("is not modelled with pipeline stages", field="attention", found=attention)
     if model.num_experts and attention == "interleaved":
         raise InputError("is not modelled for a mixture of experts", field="attention", found=attention)
     if spec.role == "prefill":

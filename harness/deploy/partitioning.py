@@ -51,6 +51,11 @@ def partition_of(
     )
 
 
+def drafter_partition(profile: Profile, tensor: int, places: Sequence[Place], topology: Topology | None) -> Partition:
+    """The partition of a model that drafts, over the `tensor` devices that share each of the engine's layers."""
+    return ALONE if tensor == 1 else Partition(tensor, tensor=_times(profile, places[:tensor], topology))
+
+
 def check_degrees(spec: InstanceSpec, model: ModelSpec) -> None:
     """Refuse what vLLM refuses (0.32 `config/parallel.py`, `model_executor/layers/fused_moe/`). Raises InputError."""
     if spec.enable_expert_parallel and not model.num_experts:

@@ -6,9 +6,11 @@ import re
 
 from harness.descriptions.cluster import InstanceSpec
 from profiles.model import ModelSpec, part_bytes
+from simulator.kv.host_link import HostLink
 from simulator.memory import weights_by_part
 from simulator.scheduling.options import EngineOptions
 from simulator.steps.gates import new_gate
+from simulator.steps.near_memory import NearMemory
 from simulator.steps.partition import Partition
 from simulator.steps.weight_offload import (
     OffloadedExperts,
@@ -30,8 +32,9 @@ def offload_of(
     """What the devices of an engine leave to their hosts; None: nothing. Raises InputError for what is not modelled."""
     asked = _asked(spec, model, options, _layer_bytes(model, options, partition))
     if asked is None:
-        if spec.host_link is not None:
-            raise InputError("has no effect where no weights are in the host's memory", field="host_link")
+        if spec.host_link is not None and not spec.tiers_cross_host_link:
+            message = "has no effect where no weights are in the host's memory, and no tier of link host is behind it"
+            raise InputError(message, field="host_link")
         return None
     layer_bytes, way, buffers = asked
     if spec.host_link is None:
@@ -63,6 +66,25 @@ def offload_of(
         in_host["embedding"],
         row_bytes,
     )
+
+
+def host_link_of(
+    spec: InstanceSpec, near: NearMemory | None, offload: WeightOffload | None, devices: int
+) -> HostLink | None:
+    """The links of a rank's devices to their host; None: not said. Raises InputError for what is not modelled.
+
+    Args:
+        spec: what is said of them.
+        near: memory that attends for decodes; None: none does.
+        offload: weights that come over them; None: none do.
+        devices: of the rank.
+    """
+    if spec.host_link is None:
+        return None
+    if spec.tiers_cross_host_link and near is not None and offload is not None:
+        message = "is not modelled beside near memory and weights of the host's memory"
+        raise InputError(message, field="kv_tiers.link", found="host", accepted="own")
+    return HostLink(spec.host_link.bandwidth_bytes_per_s, max(devices, 1))
 
 
 def _asked(

@@ -64,7 +64,7 @@ class InstanceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         near_memory: a memory that computes, of each rank (`harness.deploy.near_memory`); None: none.
         attention: where decodes attend; None: near memory where there is one.
         offload: weights in the hosts' memory (`harness.deploy.weight_offload`); None: as the engine's options say.
-        host_link: each device's way to its host's memory; needed where weights stay there.
+        host_link: each device's way to its host's memory; needed where weights stay there, or a tier's KV crosses it.
         engine: options of these engines, over those of the scenario.
     """
 
@@ -144,6 +144,7 @@ class InstanceSpec:
         attention: where decodes attend; None: near memory where there is one.
         offload: weights that stay in the hosts' memory; None: as the engine's options say.
         host_link: each device's way to its host's memory; None: not said.
+        tiers_cross_host_link: whether the KV of tiers behind them goes that way too.
     """
 
     model: str
@@ -169,6 +170,7 @@ class InstanceSpec:
     attention: Attention | None = None
     offload: OffloadFile | None = None
     host_link: PortFile | None = None
+    tiers_cross_host_link: bool = False
 
     def place_of(self, name: str | None) -> tuple[Path, int | None]:
         """File and line where its model or device stands; where it begins for anything else."""
@@ -300,6 +302,7 @@ def read_own_cluster(document: Document) -> ClusterSpec:
             attention=instance.attention,
             offload=instance.offload,
             host_link=instance.host_link,
+            tiers_cross_host_link=instance.role != "decode" and any(tier.link == "host" for tier in file.kv_tiers),
         )
         kinds.append(spec)
     roles = {spec.role for spec in kinds}

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from profiles.catalog import find_device, find_model, find_profile
+from profiles.model import ModelSpec, model_of
 from profiles.profile import Profile
 from simulator.scheduling.options import EngineOptions
 
@@ -67,6 +68,13 @@ class Source:
             if getattr(self, name) is not None and self.kind != name:
                 return name, f"has no effect with source {self.kind}"
         return ("external", "is missing: its command") if self.kind == "external" and self.external is None else None
+
+
+def model_from(profile: Profile, name: str, folders: Sequence[Path]) -> ModelSpec:
+    """A model's dimensions: those that its profile was measured with, else the catalogue's."""
+    if profile.meta.model_config is not None:
+        return model_of(profile.meta.model_config, name, profile.path / "profile.json")
+    return find_model(name, folders)
 
 
 def profile_from(

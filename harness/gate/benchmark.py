@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from harness.console import interval
 from harness.gate.text import sentence
 from harness.gate.verdict import Checked, ScenarioCheck, Verdict
+from harness.terminal.words import interval
 
 
 def benchmark(checked: Checked) -> str:

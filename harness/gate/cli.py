@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.console import console, print_json
+from harness.terminal.console import console, print_json
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ def check(
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown.")] = None,
     result: Annotated[Path | None, typer.Option(help="Write JSON.")] = None,
     benchmark: Annotated[Path | None, typer.Option(help="Write JSON for github-action-benchmark.")] = None,
+    history: Annotated[
+        Path | None, typer.Option(help="Add the result to this .jsonl, of which `report` draws curves.")
+    ] = None,
     update_baseline: Annotated[
         str | None, typer.Option(metavar="REASON", help="Make what is found the new baseline, for this reason.")
     ] = None,
@@ -49,10 +53,20 @@ def check(
             update_baseline=update_baseline,
             progress=lambda name: status.update(f"checking {name}"),
         )
-    write_outputs(outputs_of(checked, junit=junit, markdown=markdown, result=result, benchmark=benchmark))
+    kept = None if history is None else (history, _with_line(history, checked))
+    texts = outputs_of(checked, junit=junit, markdown=markdown, result=result, benchmark=benchmark, history=kept)
+    write_outputs(texts)
     _add_to_job_summary(checked)
     print_json(checked.as_dict()) if as_json else print_checked(checked)
     raise typer.Exit(0 if checked.passed else 1)
+
+
+def _with_line(history: Path, checked: Checked) -> str:
+    """The history with this result, now, and of the commit that GitHub Actions says is checked."""
+    from harness.gate.result import with_line
+
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return with_line(history, checked, at=now, commit=os.environ.get("GITHUB_SHA"))
 
 
 def _add_to_job_summary(checked: Checked) -> None:

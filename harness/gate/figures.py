@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from harness.compare import PAIRED, SERIES
+from harness.scoring.compare import PAIRED, SERIES
 from traces.errors import InputError, nearest
 from traces.metrics import LATENCIES, STAGES
 from traces.statistics import STATISTICS

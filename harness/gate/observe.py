@@ -15,7 +15,7 @@ from harness.gate.baseline import Stored, rounded
 from harness.gate.canary import counts_of
 from harness.gate.figures import AT_ONCE, figure_of, simulated_figures
 from harness.gate.suite import Entry
-from harness.validate import digest, validate
+from harness.scoring.validate import digest, validate
 from simulator.front_end import simulate_behind
 from simulator.simulate import Simulation
 from traces.capture import CaptureMeta, read_capture

@@ -22,16 +22,18 @@ def outputs_of(
     markdown: Path | None = None,
     result: Path | None = None,
     benchmark: Path | None = None,
+    history: tuple[Path, str] | None = None,
 ) -> dict[Path, str]:
     """The texts of a result by the files that they are for, the new baseline included.
 
-    Raises InputError when two of them are for one file.
+    `history` is such a file and all that it is to hold. Raises InputError when two of them are for one file.
     """
     wanted = (
         (junit, to_junit),
         (markdown, to_markdown),
         (result, lambda found: json.dumps(found.as_dict(), indent=1, ensure_ascii=False) + "\n"),
         (benchmark, to_benchmark),
+        *(() if history is None else ((history[0], lambda found: history[1]),)),
     )
     texts = {} if checked.baseline is None else dict([checked.baseline])
     for path, make in wanted:

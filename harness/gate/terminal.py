@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from harness.console import console, table
 from harness.gate.text import COLUMNS, cells, headline, shown, tally
 from harness.gate.verdict import Checked
+from harness.terminal.console import console, table
 
 
 def print_checked(checked: Checked) -> None:

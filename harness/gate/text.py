@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from harness.console import interval, percent, seconds
 from harness.gate.drift import REPORT
 from harness.gate.figures import is_time
 from harness.gate.verdict import Checked, ScenarioCheck, Status, Verdict
+from harness.terminal.words import interval, percent, seconds
 
 COLUMNS = ("figure", "reference", "simulated", "difference", "95 % interval", "tolerance", "verdict")
 """The reference is the measured value (fidelity), or the stored one (drift, canary)."""

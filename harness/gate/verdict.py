@@ -40,7 +40,7 @@ class Verdict:
         figure: what was judged.
         status: what became of it.
         reference: what it was compared with: measured (fidelity) or stored (drift, canary); None where there is none.
-        simulated: by this version.
+        simulated: by this version. Counts are integers.
         difference: (simulated - reference) / reference; for a `mape`, the mean |error|. None where there is none.
         ci95: its 95 % interval; None where there is none.
         tolerance: as the suite says it; None where nothing but equality will do.
@@ -50,8 +50,8 @@ class Verdict:
     gate: Gate
     figure: str
     status: Status
-    reference: float | None = None
-    simulated: float | None = None
+    reference: int | float | None = None
+    simulated: int | float | None = None
     difference: float | None = None
     ci95: tuple[float, float] | None = None
     tolerance: str | None = None

@@ -6,10 +6,9 @@ import msgspec
 import numpy as np
 
 from calibrate.calibration import RESIDUAL_QUANTILES, Calibration, FittedParameter
-from calibrate.parameters import FRONT_END
-from harness.console import interval, percent, seconds
-from harness.reports.chart import Chart, Intervals
+from harness.reports.chart import Chart, Intervals, Role
 from harness.reports.page import Page, Section, chart_places, facts, folded, notes, prose, table, tiles, verdict_line
+from harness.terminal.words import interval, percent, seconds
 
 LOW, MEDIAN, HIGH = (RESIDUAL_QUANTILES.index(q) for q in (0.05, 0.5, 0.95))
 
@@ -26,9 +25,9 @@ def calibration_page(name: str, calibration: Calibration) -> Page:
     sections = (
         Section("Parameters", _parameters(calibration) + chart_places([shifts], "wide"), (shifts,)),
         Section("What is left", chart_places([residuals], "wide") + _residual_table(calibration), (residuals,)),
-        Section("What was fitted", _fitted(calibration)),
+        Section("What was fitted", fitted_table(calibration)),
         Section("Notes", notes(calibration.notes)),
-        Section("Configuration", _configuration(calibration)),
+        Section("Configuration", configuration(calibration)),
     )
     return Page(f"Calibration {name}: {calibration.model} on {calibration.device}", head, sections)
 
@@ -40,39 +39,50 @@ def _tiles(calibration: Calibration) -> list[tuple[str, str, list[str]]]:
     ]
 
 
-def _show(parameter: FittedParameter, value: float) -> str:
+def show(parameter: FittedParameter, value: float) -> str:
+    """A value in the parameter's unit."""
     return f"{value:.4g}" if parameter.unit == "1" else seconds(value)
 
 
 def _parameters(calibration: Calibration) -> str:
-    meanings = {parameter.name: parameter.meaning for parameter in (*calibration.basis().parameters, *FRONT_END)}
+    known = (*calibration.basis().parameters, *calibration.beside_steps())
+    meanings = {parameter.name: parameter.meaning for parameter in known}
     rows = []
     for name, one in calibration.parameters.items():
-        error = "held" if one.standard_error is None else _show(one, one.standard_error)
-        prior = f"{_show(one, one.prior)} ± {_show(one, one.prior_sd)}"
-        rows.append((name, _show(one, one.value), error, prior, one.note or "", meanings[name]))
+        error = "held" if one.standard_error is None else show(one, one.standard_error)
+        prior = f"{show(one, one.prior)} ± {show(one, one.prior_sd)}"
+        rows.append((name, show(one, one.value), error, prior, one.note or "", meanings[name]))
     return table(["parameter", "value", "standard error", "before any data", "why it was held", "meaning"], rows)
 
 
 def _shifts(calibration: Calibration) -> Chart:
+    caption = (
+        "Each parameter's way from what was plausible before any data, with its 95 % interval; held ones have none."
+    )
+    marks = (shift_marks("value", "simulated", calibration),)
+    return Chart("parameters", caption, "standard deviations of the prior", "", marks)
+
+
+def shift_marks(name: str, role: Role, calibration: Calibration) -> Intervals:
     """How far each parameter is from what it was taken to be before, in standard deviations of that."""
     fitted = [(name, one) for name, one in calibration.parameters.items() if one.prior_sd > 0]
     value = np.array([(one.value - one.prior) / one.prior_sd for _, one in fitted])
     error = np.array([np.nan if one.standard_error is None else one.standard_error / one.prior_sd for _, one in fitted])
     labels = tuple(name for name, _ in fitted)
-    marks = (Intervals("value", "simulated", labels, value, value - 1.96 * error, value + 1.96 * error),)
-    caption = (
-        "Each parameter's way from what was plausible before any data, with its 95 % interval; held ones have none."
-    )
-    return Chart("parameters", caption, "standard deviations of the prior", "", marks)
+    return Intervals(name, role, labels, value, value - 1.96 * error, value + 1.96 * error)
 
 
 def _residuals(calibration: Calibration) -> Chart:
-    left = list(calibration.residuals.values())
-    value, low, high = (np.array([one.quantiles[i] for one in left]) for i in (MEDIAN, LOW, HIGH))
-    marks = (Intervals("residual", "simulated", tuple(calibration.residuals), value, low, high),)
+    marks = (residual_marks("residual", "simulated", calibration),)
     caption = "Measured over calibrated, less 1: the median, and where nine of ten are."
     return Chart("residuals", caption, "residual", "", marks, percent=True)
+
+
+def residual_marks(name: str, role: Role, calibration: Calibration) -> Intervals:
+    """What is left of each kind of measurement: the median, and where nine of ten are."""
+    left = list(calibration.residuals.values())
+    value, low, high = (np.array([one.quantiles[i] for one in left]) for i in (MEDIAN, LOW, HIGH))
+    return Intervals(name, role, tuple(calibration.residuals), value, low, high)
 
 
 def _residual_table(calibration: Calibration) -> str:
@@ -84,7 +94,8 @@ def _residual_table(calibration: Calibration) -> str:
     return table(["measured over calibrated, less 1", "n", "mean", *quantiles, "in common"], rows)
 
 
-def _fitted(calibration: Calibration) -> str:
+def fitted_table(calibration: Calibration) -> str:
+    """What it was fitted to."""
     rows = [
         (
             part.capture,
@@ -102,7 +113,8 @@ def _fitted(calibration: Calibration) -> str:
     return body + table(["", "least", "most"], ranges, "What the fitted steps held") + said
 
 
-def _configuration(calibration: Calibration) -> str:
+def configuration(calibration: Calibration) -> str:
+    """What it is of, and the whole file."""
     known = {
         "model": calibration.model,
         "device": calibration.device,

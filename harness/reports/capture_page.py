@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.console import LABELS, cost_lines, energy_lines, seconds, slo_lines
 from harness.reports.latencies import Run, distributions
 from harness.reports.over_time import over_time
 from harness.reports.page import (
@@ -20,6 +19,8 @@ from harness.reports.page import (
     verdict_line,
 )
 from harness.reports.stages import mean_stages, slowest, stamps_of, timelines
+from harness.terminal.summary import cost_lines, energy_lines, slo_lines
+from harness.terminal.words import LABELS, seconds
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES
 from traces.statistics import STATISTICS

@@ -21,13 +21,14 @@ Role = str
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A curve through points, [n] each; as stairs, a value holds until the next."""
+    """A curve through points, [n] each. As stairs, a value holds until the next; with dots, one alone is seen."""
 
     name: str
     role: Role
     x: Floats
     y: Floats
     stairs: bool = False
+    dots: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ import typer
 
 
 def report(
-    paths: Annotated[list[Path], typer.Argument(help="Captures, validations, sweeps, or calibration files.")],
+    paths: Annotated[list[Path], typer.Argument(help="Captures, validations, sweeps, calibrations, results of check.")],
     out: Annotated[
         Path | None, typer.Option(help="One page of all, side by side; must not exist yet. Default: a page for each.")
     ] = None,
 ) -> None:
-    """Write an HTML page for each capture, validation, sweep or calibration, or one of several side by side.
+    """Write an HTML page of each capture, validation, sweep, calibration or check, or one of several of a kind.
 
     Example: servetwin report captures/monday captures/tuesday --out days.html
     """
@@ -35,8 +35,8 @@ def capture_timeline(
 
     Example: servetwin capture timeline captures/monday --out trace.json.gz
     """
-    from harness.durations import parse_duration_s
     from harness.reports.timeline import Cut, write_timeline
+    from harness.terminal.durations import parse_duration_s
     from traces.capture import read_capture
 
     from_s = 0.0 if from_ is None else parse_duration_s(from_, "--from")
@@ -87,8 +87,8 @@ def capture_serve(
     """
     import time
 
-    from harness.progress import progress
     from harness.reports.serve import serve
+    from harness.terminal.progress import progress
     from traces.capture import read_capture
 
     capture = read_capture(folder)
@@ -110,8 +110,8 @@ def capture_openmetrics(
 
     Example: servetwin capture openmetrics out/run --at 2026-01-31T12:00:00Z --out run.om
     """
-    from harness.durations import parse_duration_s
     from harness.reports.serve import write_openmetrics
+    from harness.terminal.durations import parse_duration_s
     from traces.capture import read_capture
 
     n = write_openmetrics(read_capture(folder), out, at=at, every_s=parse_duration_s(every, "--every"))

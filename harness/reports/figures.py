@@ -116,7 +116,13 @@ def _draw(axes: Any, mark: Mark, colour: str, labels: Sequence[str], offset: flo
     match mark:
         case Line():
             style = {"color": colour, "linestyle": LINES[dash_of(mark.role)], "label": mark.name, "linewidth": 1.3}
-            axes.plot(mark.x, mark.y, drawstyle="steps-post" if mark.stairs else "default", **style)
+            axes.plot(
+                mark.x,
+                mark.y,
+                marker="." if mark.dots else None,
+                drawstyle="steps-post" if mark.stairs else "default",
+                **style,
+            )
         case Points():
             axes.scatter(mark.x, mark.y, s=9, alpha=0.6, color=colour, label=mark.name, linewidths=0)
         case Bars():

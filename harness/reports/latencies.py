@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.console import LABELS
 from harness.reports.chart import MOST_POINTS, Cells, Chart, Line, Mark, Points, distribution
+from harness.terminal.words import LABELS
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES, requests, samples
 from traces.outcome import Outcome, Status

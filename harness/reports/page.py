@@ -185,10 +185,15 @@ def notes(texts: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>" if texts else ""
 
 
+def unfolded(title: str, body: str) -> str:
+    """HTML that a reader unfolds."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+
+
 def folded(title: str, value: Any) -> str:
     """A value as JSON, to be unfolded."""
     text = json.dumps(value, indent=1, default=str)
-    return f"<details><summary>{escape(title)}</summary><pre tabindex='0'>{escape(text)}</pre></details>"
+    return unfolded(title, f"<pre tabindex='0'>{escape(text)}</pre>")
 
 
 def data(value: Any) -> str:

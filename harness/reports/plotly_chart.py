@@ -62,8 +62,9 @@ def _trace(mark: Mark) -> dict[str, Any]:
     match mark:
         case Line():
             line = {"dash": dash_of(mark.role), "shape": "hv" if mark.stairs else "linear", "width": 2}
+            mode = "lines+markers" if mark.dots else "lines"
             hover = {} if mark.role != "reference" else {"hoverinfo": "skip"}
-            return {**common, **hover, "type": "scatter", "mode": "lines", **_xy(mark.x, mark.y), "line": line}
+            return {**common, **hover, "type": "scatter", "mode": mode, **_xy(mark.x, mark.y), "line": line}
         case Points():
             marker = {"size": 7, "opacity": 0.65}
             return {

@@ -1,4 +1,4 @@
-"""From what lies on disk to a page: a capture, a validation, a calibration, a sweep, or several runs side by side."""
+"""From what lies on disk to a page: of a capture, validation, calibration, sweep or check, or of several of a kind."""
 
 from __future__ import annotations
 
@@ -6,29 +6,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from calibrate.calibration import read_calibration
 from harness.files import new_file
+from harness.gate.result import Kept, read_results
 from harness.reports.calibration_page import calibration_page
+from harness.reports.calibrations_page import calibrations_page
 from harness.reports.capture_page import capture_page
+from harness.reports.check_page import check_page
 from harness.reports.page import Page
 from harness.reports.side_by_side import captures_page, validations_page
 from harness.reports.sweep_page import RESULTS, read_sweep, sweep_page
+from harness.reports.sweeps_page import sweeps_page
 from harness.reports.validation_page import Compared, validation_page
 from traces.capture import Capture, read_capture
 from traces.decoding import decode_json, read_bytes
 from traces.errors import InputError
 from traces.metrics import summary
 
-Kind = Literal["capture", "validation", "calibration", "sweep"]
+Kind = Literal["capture", "validation", "calibration", "sweep", "check"]
 
 VALIDATION, SUMMARY, ATTRIBUTION = "validation.json", "summary.json", "attribution.json"
-KNOWN = "a capture, a validation, a sweep, or a calibration file"
+KNOWN = "a capture, a validation, a sweep, a calibration file, or a result of `check`"
 
 
 def kind_of(path: Path) -> Kind:
     """What lies there. Raises InputError when it is nothing that has a page."""
     if path.is_file():
-        return "calibration"
+        return "check" if _is_of_check(path) else "calibration"
     if (path / VALIDATION).is_file():
         return "validation"
     if (path / RESULTS).is_file():
@@ -38,10 +44,21 @@ def kind_of(path: Path) -> Kind:
     raise InputError("has no report" if path.is_dir() else "no such folder or file", file=path, accepted=KNOWN)
 
 
+class _Peek(msgspec.Struct):
+    """What tells a result of `check` from a calibration."""
+
+    suite: str | None = None
+
+
+def _is_of_check(file: Path) -> bool:
+    """Whether a file is a result of `check`, or a history of them. Raises InputError when it is no JSON."""
+    return file.suffix == ".jsonl" or decode_json(read_bytes(file), _Peek, file=file).suite is not None
+
+
 def report(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
     """Write a page for each of what lies at `paths`, or one of all side by side as `out`. Returns what was written.
 
-    Without `out` a folder's page is its report.html, and a calibration file's stands beside it. A page that is there
+    Without `out` a folder's page is its report.html, and a file's stands beside it. A page that is there
     already is written anew; `out` must not exist.
 
     Raises:
@@ -74,6 +91,8 @@ def page_of(paths: Sequence[Path]) -> Page:
             return calibration_page(path.name, read_calibration(path))
         case "sweep":
             return sweep_page(path.name, read_sweep(path))
+        case "check":
+            return check_page(path.name, read_results(path))
 
 
 def read_validation(folder: Path) -> Compared:
@@ -85,13 +104,29 @@ def read_validation(folder: Path) -> Compared:
 
 
 def _side_by_side(paths: Sequence[Path], kinds: Sequence[Kind]) -> Page:
-    if len(set(kinds)) > 1 or kinds[0] not in ("capture", "validation"):
+    if len(set(kinds)) > 1:
         found = ", ".join(f"{path.name} ({kind})" for path, kind in zip(paths, kinds, strict=True))
-        raise InputError("cannot stand side by side", found=found, accepted="captures, or validations")
-    names = _names(paths)
-    if kinds[0] == "capture":
-        return captures_page(dict(zip(names, map(read_capture, paths), strict=True)))
-    return validations_page(dict(zip(names, map(read_validation, paths), strict=True)))
+        raise InputError("cannot stand side by side", found=found, accepted="several of one kind")
+    by_name = dict(zip(_names(paths), paths, strict=True))
+    match kinds[0]:
+        case "capture":
+            return captures_page({name: read_capture(path) for name, path in by_name.items()})
+        case "validation":
+            return validations_page({name: read_validation(path) for name, path in by_name.items()})
+        case "calibration":
+            return calibrations_page({name: read_calibration(path) for name, path in by_name.items()})
+        case "sweep":
+            return sweeps_page({name: read_sweep(path) for name, path in by_name.items()})
+        case "check":
+            return check_page(list(by_name)[-1], _one_history(paths))
+
+
+def _one_history(paths: Sequence[Path]) -> list[Kept]:
+    """The results in all files, in their order. Raises InputError when they are of different suites."""
+    results = [kept for path in paths for kept in read_results(path)]
+    if len(suites := dict.fromkeys(kept.suite for kept in results)) > 1:
+        raise InputError(", ".join(suites), accepted="checks of one suite")
+    return results
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.console import LABELS, interval, percent, seconds, verdict
 from harness.reports.capture_page import about
 from harness.reports.colours import ROLES
 from harness.reports.latencies import Run
 from harness.reports.page import Page, Section, chart_places, facts, heading, notes, prose, table, verdict_line
 from harness.reports.stages import mean_stages
 from harness.reports.validation_page import Compared, error_chart, latency_section, over_time_section
+from harness.scoring.tables import verdict
+from harness.terminal.words import LABELS, interval, percent, seconds
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES, summary
 from traces.statistics import STATISTICS

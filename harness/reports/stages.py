@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.console import LABELS, percent, seconds
 from harness.reports.chart import Bars, Chart
 from harness.reports.latencies import Run
+from harness.terminal.words import LABELS, percent, seconds
 from traces.metrics import STAGES, requests
 from traces.outcome import Outcome, Status
 from traces.steps import Floats

@@ -48,7 +48,7 @@ class Sweep:
         """Those worth a reader's while: of a study, what was set and what decides; else all."""
         if self.study is None:
             return list(self.cells)
-        known = {"point", "reason", "is_feasible", "is_front"}
+        known = {"sweep", "point", "reason", "is_feasible", "is_front"}
         known |= {*self.study["objectives"], *self.study["constraints"]}
         known |= {name for point in self.study["points"] for name in point["overrides"]}
         return [name for name, texts in self.cells.items() if name in known and any(texts)]
@@ -90,7 +90,7 @@ def _numbers(texts: list[str]) -> list[float | None] | None:
 def sweep_page(name: str, sweep: Sweep) -> Page:
     """The page."""
     study = sweep.study
-    sections: tuple[Section, ...] = (Section("Points", _explorer(sweep)), Section("Table", _table(sweep)))
+    sections: tuple[Section, ...] = (Section("Points", explorer(sweep)), Section("Table", points_table(sweep)))
     if study is None:
         head = verdict_line(good=True, mark="", sentence=f"{len(sweep)} points.")
         return Page(f"Sweep {name}", head, sections)
@@ -100,7 +100,7 @@ def sweep_page(name: str, sweep: Sweep) -> Page:
         sentence = f"{len(sweep)} points, {study['n_failed']} failed."
     asked = {key: study[key] for key in ("study", "scenario")}
     sections = (
-        Section("Front", _front(sweep, study["front"])),
+        Section("Front", point_table(sweep, study["front"])),
         *sections,
         Section("Notes", notes(study["notes"])),
         Section("Configuration", "".join(folded(what.capitalize(), value) for what, value in asked.items())),
@@ -108,15 +108,15 @@ def sweep_page(name: str, sweep: Sweep) -> Page:
     return Page(f"Sweep {name}", verdict_line(good=not study["n_failed"], mark="", sentence=sentence), sections)
 
 
-def _front(sweep: Sweep, front: Sequence[int]) -> str:
-    """The points that no other beats."""
+def point_table(sweep: Sweep, front: Sequence[int]) -> str:
+    """The points that no other beats, by their numbers."""
     columns = [name for name in sweep.columns if name not in ("reason", "is_feasible", "is_front")]
     rows = [[_short(sweep.cells[name][i]) for name in columns] for i in front]
     return table(columns, rows, "No other point is as good by every objective and better by one") if rows else ""
 
 
-def _explorer(sweep: Sweep) -> str:
-    """A chart whose axes and colours the reader chooses."""
+def explorer(sweep: Sweep, colour: str = "is_front") -> str:
+    """A chart whose axes and colours the reader chooses, at first those of `colour`."""
     varied = [column for column, values in sweep.numbers.items() if len(set(values)) > 1]
     if len(varied) < 2:
         return ""
@@ -134,7 +134,7 @@ def _explorer(sweep: Sweep) -> str:
     points = data({"numbers": numbers, "kinds": kinds, "text": texts})
     aims = [name for name in (sweep.study or {}).get("objectives", ()) if name in varied]
     first, second = (aims[0], aims[1]) if len(aims) > 1 else (varied[0], aims[0] if aims else varied[-1])
-    colour = "is_front" if "is_front" in kinds else ""
+    colour = colour if colour in kinds else ""
     controls = "".join(
         f"<label>{label} <select id='explore-{key}'>{_options(options, chosen)}</select></label>"
         for label, key, options, chosen in (
@@ -162,7 +162,8 @@ def _options(names: Sequence[str], chosen: str) -> str:
     return "".join(f"<option value='{escape(n)}'{selected}>{escape(n) or 'nothing'}</option>" for n, selected in shown)
 
 
-def _table(sweep: Sweep) -> str:
+def points_table(sweep: Sweep) -> str:
+    """All points, as far as a page should hold them."""
     rows = zip(*(sweep.cells[name][:MOST_ROWS] for name in sweep.columns), strict=True)
     said = [f"the first {MOST_ROWS} of {len(sweep):,} points"] if len(sweep) > MOST_ROWS else []
     said += ["what was set and what decides"] if len(sweep.columns) < len(sweep.cells) else []

@@ -7,17 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from harness.console import (
-    LABELS,
-    figure_columns,
-    figure_rows,
-    interval,
-    paired_columns,
-    paired_rows,
-    percent,
-    seconds,
-    verdict,
-)
 from harness.reports.capture_page import about
 from harness.reports.chart import Chart, Intervals
 from harness.reports.colours import ROLES
@@ -39,6 +28,8 @@ from harness.reports.page import (
     verdict_line,
 )
 from harness.reports.stages import mean_stages, pair_rows, timelines, worst_pairs
+from harness.scoring.tables import figure_columns, figure_rows, paired_columns, paired_rows, verdict
+from harness.terminal.words import LABELS, interval, percent, seconds
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES
 from traces.statistics import STATISTICS

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from harness.console import console, print_json, seconds, table
+from harness.terminal.console import console, print_json, table
+from harness.terminal.words import seconds
 from traces.errors import InputError
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.console import seconds
 from harness.sweeps.pareto import flat
 from harness.sweeps.points import text_of
+from harness.terminal.words import seconds
 
 
 def front_rows(record: dict[str, Any], keys: Sequence[str], names: Sequence[str]) -> list[tuple[str, ...]]:

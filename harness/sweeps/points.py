@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from harness.descriptions.scenario import Scenario, scenario_of, set_key
-from harness.simulate import simulate_trace
+from harness.running.simulate import simulate_trace
 from harness.sweeps.space import Overrides
 from traces.decoding import Document, read_document
 from traces.errors import InputError, ServetwinError

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -18,6 +18,18 @@ from simulator.network.topology import Place, Topology
 from simulator.network.transfers import Link, Network, fair_rates
 
 Direction = Literal["in", "out"]
+
+
+class Way(Protocol):
+    """What tiers' bytes cross that others use too."""
+
+    def takes_s(self, n_bytes: float, way: Direction) -> float:
+        """How long it needs for so many bytes at least, beside what is on it now."""
+        ...
+
+    def moves(self, begin_s: float, end_s: float, n_bytes: float, way: Direction) -> None:
+        """So many bytes cross it from one moment to another."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

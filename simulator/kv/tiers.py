@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
+from simulator.kv.host_link import HostWay
 from simulator.kv.kv_cache import BlockHash
-from simulator.kv.tier_links import NicWay
+from simulator.kv.tier_links import NicWay, Way
 from traces.capture import Series
 from traces.errors import InputError
 from traces.steps import Floats
@@ -68,6 +69,8 @@ class KVTierFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         write: `through`: everything, at once; `back`: what the tier before it evicts.
         eviction: `lru`: what was used least recently; `fifo`: what was written first.
         duplex: `full`: writes have a way of their own, as fast; `half`: they share one with loads.
+        link: `own`: nothing else is on its way; `host`: it crosses the host_link of each device, as weights of the
+            host's memory do, and the bandwidth here is of what is behind that.
         memory: what it is in, for the energy of what moves (`CROSSES`); None: not said, and the energy is not known.
         like: one of `LIKE`, for what is not said; None: the defaults here.
     """
@@ -81,6 +84,7 @@ class KVTierFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     write: Literal["through", "back"] = "through"
     eviction: Literal["lru", "fifo"] = "lru"
     duplex: Literal["full", "half"] = "full"
+    link: Literal["own", "host"] = "own"
     memory: Memory | None = None
     like: Literal["OffloadingConnector", "LMCache host", "LMCache store", "LLMServingSim"] | None = None
 
@@ -161,7 +165,7 @@ class Tier:
         block_size: int,
         now_s: float,
         node: int = 0,
-        way: NicWay | None = None,
+        way: Way | None = None,
     ) -> float:
         """Load blocks `first` to `end` of a prompt to a rank on a node, over its NICs. Returns when they are there."""
         self.touch(hashes[:end])
@@ -189,7 +193,7 @@ class Tier:
                 self.chunks.move_to_end(hashes[last - 1])
 
     def store(
-        self, hashes: Sequence[BlockHash], block: int, now_s: float, node: int = 0, way: NicWay | None = None
+        self, hashes: Sequence[BlockHash], block: int, now_s: float, node: int = 0, way: Way | None = None
     ) -> BlockHash | None:
         """Take a copy of the chunk that block number `block` ends, if it ends one. Returns as `put`."""
         return None if (block + 1) % self.chunk_blocks else self.put(hashes[block], now_s, node, way=way)
@@ -200,7 +204,7 @@ class Tier:
         now_s: float,
         node: int = 0,
         source: Tier | None = None,
-        way: NicWay | None = None,
+        way: Way | None = None,
     ) -> BlockHash | None:
         """Take a copy of a chunk, if it is not here yet. Returns the chunk that is evicted for it; None: none is.
 
@@ -257,8 +261,17 @@ class KVTiers:
         tiers: them.
     """
 
-    def __init__(self, tiers: Sequence[Tier], block_size: int, node: int = 0, way: NicWay | None = None) -> None:
-        """Tiers of a rank with blocks of `block_size` tokens, which stands on a node; `way`: NICs to remote ones.
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        block_size: int,
+        node: int = 0,
+        way: NicWay | None = None,
+        host_way: HostWay | None = None,
+    ) -> None:
+        """Tiers of a rank with blocks of `block_size` tokens, which stands on a node.
+
+        `way`: NICs to remote ones; `host_way`: links to the host.
 
         Raises InputError for a tier that is written back and has none of the same chunks before it.
         """
@@ -270,15 +283,24 @@ class KVTiers:
         self._block_size = block_size
         self._node = node
         self._way = way
+        self._host_way = host_way
 
-    def _way_to(self, tier: Tier) -> NicWay | None:
+    def _way_to(self, tier: Tier) -> Way | None:
+        if tier.file.link == "host":
+            return self._host_way
         return self._way if tier.file.memory == "remote" else None
 
-    def reach(self, hashes: Sequence[BlockHash], first: int, most: int) -> int:
-        """Blocks of a prompt that can be had, the first of which are on the GPU."""
+    def reach(self, hashes: Sequence[BlockHash], first: int, most: int, *, drops_last: bool = False) -> int:
+        """Blocks of a prompt that can be had, the first of which are on the GPU.
+
+        `drops_last`: but for the last chunk, which is computed again.
+        """
+        begin, end, chunk_blocks = first, first, 0
         for tier in self.tiers:
-            first = tier.reach(hashes, first, most)
-        return first
+            reached = tier.reach(hashes, end, most)
+            if reached > end:
+                begin, end, chunk_blocks = end, reached, tier.chunk_blocks
+        return max(begin, end - chunk_blocks) if drops_last else end
 
     def load(self, hashes: Sequence[BlockHash], first: int, most: int, now_s: float) -> float:
         """Load what `reach` says. Returns when all of it is there."""
@@ -319,6 +341,10 @@ def new_tier(file: KVTierFile, block_size: int, kv_bytes_per_token: float, node:
 
     Raises InputError when its chunks are no whole number of blocks, or not one fits.
     """
+    if file.link == "host" and file.memory == "remote":
+        raise InputError(
+            field="kv_tiers.link", found="host", accepted="own with memory remote, which is beyond the NIC"
+        )
     tokens = file.chunk_tokens or block_size
     if tokens % block_size:
         accepted = f"a multiple of block_size {block_size}"

@@ -96,7 +96,7 @@ def new_scheduler(
     num_gpu_blocks: int,
     max_model_len: int,
     rules: Rules = REFERENCE_RULES,
-    pipelined: bool = False,
+    stages: int = 1,
     order: Order | None = None,
     eviction: Eviction | None = None,
     blocks_per_hash: int = 1,
@@ -110,8 +110,8 @@ def new_scheduler(
     """
     match kind:
         case "vllm":
-            if pipelined or order is not None or eviction is not None:
-                what = "pipeline_parallel_size above 1" if pipelined else "an order or an eviction rule of one's own"
+            if stages > 1 or order is not None or eviction is not None:
+                what = "pipeline_parallel_size above 1" if stages > 1 else "an order or an eviction rule of one's own"
                 raise InputError(field="scheduler", found=kind, accepted=f"native with {what}")
             return Oracle(options, num_gpu_blocks=num_gpu_blocks, max_model_len=max_model_len, seed=seed)
         case "native" if options.speculative_config is not None:
@@ -122,6 +122,7 @@ def new_scheduler(
                 max_model_len=max_model_len,
                 seed=seed,
                 rules=rules,
+                stages=stages,
                 order=order,
                 eviction=eviction,
                 blocks_per_hash=blocks_per_hash,
@@ -132,7 +133,7 @@ def new_scheduler(
                 num_gpu_blocks=num_gpu_blocks,
                 max_model_len=max_model_len,
                 rules=rules,
-                pipelined=pipelined,
+                stages=stages,
                 order=order,
                 eviction=eviction,
                 blocks_per_hash=blocks_per_hash,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,6 +63,11 @@ class StepPlan:
     def n_tokens(self) -> int:
         """Tokens of the step."""
         return self.n_prefill_tokens + self.n_decode + self.n_draft_tokens
+
+
+def without_drafts(plan: StepPlan) -> StepPlan:
+    """The plan with those of its tokens alone that exist: what was drafted is not known to stay."""
+    return plan if plan.drafts is None else replace(plan, new_tokens=plan.new_tokens - plan.drafts)
 
 
 def plan_of(

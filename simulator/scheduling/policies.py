@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from simulator.kv.kv_cache import KVCache, Run
+from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.request import Request
+from simulator.scheduling.rules import Rules
 from simulator.user_class import load_class
 from traces.errors import InputError
 
@@ -95,3 +97,18 @@ def _made(name: str, field: str, method: str) -> Any:
     if not callable(getattr(made, method, None)):
         raise InputError(field=field, found=name, accepted=f"a class with {method}()")
     return made
+
+
+def new_cache(
+    options: EngineOptions, num_gpu_blocks: int, rules: Rules, eviction: Eviction | None, blocks_per_hash: int
+) -> KVCache:
+    """An engine's KV blocks, all free, that evict by a user's rule or by the least recent use."""
+    caching, unfinished_first = options.enable_prefix_caching, rules.unfinished_blocks_first
+    if eviction is None:
+        return KVCache(
+            num_gpu_blocks,
+            prefix_caching=caching,
+            unfinished_first=unfinished_first,
+            blocks_per_hash=blocks_per_hash,
+        )
+    return RankedKVCache(num_gpu_blocks, prefix_caching=caching, unfinished_first=unfinished_first, eviction=eviction)

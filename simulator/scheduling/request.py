@@ -69,6 +69,8 @@ class Request:
             their hashes.
         span: first step of its present run of steps that each bring a token; -1 when there is none.
         last_step: last step that was planned to bring it a token; -1 when there is none.
+        last_computed_step: last step in which it computes anything, where it is not in lockstep; -1 when there is none.
+        next_decode_eligible_step: planning before which it computes nothing, in a pipeline that is planned ahead.
 
     Where its engine drafts tokens (`speculative_scheduler.py`) these too; `num_tokens` are what exists,
     and there is no `span`:
@@ -105,6 +107,8 @@ class Request:
     num_cached_tokens: int = 0
     span: int = -1
     last_step: int = -1
+    last_computed_step: int = -1
+    next_decode_eligible_step: int = 0
     num_drafts: int = 0
     num_output_placeholders: int = 0
     num_in_flight_tokens: int = 0

@@ -12,7 +12,6 @@ are they looked at one by one.
 
 from __future__ import annotations
 
-import heapq
 from bisect import insort
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -21,15 +20,17 @@ from typing import Any
 import numpy as np
 
 from profiles.attention import Chunk
-from simulator.kv.kv_cache import BlockHash, Held, KVCache, n_blocks
+from simulator.kv.kv_cache import BlockHash, Found, Held, n_blocks
 from simulator.kv.tiers import KVTiers
+from simulator.scheduling.incoming import IncomingKV
 from simulator.scheduling.lockstep import Lockstep
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan
-from simulator.scheduling.policies import Eviction, Order, RankedKVCache
+from simulator.scheduling.policies import Eviction, Order, new_cache
 from simulator.scheduling.request import PromptKV, Request, RequestStatus, new_request
 from simulator.scheduling.rules import REFERENCE_RULES, Rules
 from simulator.scheduling.speculation import Speculation, slots_ahead
+from simulator.scheduling.stages import Stages
 from traces.steps import Ints
 from traces.trace import TraceRow
 
@@ -44,9 +45,9 @@ class Scheduler:
         waiting: requests not running, those to be admitted first in front.
         running: requests holding KV blocks, in order of admission.
         kv_cache: the blocks.
-        holding: requests that hold blocks for KV that another engine computed, and are not running yet.
-        reserved: those of them that are new since somebody last took this list.
+        incoming: requests that hold blocks for KV on its way here, and are not running yet.
         tiers: where more of a prompt's KV may be than on the GPU; None: nowhere.
+        plans_again: whether the last planning, which planned nothing, is to be repeated though nothing has happened.
         speculation: what was drafted and accepted; None: nothing is drafted (`speculative_scheduler.py`).
     """
 
@@ -57,7 +58,7 @@ class Scheduler:
         num_gpu_blocks: int,
         max_model_len: int,
         rules: Rules = REFERENCE_RULES,
-        pipelined: bool = False,
+        stages: int = 1,
         order: Order | None = None,
         eviction: Eviction | None = None,
         blocks_per_hash: int = 1,
@@ -70,8 +71,8 @@ class Scheduler:
             num_gpu_blocks: its KV blocks, the null block included.
             max_model_len: most tokens of a request.
             rules: of the vLLM version to follow.
-            pipelined: steps are planned while others pass through pipeline stages: without asynchronous scheduling a
-                request that is due a token waits for it.
+            stages: of a pipeline; steps are planned while others pass through them. A request that is due a token
+                waits for it, or with asynchronous scheduling for as many plannings as there are stages.
             order: a user's own, in place of the scheduling policy's.
             eviction: a user's own, in place of the least recently used.
             blocks_per_hash: KV blocks that each hash of a request stands for; 1 with an eviction rule or with tiers.
@@ -79,11 +80,10 @@ class Scheduler:
         """
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self.holding: list[Request] = []
-        self.reserved: list[Request] = []
-        self.kv_cache = _new_cache(options, num_gpu_blocks, rules, eviction, blocks_per_hash)
+        self.kv_cache = new_cache(options, num_gpu_blocks, rules, eviction, blocks_per_hash)
+        self.incoming = IncomingKV(self.kv_cache)
         self._options = options
-        self._pipelined = pipelined
+        self._stages = Stages(stages, asynchronous=options.async_scheduling)
         self._names_batches = names_batches
         self._rules = rules
         self._max_model_len = max_model_len
@@ -95,7 +95,7 @@ class Scheduler:
         self._watermark_blocks = int(options.watermark * num_gpu_blocks)
         # Running requests are together when each decodes in lockstep, or waits for its last token (`_ending`), or
         # catches up (`_prefilling`); with pipeline stages none decodes in every step.
-        self._together = not pipelined
+        self._together = stages == 1
         self._lockstep = Lockstep(options.block_size)
         self._ending: list[Request] = []
         self._prefilling: list[Request] = []
@@ -112,15 +112,9 @@ class Scheduler:
         self._n_preempted = 0
         # Ended requests whose blocks another engine is still to read: findable, private and unfinished ones.
         self._kept: dict[Request, tuple[Held, int, int]] = {}
-        # Blocks reserved for KV that is on its way.
-        self._reserved_blocks: dict[Request, int] = {}
         self.tiers: KVTiers | None = None
         self.speculation: Speculation | None = None
-        # Loads under way: when each is there, a number that keeps the order of equal times, and whose it is.
-        self._loads: list[tuple[float, int, Request]] = []
-        self._n_loads = 0
-        # Tokens whose KV is there once a load is; the whole prompt but its last token where another engine computed it.
-        self._loaded_tokens: dict[Request, int] = {}
+        self.plans_again = False
         self._now_s = 0.0
 
     @property
@@ -157,11 +151,10 @@ class Scheduler:
     def schedule(self, now_s: float) -> StepPlan | None:
         """Plan the next step and take the blocks it needs; None when no request can compute anything now."""
         self._now_s = now_s
-        while self._loads and self._loads[0][0] <= now_s:
-            _, _, request = heapq.heappop(self._loads)
-            if request in self._loaded_tokens:
-                self.receive(request)
+        self.incoming.advance(now_s)
         while True:
+            if self._stages.plans_ahead:
+                self._stages.begin_planning()
             threshold = self._prefill_threshold()
             granted: dict[Request, int] = {}
             budget = self._schedule_together(granted, threshold)
@@ -176,7 +169,8 @@ class Scheduler:
             if self._lockstep or any(granted.values()):
                 return self._planned(granted, alike=n_before == len(self.running) and not self._n_preempted)
             # A step of no tokens takes no time: the engine plans again at once, unless an output is to come first.
-            if not preempted or self._finished_step < self._next_step - 1:
+            self.plans_again = preempted > 0 or self._stages.come_nearer(self.running)
+            if not preempted or self._finished_step < self._next_step - 1 or self._stages.plans_ahead:
                 return None
 
     def repeat(self, plan: StepPlan, times: int) -> tuple[Ints, Ints]:
@@ -207,7 +201,7 @@ class Scheduler:
         A request ends with its last token, or earlier when it is one of `stopped`: its token of this output says so.
         """
         self._finished_step = last_step
-        done = self._finish_stale(end_s, stopped)
+        done = self._finish_stale(last_step, end_s, stopped)
         stopped = [request for request in stopped if request.status is RequestStatus.RUNNING]
         if stopped:
             self._part()
@@ -216,7 +210,7 @@ class Scheduler:
             looked_at: Sequence[Request] = self._ending
         else:
             looked_at = self.running
-        if self._options.async_scheduling or self._pipelined:
+        if self._options.async_scheduling or self._stages.is_pipeline:
             # The output makes tokens known, and blocks that end with them can be found (`cache_blocks`).
             under_way = self._next_step - 1 > last_step
             self._cached_step = max(self._cached_step, self._next_step - under_way)
@@ -246,7 +240,7 @@ class Scheduler:
             self._end(request, RequestStatus.ABORTED, now_s)
             self.running.remove(request)
         elif request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
-            if request in self._reserved_blocks:
+            if request in self.incoming:
                 self.lose(request)
             self.waiting.remove(request)
             if request in self._stale:
@@ -260,11 +254,6 @@ class Scheduler:
         self.kv_cache.forget()
         if self.tiers is not None:
             self.tiers.forget()
-
-    @property
-    def next_load_s(self) -> float:
-        """When KV from a tier is next there; infinite when none is on its way."""
-        return self._loads[0][0] if self._loads else np.inf
 
     def keeps(self, request: Request) -> bool:
         """Whether the blocks of an ended request are kept for another engine."""
@@ -280,12 +269,7 @@ class Scheduler:
 
     def lose(self, request: Request) -> None:
         """The KV of a request's prompt will not arrive: it is computed here."""
-        self.kv_cache.free(request.blocks, 0, self._reserved_blocks.pop(request) - request.num_shared_blocks)
-        request.blocks.clear()
-        request.num_shared_blocks = 0
-        request.kv = PromptKV.COMPUTED_HERE
-        self._loaded_tokens.pop(request, None)
-        self.holding.remove(request)
+        self.incoming.lose(request)
         self._requeue(request)
 
     # -- running -----------------------------------------------------------------------------------------------
@@ -293,7 +277,7 @@ class Scheduler:
     def _prefill_threshold(self) -> int:
         """Most tokens of one request, or 0. It protects others, so that it binds only when there are others."""
         threshold = self._options.long_prefill_token_threshold
-        eligible = len(self.running) + len(self.holding) + len(self.waiting)
+        eligible = len(self.running) + len(self.incoming.holding) + len(self.waiting)
         if not threshold or not eligible or (eligible == 1 and self._rules.lone_request_unlimited):
             return 0
         if self._options.long_prefill_token_threshold_adaptive:
@@ -345,7 +329,7 @@ class Scheduler:
 
     def _join(self, step: int) -> None:
         """Put running requests together again behind this step."""
-        if self._pipelined:
+        if self._stages.is_pipeline:
             return
         self._together = True
         self._cached_step = step + (self._finished_step >= step - 1)
@@ -394,7 +378,7 @@ class Scheduler:
 
     def _wanted(self, request: Request, threshold: int) -> int:
         """Tokens that a running request has to compute."""
-        if request.num_tokens >= request.target_tokens or (self._pipelined and request.last_step > self._finished_step):
+        if request.num_tokens >= request.target_tokens or self._stages.hold(request, self._finished_step):
             return 0  # its last token is under way (vLLM: no step past max_tokens), or one that it waits for
         want = request.num_tokens - request.num_computed_tokens
         return min(want, threshold) if threshold else want
@@ -468,10 +452,15 @@ class Scheduler:
         """Admit waiting requests while budget, seats and blocks last, and grant them their tokens."""
         # Those that hold blocks already come first (vLLM 0.32.0: `kv_holding_waiting`): what they hold may be what
         # others wait for.
-        for request in [one for one in self.holding if one.kv is PromptKV.RECEIVED]:
-            if budget > 0 and len(self.running) < self._seats:
-                granted[request] = self._admit_received(request, budget, threshold, now_s)
-                budget -= granted[request]
+        arrived = self.incoming.arrived
+        for request in sorted(arrived, key=self._key) if self._by_priority else arrived:
+            if budget <= 0 or len(self.running) >= self._seats:
+                break
+            if self.running and self._watermark_blocks > self.kv_cache.num_free:
+                self._share_received(request)
+                return
+            granted[request] = self._admit_received(request, budget, threshold, now_s)
+            budget -= granted[request]
         skipped: list[Request] = []
         while self.waiting and budget > 0 and len(self.running) < self._seats:
             first = self.waiting[0]
@@ -479,8 +468,8 @@ class Scheduler:
                 if not self._reserve(first):
                     break
                 continue
-            if first.num_in_flight:
-                # Its last token before the preemption is still to come; it takes the next step at the earliest.
+            if first.num_in_flight or (self._stages.is_pipeline and first.last_computed_step > self._finished_step):
+                # What it computed before the preemption is still to come; it takes the next step at the earliest.
                 skipped.append(self.waiting.popleft())
                 continue
             if self.tiers is not None and self._load(first, self.tiers, now_s):
@@ -495,8 +484,7 @@ class Scheduler:
     def _admit(self, request: Request, budget: int, threshold: int, now_s: float) -> int:
         """Move the first waiting request to the running queue. Returns its tokens; 0 when it must wait on."""
         size = self._options.block_size
-        # The last token is always computed, so that there are logits to sample from.
-        found = self.kv_cache.find(request.block_hashes, (request.num_tokens - 1) // size)
+        found = self._found(request)
         n_found = n_blocks(found)
         hit = n_found * size
         tokens = request.num_tokens - hit
@@ -524,20 +512,13 @@ class Scheduler:
         what is cached here, beside what prompts under way will still need (`_inflight_prefill_reserved_blocks`).
         """
         size = self._options.block_size
-        found = self.kv_cache.find(request.block_hashes, request.num_tokens // size)
-        n_found = n_blocks(found)
-        new_blocks = -(-request.num_tokens // size) - n_found
+        found = self._found(request)
+        new_blocks = -(-request.num_tokens // size) - n_blocks(found)
         free = self.kv_cache.num_free_without(found) - self._needed_by_prefills()
         if new_blocks > free - (self._watermark_blocks if self.running else 0):
             return False
-        request.blocks, request.num_shared_blocks = self.kv_cache.hold(found), n_found
-        self.kv_cache.allocate(new_blocks)
         self.waiting.popleft()
-        request.cached_tokens = n_found * size
-        request.kv = PromptKV.RECEIVING
-        self._reserved_blocks[request] = n_found + new_blocks
-        self.holding.append(request)
-        self.reserved.append(request)
+        self.incoming.expect(request, found, new_blocks, size)
         return True
 
     def _needed_by_prefills(self) -> int:
@@ -554,35 +535,44 @@ class Scheduler:
         Blocks for the whole prompt are taken at once, so that what has been loaded can always be used.
         """
         size = self._options.block_size
-        most = (request.num_tokens - 1) // size
-        found = self.kv_cache.find(request.block_hashes, most)
+        found = self._found(request)
         n_found = n_blocks(found)
-        most = min(most, len(request.block_hashes))
-        end = tiers.reach(request.block_hashes, n_found, most)
+        end = self._reach(request, tiers, n_found)
         new_blocks = -(-request.num_tokens // size) - n_found
-        free = self.kv_cache.num_free_without(found) - (self._watermark_blocks if self.running else 0)
-        if end == n_found or new_blocks > free:
+        if end == n_found or new_blocks > self._free_for_load(found):
             return False
-        done_s = tiers.load(request.block_hashes, n_found, most, now_s)
-        request.blocks, request.num_shared_blocks = self.kv_cache.hold(found), n_found
-        self.kv_cache.allocate(new_blocks)
+        done_s = tiers.load(request.block_hashes, n_found, end, now_s)
         self.waiting.popleft()
-        request.kv = PromptKV.RECEIVING
-        self._reserved_blocks[request] = n_found + new_blocks
-        self._loaded_tokens[request] = end * size
-        self.holding.append(request)
-        self._n_loads += 1
-        heapq.heappush(self._loads, (done_s, self._n_loads, request))
+        self.incoming.load(request, found, new_blocks, end * size, done_s)
         return True
+
+    def _reach(self, request: Request, tiers: KVTiers, n_found: int) -> int:
+        """Blocks of a prompt that tiers have, the first `n_found` being here; its last token is always computed."""
+        most = (request.num_tokens - 1) // self._options.block_size
+        return tiers.reach(request.block_hashes, n_found, min(most, len(request.block_hashes)))
+
+    def _free_for_load(self, found: Found) -> int:
+        """Free blocks that a load may take, beside what it has found."""
+        return self.kv_cache.num_free_without(found) - (self._watermark_blocks if self.running else 0)
+
+    def _found(self, request: Request) -> Found:
+        """The cached prefix of a waiting request.
+
+        The last token is always computed, so that there are logits to sample from.
+        """
+        return self.kv_cache.find(request.block_hashes, (request.num_tokens - 1) // self._options.block_size)
 
     def _admit_received(self, request: Request, budget: int, threshold: int, now_s: float) -> int:
         """Move a request whose KV has arrived to the running queue, to compute the rest here. Returns its tokens."""
-        request.kv = PromptKV.COMPUTED_HERE
-        self.holding.remove(request)
-        hit = self._loaded_tokens.pop(request, request.num_tokens - 1)
+        blocks, hit = self.incoming.admit(request)
         tokens = min(request.num_tokens - hit, budget, threshold or budget)
-        self._run(request, self._reserved_blocks.pop(request), hit, tokens, now_s)
+        self._run(request, blocks, hit, tokens, now_s)
         return tokens
+
+    def _share_received(self, request: Request) -> None:
+        """KV that has come can be found, though its request cannot run yet (vLLM: `_update_waiting_for_remote_kv`)."""
+        if self._options.enable_prefix_caching:
+            self._make_findable(request, self.incoming.loaded_of(request))
 
     def _run(self, request: Request, blocks: int, hit: int, tokens: int, now_s: float) -> None:
         """Put a request into the running queue, with `hit` tokens computed and `tokens` to compute."""
@@ -645,7 +635,7 @@ class Scheduler:
             decode_kv_max=kv_max,
             n_preempted=preempted,
             n_running=len(self.running),
-            n_waiting=len(self.holding) + len(self.waiting),
+            n_waiting=len(self.incoming.holding) + len(self.waiting),
             kv_blocks=self.kv_cache.in_use,
         )
 
@@ -665,6 +655,8 @@ class Scheduler:
             if request.span < 0:
                 request.span = step
         if not self._together:
+            if self._stages.is_pipeline and tokens:
+                self._stages.note(request, step)
             return
         if request.last_step != step:
             if request not in self._prefilling:
@@ -726,13 +718,17 @@ class Scheduler:
 
     def _share_one(self, request: Request, cached_tokens: int) -> None:
         """Make a request's blocks findable that are in the prefix cache now; with the last of them it is done."""
-        hashed, before = request.num_hashed_blocks, request.num_shared_blocks
-        self._cache_blocks(request, min(cached_tokens // self._options.block_size, hashed))
+        self._make_findable(request, cached_tokens)
+        if request.num_shared_blocks == request.num_hashed_blocks:
+            self._sharing.remove(request)
+
+    def _make_findable(self, request: Request, cached_tokens: int) -> None:
+        """Make the blocks of known hash findable that a request's first so many tokens fill, here and in tiers."""
+        before = request.num_shared_blocks
+        self._cache_blocks(request, min(cached_tokens // self._options.block_size, request.num_hashed_blocks))
         if self.tiers is not None:
             for j in range(before, request.num_shared_blocks):
                 self.tiers.store(request.block_hashes, j, self._now_s)
-        if request.num_shared_blocks == hashed:
-            self._sharing.remove(request)
 
     def _cache_blocks(self, request: Request, full: int) -> None:
         """Make a request's first `full` blocks findable."""
@@ -743,16 +739,19 @@ class Scheduler:
             self.kv_cache.cache(request.blocks, request.block_hashes[number], first, end)
             request.num_shared_blocks += end - first
 
-    def _finish_stale(self, end_s: float, stopped: Collection[Request]) -> list[Request]:
+    def _finish_stale(self, last_step: int, end_s: float, stopped: Collection[Request]) -> list[Request]:
         """Tokens that arrive for requests preempted meanwhile; one may have been the last."""
-        done = []
+        done, still = [], []
         for request in self._stale:
+            if request.last_step > last_step:
+                still.append(request)
+                continue
             request.num_tokens += 1
             request.num_in_flight = 0
             if request.num_tokens >= request.target_tokens or request in stopped:
                 self.waiting.remove(request)
                 done.append(self._close(request, RequestStatus.FINISHED, end_s))
-        self._stale.clear()
+        self._stale = still
         return done
 
     def _end(self, request: Request, status: RequestStatus, end_s: float) -> Request:
@@ -766,20 +765,6 @@ class Scheduler:
         request.status = status
         request.finish_s = end_s
         return request
-
-
-def _new_cache(
-    options: EngineOptions, num_gpu_blocks: int, rules: Rules, eviction: Eviction | None, blocks_per_hash: int
-) -> KVCache:
-    caching, unfinished_first = options.enable_prefix_caching, rules.unfinished_blocks_first
-    if eviction is None:
-        return KVCache(
-            num_gpu_blocks,
-            prefix_caching=caching,
-            unfinished_first=unfinished_first,
-            blocks_per_hash=blocks_per_hash,
-        )
-    return RankedKVCache(num_gpu_blocks, prefix_caching=caching, unfinished_first=unfinished_first, eviction=eviction)
 
 
 def _urgency(request: Request) -> tuple[Any, ...]:

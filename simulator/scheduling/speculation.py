@@ -73,6 +73,23 @@ class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         return self.method in READS_HIDDEN_STATES and not self.disable_eagle_block_drop
 
     @property
+    def drops_last_chunk(self) -> bool:
+        """Whether the last chunk that a KV tier has of a prompt is computed again.
+
+        vLLM 0.32 `v1/core/kv_cache_utils.py::_annotate_eagle_groups`, `kv_connector/v1/offloading/scheduler.py`: of the
+        models here only an MTP module's layers are known as a drafter's.
+        """
+        return self.method == "mtp" and self.drops_last_block
+
+    @property
+    def step_tokens(self) -> int:
+        """Token slots that a step of a decode takes, those of the drafter behind it among them.
+
+        vLLM 0.32 `v1/core/sched/scheduler.py`, whose loads leave so many free: `_spec_decode_step_blocks`.
+        """
+        return 1 + self.num_speculative_tokens + self.num_lookahead_tokens
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """Unconditional acceptance by position, [num_speculative_tokens]."""
         if self.rejection_sample_method == "standard":
@@ -155,6 +172,21 @@ def check_speculation(config: SpeculativeConfig | None, *, asynchronous: bool, t
         )
 
 
+def check_drafters_apart(configs: Iterable[SpeculativeConfig | None]) -> None:
+    """Raise InputError where KV goes between engines of drafters that keep KV of their own, and not the same.
+
+    vLLM 0.32 `kv_connector/v1/nixl/metadata.py::_get_speculative_compatibility_factors`, and the same number of layers.
+
+    Args:
+        configs: of all prefill and decode engines.
+    """
+    methods = {None if one is None or one.method not in LOOKS_AHEAD else one.method for one in configs}
+    if len(methods) > 1:
+        found = ", ".join(sorted(str(method).lower() for method in methods))
+        accepted = "one of them for prefill and decode engines: the drafter's KV goes with the model's"
+        raise InputError(field=f"{FIELD}.method", found=found, accepted=accepted)
+
+
 def _check_rates(config: SpeculativeConfig) -> None:
     """One statement of the acceptance, of the right length, that does not increase."""
     k, is_synthetic = config.num_speculative_tokens, config.rejection_sample_method == "synthetic"
@@ -190,6 +222,13 @@ def _check_rates(config: SpeculativeConfig) -> None:
                 found=rates[i],
                 accepted=f"at most {rates[i - 1]}, that of the position before; rates are unconditional",
             )
+
+
+def drafter_kv_notes(configs: Iterable[SpeculativeConfig | None]) -> list[str]:
+    """What to say where KV moves, and some of it is not counted."""
+    if any(one is not None and one.method in LOOKS_AHEAD for one in configs):
+        return ["KV of the drafter's own layers is not counted in what is sent and kept elsewhere"]
+    return []
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.kv.kv_cache import Found, n_blocks
+from simulator.kv.tiers import KVTiers
+from simulator.scheduling.budget import Budget, Grant, Limits
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan, plan_of
 from simulator.scheduling.policies import Eviction, Order
-from simulator.scheduling.request import Request, RequestStatus
+from simulator.scheduling.request import PromptKV, Request, RequestStatus
 from simulator.scheduling.rules import REFERENCE_RULES, Rules
 from simulator.scheduling.scheduler import Scheduler
 from simulator.scheduling.speculation import SpeculativeConfig, acceptance_of, no_speculation
@@ -29,51 +31,12 @@ from traces.steps import Ints
 
 
 @dataclass(frozen=True, slots=True)
-class _Grant:
-    """What a request computes in a step.
-
-    Attributes:
-        tokens: of all kinds.
-        drafts: those of them that were drafted.
-        padded: whether the drafts only fill a new decode up to the length of the others: none is accepted.
-    """
-
-    tokens: int
-    drafts: int = 0
-    padded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class _UnderWay:
     """A planned step: its number, what each request computes in it, and whom it brings a token."""
 
     step: int
-    granted: dict[Request, _Grant]
+    granted: dict[Request, Grant]
     brings: frozenset[Request]
-
-
-@dataclass(slots=True)
-class _Budget:
-    """What is left of a step: tokens of the model, and of its inputs, of which a drafter may need more."""
-
-    tokens: int
-    inputs: int
-    slots: int
-
-    @property
-    def most(self) -> int:
-        """Most tokens that the next request can be given."""
-        return min(self.tokens, self.inputs - self.slots)
-
-    def take(self, tokens: int) -> None:
-        """A request computes so many."""
-        self.tokens -= tokens
-        self.inputs -= tokens + self.slots
-
-    def give_back(self, tokens: int) -> None:
-        """It does not, after all."""
-        self.tokens += tokens
-        self.inputs += tokens + self.slots
 
 
 class SpeculativeScheduler(Scheduler):
@@ -92,6 +55,7 @@ class SpeculativeScheduler(Scheduler):
         max_model_len: int,
         seed: int,
         rules: Rules = REFERENCE_RULES,
+        stages: int = 1,
         order: Order | None = None,
         eviction: Eviction | None = None,
         blocks_per_hash: int = 1,
@@ -102,6 +66,7 @@ class SpeculativeScheduler(Scheduler):
             num_gpu_blocks=num_gpu_blocks,
             max_model_len=max_model_len,
             rules=rules,
+            stages=stages,
             order=order,
             eviction=eviction,
             blocks_per_hash=blocks_per_hash,
@@ -114,18 +79,22 @@ class SpeculativeScheduler(Scheduler):
 
     def schedule(self, now_s: float) -> StepPlan | None:
         """Plan the next step and take the blocks it needs; None when no request can compute anything now."""
+        self._now_s = now_s
+        self.incoming.advance(now_s)
         while True:
+            self._stages.begin_planning()
             threshold = self._prefill_threshold()
-            granted: dict[Request, _Grant] = {}
+            granted: dict[Request, Grant] = {}
             most = self._options.max_num_batched_tokens
-            budget = _Budget(most, most, self._config.draft_slots)
+            budget = Budget(most, most, self._config.draft_slots)
             preempted = self._grant_running(granted, budget, threshold)
             if not preempted:
                 self._grant_waiting(granted, budget, threshold, now_s)
             self._n_preempted += preempted
             if granted:
                 return self._step_of(granted)
-            if not preempted or self._under_way:
+            self.plans_again = preempted > 0 or self._stages.come_nearer(self.running)
+            if not preempted or self._under_way or self._stages.plans_ahead:
                 return None
 
     def repeat(self, plan: StepPlan, times: int) -> tuple[Ints, Ints]:
@@ -150,7 +119,7 @@ class SpeculativeScheduler(Scheduler):
 
     # -- running -----------------------------------------------------------------------------------------------
 
-    def _grant_running(self, granted: dict[Request, _Grant], budget: _Budget, threshold: int) -> int:
+    def _grant_running(self, granted: dict[Request, Grant], budget: Budget, threshold: int) -> int:
         """Grant running requests what they compute next; who lacks blocks takes another's. Returns how many lost."""
         preempted, i = 0, 0
         while i < len(self.running) and budget.most > 0:
@@ -174,16 +143,18 @@ class SpeculativeScheduler(Scheduler):
                 continue
             if tokens:
                 self._take_blocks(request, tokens)
-                granted[request] = _Grant(tokens, self._drafts_within(request, tokens))
+                granted[request] = Grant(tokens, self._drafts_within(request, tokens))
                 budget.take(tokens)
             i += 1
         return preempted
 
-    def _wanted_of(self, request: Request, budget: _Budget, threshold: int) -> int:
+    def _wanted_of(self, request: Request, budget: Budget, threshold: int) -> int:
         """Tokens that a running request computes next."""
         placeholders, computed = request.num_output_placeholders, request.num_computed_tokens
         if placeholders and computed + 2 - placeholders >= request.row.prompt_tokens + request.row.output_tokens:
             return 0  # its last token is under way, even if all drafts of that step are rejected
+        if self._stages.hold(request, self._finished_step):
+            return 0
         tokens = request.num_tokens + request.num_drafts + placeholders - computed
         if 0 < threshold < tokens:
             tokens = threshold
@@ -228,68 +199,139 @@ class SpeculativeScheduler(Scheduler):
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
-    def _grant_waiting(self, granted: dict[Request, _Grant], budget: _Budget, threshold: int, now_s: float) -> None:
-        """Admit waiting requests while budget, seats and blocks last, and grant them their tokens."""
-        others_run = bool(granted)
-        prefills_run = any(request.is_prefill_chunk for request in granted)
+    def _grant_waiting(self, granted: dict[Request, Grant], budget: Budget, threshold: int, now_s: float) -> None:
+        """Admit waiting requests while budget, seats and blocks last, and grant them their tokens.
+
+        Those that hold blocks come first, and nobody passes them.
+        """
+        pads = not any(request.is_prefill_chunk for request in granted)
+        limits = Limits(budget, threshold, pads=pads, others_run=bool(granted))
         skipped: list[Request] = []
-        while self.waiting and budget.most > 0 and len(self.running) < self._seats:
-            request = self.waiting[0]
+        while (request := self._next_to_admit()) is not None and budget.most > 0 and len(self.running) < self._seats:
             if request.num_stale_tokens:
                 # A token that was on its way when it lost its blocks is still to come.
                 skipped.append(self.waiting.popleft())
                 continue
-            found = self._found(request)
-            grant = self._first_grant(request, found, budget, threshold, pads=not prefills_run, others_run=others_run)
-            if grant is None or not self._admit_with(request, found, grant, now_s):
+            if request.kv is PromptKV.ELSEWHERE:
+                if not self._reserve(request):
+                    break
+                continue
+            if request.kv is PromptKV.RECEIVED:
+                grant = self._admit_with_kv(request, limits, now_s)
+            elif self.tiers is not None and self._load(request, self.tiers, now_s):
+                continue
+            else:
+                grant = self._admit_first(request, limits, now_s)
+            if grant is None:
                 break
             granted[request] = grant
             budget.take(grant.tokens)
         self.waiting.extendleft(reversed(skipped))
 
+    def _next_to_admit(self) -> Request | None:
+        """The first of those whose KV has come, or else of the waiting ones; None when there is none."""
+        if arrived := self.incoming.arrived:
+            return min(arrived, key=self._key) if self._by_priority else arrived[0]
+        return self.waiting[0] if self.waiting else None
+
     def _found(self, request: Request) -> Found:
         """The cached prefix of a waiting request; without its last block where the drafter needs what is not cached."""
-        found = self.kv_cache.find(request.block_hashes, (request.num_tokens - 1) // self._options.block_size)
+        found = super()._found(request)
         if self._config.drops_last_block and found:
             return self.kv_cache.find(request.block_hashes, n_blocks(found) - 1)
         return found
 
-    def _first_grant(
-        self, request: Request, found: Found, budget: _Budget, threshold: int, *, pads: bool, others_run: bool
-    ) -> _Grant | None:
-        """What a waiting request computes in its first step; None when it must wait for a larger budget.
+    def _first_grant(self, request: Request, hit: int, limits: Limits) -> Grant | None:
+        """What a waiting request computes in its first step, `hit` tokens being there.
 
-        One that lacks a single token is padded to the length of a draft where no prompt goes on in the step, so that a
-        step of decodes stays uniform.
+        None when it must wait for a larger budget. One that lacks a single token is padded to the length of a draft
+        where no prompt goes on in the step, so that a step of decodes stays uniform.
         """
-        k, hit = self._config.num_speculative_tokens, n_blocks(found) * self._options.block_size
+        k, budget = self._config.num_speculative_tokens, limits.budget
         tokens = request.num_tokens - hit
-        if tokens == 1 and pads and (others_run or hit) and hit + k + 2 <= self._max_model_len:
-            return None if 1 + k > budget.most else _Grant(1 + k, k, padded=True)
-        if 0 < threshold < tokens:
-            tokens = threshold
+        if tokens == 1 and limits.pads and (limits.others_run or hit) and hit + k + 2 <= self._max_model_len:
+            return None if 1 + k > budget.most else Grant(1 + k, k, padded=True)
+        if 0 < limits.threshold < tokens:
+            tokens = limits.threshold
         if tokens > budget.most and not self._options.enable_chunked_prefill:
             return None
-        return _Grant(min(tokens, budget.most))
+        return Grant(min(tokens, budget.most))
 
-    def _admit_with(self, request: Request, found: Found, grant: _Grant, now_s: float) -> bool:
-        """Move the first waiting request to the running queue; False when there are too few blocks."""
-        size, n_found = self._options.block_size, n_blocks(found)
+    def _admit_first(self, request: Request, limits: Limits, now_s: float) -> Grant | None:
+        """Move the first waiting request to the running queue; None when budget or blocks are too few."""
+        size, found = self._options.block_size, self._found(request)
+        n_found = n_blocks(found)
+        grant = self._first_grant(request, n_found * size, limits)
+        if grant is None:
+            return None
         free = self.kv_cache.num_free_without(found) - (self._watermark_blocks if self.running else 0)
         if self._options.scheduler_reserve_full_isl and -(-request.num_tokens // size) - n_found > free:
-            return False
+            return None
         blocks = self._blocks_for(n_found * size + grant.tokens)
         if blocks - n_found > free:
-            return False
+            return None
         request.blocks, request.num_shared_blocks = self.kv_cache.hold(found), n_found
         self.kv_cache.allocate(blocks - n_found)
         self.waiting.popleft()
+        request.is_prefill_chunk = n_found * size + grant.tokens < request.num_tokens
         self._run(request, blocks, n_found * size, grant.tokens, now_s)
+        return grant
+
+    def _admit_with_kv(self, request: Request, limits: Limits, now_s: float) -> Grant | None:
+        """Move a request whose KV has come to the running queue; None when budget or blocks are too few.
+
+        What its drafts and its drafter write needs more blocks than were taken for its prompt.
+        """
+        hit, held = self.incoming.hit_of(request), self.incoming.blocks_of(request)
+        grant = self._first_grant(request, hit, limits)
+        blocks = held if grant is None else max(self._blocks_for(hit + grant.tokens), held)
+        free = self.kv_cache.num_free - (self._watermark_blocks if self.running else 0)
+        if grant is None or blocks - held > free:
+            self._share_received(request)
+            return None
+        self.kv_cache.allocate(blocks - held)
+        self.incoming.admit(request)
+        request.is_prefill_chunk = True  # vLLM counts it among those under way until the step is planned
+        self._run(request, blocks, hit, grant.tokens, now_s)
+        return grant
+
+    # -- KV from elsewhere -------------------------------------------------------------------------------------
+
+    def _reserve(self, request: Request) -> bool:
+        """Take the blocks into which another engine's KV of the first waiting prompt will come; False: too few."""
+        size, found = self._options.block_size, self._found(request)
+        new_blocks = -(-request.num_tokens // size) - n_blocks(found)
+        if new_blocks > self._free_for_load(found):
+            return False
+        self.waiting.popleft()
+        self.incoming.expect(request, found, new_blocks, size)
         return True
+
+    def _reach(self, request: Request, tiers: KVTiers, n_found: int) -> int:
+        """Blocks of a prompt that tiers have, as `Scheduler`'s, or without the last chunk for the drafter's sake."""
+        if not self._config.drops_last_chunk:
+            return super()._reach(request, tiers, n_found)
+        most = min(request.num_tokens // self._options.block_size, len(request.block_hashes))
+        return tiers.reach(request.block_hashes, n_found, most, drops_last=True)
+
+    def _free_for_load(self, found: Found) -> int:
+        """Free blocks that a load may take, beside what it has found.
+
+        Those stay free that prompts under way still need, and the first steps behind them, and its own first step
+        (vLLM: `_inflight_prefill_reserved_blocks`, `_spec_decode_step_blocks`).
+        """
+        size, step_tokens = self._options.block_size, self._config.step_tokens
+        held = {request: self.incoming.blocks_of(request) for request in self.incoming.holding}
+        held |= {request: request.num_blocks for request in self.running if request.is_prefill_chunk}
+        promised = sum(
+            max(-(-(min(request.num_tokens, self._max_model_len) + step_tokens) // size) - blocks, 0)
+            for request, blocks in held.items()
+        )
+        return super()._free_for_load(found) - promised - -(-step_tokens // size)
 
     # -- plan --------------------------------------------------------------------------------------------------
 
-    def _step_of(self, granted: dict[Request, _Grant]) -> StepPlan:
+    def _step_of(self, granted: dict[Request, Grant]) -> StepPlan:
         """The plan, and the counts after it."""
         step, grants = self._next_step, list(granted.values())
         self._next_step += 1
@@ -305,12 +347,12 @@ class SpeculativeScheduler(Scheduler):
             repeat=1,
             n_preempted=preempted,
             n_running=len(self.running),
-            n_waiting=len(self.waiting),
+            n_waiting=len(self.incoming.holding) + len(self.waiting),
             kv_blocks=self.kv_cache.in_use,
             drafts=np.array([grant.drafts for grant in grants], dtype=np.int64),
         )
 
-    def _advance(self, request: Request, grant: _Grant) -> bool:
+    def _advance(self, request: Request, grant: Grant) -> bool:
         """A request's counts after a step is planned. Returns whether the step brings it a token."""
         request.num_computed_tokens += grant.tokens
         request.num_in_flight_tokens += grant.tokens
@@ -320,12 +362,13 @@ class SpeculativeScheduler(Scheduler):
             return False
         if self._options.async_scheduling:
             request.num_output_placeholders += 1 + grant.drafts
+            self._stages.note_token(request)
             request.num_drafts = self._config.num_speculative_tokens
         return True
 
     # -- output ------------------------------------------------------------------------------------------------
 
-    def _take_output(self, request: Request, grant: _Grant, output: _UnderWay, *, stops: bool) -> bool:
+    def _take_output(self, request: Request, grant: Grant, output: _UnderWay, *, stops: bool) -> bool:
         """Take in what a step brings a request. Returns whether it ends with that."""
         is_stale = request.num_stale_tokens > 0
         request.num_in_flight_tokens -= grant.tokens
@@ -347,7 +390,7 @@ class SpeculativeScheduler(Scheduler):
             self._put_in_cache(request, request.num_computed_tokens - request.num_output_placeholders)
         return stops or request.num_tokens >= request.target_tokens
 
-    def _accepted(self, request: Request, grant: _Grant) -> int:
+    def _accepted(self, request: Request, grant: Grant) -> int:
         """Tokens of the request's drafts that the model would have said itself."""
         if not grant.drafts:
             return 0

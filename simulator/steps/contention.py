@@ -1,4 +1,4 @@
-"""Collectives of an engine and KV of others over the same links: each takes longer for the other.
+"""Collectives of an engine, and KV and collectives of others, over the same links: each takes longer for the other.
 
 A step's collectives are hundreds of short messages between computations. They are taken as what they amount to: so many
 bytes on each link, at an even rate while a step goes on evenly. KV transfers have what they leave of the link.
@@ -8,8 +8,9 @@ would have: a step of `D` seconds with `S` bytes on a link of bandwidth `B` goes
 `D + S / share - S / B`, from one moment to the next at which some KV begins or ends, as far as that is known when the
 step is planned; on the worst link of each exchange.
 
-KV that comes later in a step slows only the next one. Bytes are a ring's, whatever the algorithm, without padding. Two
-engines whose collectives share a link do not slow each other. Links that KV does not cross change nothing.
+KV that comes later in a step slows only the next one. Bytes are a ring's, whatever the algorithm, without padding.
+Other engines' collectives slow it as `talking.py` says, by what is known of these engines when the step is planned.
+Links that nobody else crosses change nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from simulator.network.transfers import Link, Network, Path, fair_rates
 from simulator.scheduling.plan import StepPlan
 from simulator.steps.partition import stage_layers
 from simulator.steps.step_time import StepCost, StepTimeModel, reads_batches
+from simulator.steps.talking import Neighbour, Talk, beside_s, talk_of
 from traces.steps import Floats
 
 
@@ -113,16 +115,25 @@ class _Spell:
 
 
 class SharedLinks:
-    """The step times of an engine some of whose links carry KV too, and what its collectives leave of these.
+    """The step times of an engine some of whose links others use too, and what its collectives leave of these.
 
     Attributes:
         reads_batches: as the model's.
-        links: that both use.
+        links: that others use.
         now_s: when the next step is planned.
+        talk: what its last step does on them; None: it has run none.
+        neighbours: other engines that talk over them, as they are known now.
     """
 
     def __init__(
-        self, model: StepTimeModel, own: Sequence[Exchange], links: Collection[Link], network: Network, *, stages: int
+        self,
+        model: StepTimeModel,
+        own: Sequence[Exchange],
+        links: Collection[Link],
+        network: Network,
+        *,
+        stages: int,
+        talked_over: Collection[Link] = (),
     ) -> None:
         """Nothing is under way.
 
@@ -132,13 +143,17 @@ class SharedLinks:
             links: that KV may cross.
             network: the KV on them.
             stages: pipeline stages, which several steps pass through at once.
+            talked_over: links that other engines' collectives cross.
         """
+        self.talk: Talk | None = None
+        self.neighbours: tuple[Neighbour, ...] = ()
         self.reads_batches = reads_batches(model)
-        crossing = [one.only(links) for one in own]
+        crossing = [one.only({*links, *talked_over}) for one in own]
         self._exchanges = [one for one in crossing if one.per_token or one.per_request]
         self.links = tuple(dict.fromkeys(link for one in self._exchanges for link in one.link_bytes(1, 1)))
         self.now_s = 0.0
-        self._on_links = frozenset(self.links)
+        self._on_links = frozenset(link for link in self.links if link in links)
+        self._talked_over = frozenset(link for link in self.links if link in talked_over)
         self._model = model
         self._network = network
         self._in_turn = stages == 1
@@ -149,14 +164,21 @@ class SharedLinks:
         self._slowly: dict[Link, list[tuple[float, float]]] = {}
         self._n_slowed = 0
         self._slowed_s = 0.0
+        # Likewise for other engines' collectives.
+        self._beside_s = 0.0
+        self._n_beside = 0
+        self._sum_beside_s = 0.0
         for link in self.links:
-            network.share_with(link, self)
+            if link in self._on_links:
+                network.share_with(link, self)
 
     def price(self, plan: StepPlan) -> StepCost:
         """Seconds of each repeat, with the links as they are now."""
         cost = self._model.price(plan)
         self._slowly = {}
-        extra_s = self._extra_s = self._longer_s(plan, float(cost.device_s[0]))
+        self._extra_s = self._longer_s(plan, float(cost.device_s[0]))
+        self._beside_s = beside_s(self._alone_s(plan), self.neighbours, self._begin_s)
+        extra_s = self._extra_s + self._beside_s
         if not extra_s:
             return cost
         operators = cost.operators
@@ -170,6 +192,9 @@ class SharedLinks:
         if self._extra_s:
             self._n_slowed += times
             self._slowed_s += times * self._extra_s
+        if self._beside_s:
+            self._n_beside += times
+            self._sum_beside_s += times * self._beside_s
 
     def notes(self) -> tuple[str, ...]:
         """What the model has to say."""
@@ -179,6 +204,15 @@ class SharedLinks:
     def slowed(self) -> tuple[int, float]:
         """Steps that took longer for KV on their links, and by how many seconds together."""
         return self._n_slowed, self._slowed_s
+
+    @property
+    def beside(self) -> tuple[int, float]:
+        """Steps that took longer for other engines' collectives on their links, and by how many seconds together."""
+        return self._n_beside, self._sum_beside_s
+
+    def is_beside(self, other: SharedLinks) -> bool:
+        """Whether another engine talks over any of the same links."""
+        return other is not self and not self._talked_over.isdisjoint(other.links)
 
     def ran(self, plan: StepPlan, scheduled_s: Floats, end_s: Floats) -> None:
         """A plan is run: its steps are planned and end at these times, [n_steps] each."""
@@ -198,15 +232,19 @@ class SharedLinks:
             edges_s = float(begin_s[0]) + np.cumsum([0.0, *(seconds for seconds, _ in pieces)])
             rates[link] = _Rates(edges_s[:-1], edges_s[1:], np.array([rate for _, rate in pieces]))
         self._forget_before(self._network.now_s)
-        self._spells.append(_Spell(float(end_s[-1]), rates))
+        if self._on_links:
+            self._spells.append(_Spell(float(end_s[-1]), rates))
         self._last_end_s = float(end_s[-1])
-        self._network.shared_anew(self.links, float(begin_s[0]))
+        longer_s = self._extra_s + self._beside_s
+        self.talk = talk_of(self._alone_s(plan), float(begin_s[-1]), float(end_s[-1]), longer_s)
+        self._network.shared_anew(self._on_links, float(begin_s[0]))
 
     def stop(self, now_s: float) -> None:
         """The engine fails: nothing of it is under way."""
         self._spells.clear()
+        self.talk = None
         self._last_end_s = 0.0
-        self._network.shared_anew(self.links, now_s)
+        self._network.shared_anew(self._on_links, now_s)
 
     def rate(self, link: Link, at_s: float) -> tuple[float, float]:
         """Bytes per second of collectives on a link from this moment on, and until when as far as that is known."""
@@ -226,12 +264,32 @@ class SharedLinks:
 
     @property
     def is_shared_now(self) -> bool:
-        """Whether KV is on the links, or on its way to them."""
+        """Whether KV is on the links, or on its way to them, or another engine talks there."""
+        talks = any(one.is_due or (one.talk and one.talk.end_s > self.now_s) for one in self.neighbours)
+        return talks or self._carries_kv
+
+    @property
+    def _carries_kv(self) -> bool:
         return bool(self._network.on(self._on_links))
+
+    @property
+    def _begin_s(self) -> float:
+        """When a step begins that is planned now."""
+        return max(self.now_s, self._last_end_s) if self._in_turn else self.now_s
+
+    def _alone_s(self, plan: StepPlan) -> list[dict[Link, float]]:
+        """Of each exchange of a step the seconds that it takes alone on each link."""
+        return [
+            {
+                link: n_bytes / link.bandwidth_bytes_per_s
+                for link, n_bytes in one.link_bytes(plan.n_tokens, plan.n_requests).items()
+            }
+            for one in self._exchanges
+        ]
 
     def _longer_s(self, plan: StepPlan, step_s: float) -> float:
         """How much longer a step takes, that would take `step_s` alone, for the KV that is known of now."""
-        if not self.is_shared_now:
+        if not self._carries_kv:
             return 0.0
         now_s, network = self.now_s, self._network
         kv = [
@@ -243,7 +301,7 @@ class SharedLinks:
         for exchange in self._exchanges:
             longest_s = 0.0
             for link, n_bytes in exchange.link_bytes(plan.n_tokens, plan.n_requests).items():
-                if n_bytes and any(link in one.path for one in kv):
+                if n_bytes and link in self._on_links and any(link in one.path for one in kv):
                     pieces = _beside(link, n_bytes, step_s, kv)
                     longest_s = max(longest_s, sum(seconds for seconds, _ in pieces) - step_s)
                     self._slowly[link] = [*self._slowly.get(link, ()), *pieces]
@@ -253,6 +311,19 @@ class SharedLinks:
     def _forget_before(self, now_s: float) -> None:
         while self._spells and self._spells[0].end_s <= now_s:
             self._spells.popleft()
+
+
+def shared_notes(engines: Collection[SharedLinks], *, has_kv: bool) -> list[str]:
+    """How much longer the steps of all engines took for KV, where there is any, and for each other's collectives."""
+    whom = {"KV": [one.slowed for one in engines]} if has_kv and engines else {}
+    if any(one.is_beside(other) for one in engines for other in engines):
+        whom["other engines"] = [one.beside for one in engines]
+    notes = []
+    for who, slowed in whom.items():
+        steps, seconds = sum(n for n, _ in slowed), sum(seconds for _, seconds in slowed)
+        longer = f"{steps} steps took {seconds:.6g} s longer"
+        notes.append(f"{longer} for {who} on links of their collectives, as planned")
+    return notes
 
 
 @dataclass(frozen=True, slots=True)

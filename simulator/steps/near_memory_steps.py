@@ -11,7 +11,7 @@ from simulator.scheduling.plan import StepPlan
 from simulator.steps.near_memory import NearLayer, NearMemory, halves, part_of
 from simulator.steps.operator_model import OperatorModel
 from simulator.steps.step_time import OperatorTimes, StepCost
-from traces.steps import Floats
+from traces.steps import Floats, Ints
 
 
 class NearMemoryModel:
@@ -39,19 +39,41 @@ class NearMemoryModel:
             return self._in_turn(plan)
         cost = self._on_device(plan)
         assert cost.operators is not None
-        layers = self.memory.num_layers
-        (near,) = self.memory.layers([plan], np.arange(plan.repeat))
-        waiting_s = np.maximum(layers * near.alone_s - cost.operators.attention_s, 0.0)
+        layers, repeats = self.memory.num_layers, np.arange(plan.repeat)
+        # Each rank has a memory of its own, and those that step together wait for the slowest.
+        near_s = np.max([self._near_s(one, repeats) for one in (plan, *plan.alongside)], axis=0)
+        waiting_s = np.maximum(layers * near_s - cost.operators.attention_s, 0.0)
         return replace(
             cost,
             device_s=cost.device_s + waiting_s,
             host_s=np.full(plan.repeat, cost.host_s[0]),
             operators=replace(cost.operators, waiting_s=waiting_s),
+            stages=self._stages(cost, float(waiting_s[0])),
+        )
+
+    def _near_s(self, plan: StepPlan, repeats: Ints) -> Floats:
+        """One layer near memory, of one rank, [repeat]."""
+        (near,) = self.memory.layers([plan], repeats)
+        return near.alone_s
+
+    def _stages(self, cost: StepCost, waiting_s: float) -> tuple[float, ...]:
+        """Shares of pipeline stages, each of which waits in its own layers."""
+        if len(cost.stages) == 1:
+            return cost.stages
+        device_s, layers = float(cost.device_s[0]), self.memory.num_layers
+        return tuple(
+            (share * device_s + waiting_s * own / layers) / (device_s + waiting_s)
+            for share, own in zip(cost.stages, self.model.stage_layers, strict=True)
         )
 
     def _on_device(self, plan: StepPlan) -> StepCost:
         """The step without the attention that near memory computes."""
-        return self.model.price(plan, part_of(plan, ~self.memory.takes(plan)))
+        return self.model.price(plan, self._attending(plan))
+
+    def _attending(self, plan: StepPlan) -> StepPlan:
+        """What of the step attends on the device, on each rank."""
+        own, *others = (part_of(one, ~self.memory.takes(one)) for one in (plan, *plan.alongside))
+        return replace(own, alongside=tuple(others))
 
     def _in_turn(self, plan: StepPlan) -> StepCost:
         """Two halves, layer by layer in turn; what runs once for the batch follows the last layer."""
@@ -79,10 +101,9 @@ class NearMemoryModel:
 
     def count(self, plan: StepPlan, times: int) -> None:
         """Take note that the plan was run so many times."""
-        taken = self.memory.takes(plan)
-        self.model.count(plan, times, part_of(plan, ~taken))
+        self.model.count(plan, times, self._attending(plan))
         self._steps += times
-        self._taken += times if taken.any() else 0
+        self._taken += times * any(self.memory.takes(one).any() for one in (plan, *plan.alongside))
         self._interleaved += times if self.memory.interleaves and plan.n_requests > 1 else 0
 
     def notes(self) -> tuple[str, ...]:

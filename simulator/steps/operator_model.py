@@ -87,6 +87,9 @@ class OperatorModel:
         self._largest_graph = max(options.capture_sizes(), default=0)
         self._overhead = overhead or Overhead()
         self._talk = talk
+        # vLLM 0.32 v1/worker/gpu_worker.py: `execute_dummy_batch` is of `uniform_decode_query_len` tokens.
+        drafter = options.speculative_config
+        self._dummy_tokens = 1 if drafter is None else 1 + drafter.num_speculative_tokens
         self._stage_layers = stage_layers(num_layers, partition.pipeline_parallel_size)
         self._partition = partition
         self._outside: Counter[str] = Counter()
@@ -97,18 +100,25 @@ class OperatorModel:
         """What each step takes on the device beside its operators."""
         return self._overhead.device_step_s
 
+    @property
+    def stage_layers(self) -> tuple[int, ...]:
+        """Layers of each pipeline stage."""
+        return self._stage_layers
+
     def price(self, plan: StepPlan, attending: StepPlan | None = None) -> StepCost:
         """Seconds of each repeat of the plan, [repeat].
 
         Args:
             plan: the batch.
-            attending: what of it has its attention computed on the device; None: all of it.
+            attending: what of it has its attention computed on the device, other ranks' parts alongside; None: all.
         """
-        attention_s = self._attention_s(attending or plan, plan.repeat)
-        n_tokens, n_requests = plan.n_tokens, plan.n_requests
-        for other in plan.alongside:
+        attending = attending or plan
+        attention_s = self._attention_s(attending, plan.repeat)
+        for other in attending.alongside:
             # Ranks that step together wait for each other in every layer.
             attention_s = np.maximum(attention_s, self._attention_s(other, plan.repeat))
+        n_tokens, n_requests = plan.n_tokens, plan.n_requests
+        for other in plan.alongside:
             n_tokens, n_requests = max(n_tokens, other.n_tokens), max(n_requests, other.n_requests)
         attention_s = attention_s * (self._num_layers if self._has_attention else 0)
         padded = self._padded[n_tokens]
@@ -139,14 +149,14 @@ class OperatorModel:
         return talk_s + (talk.request_s.item(n_requests) + (len(self._stage_layers) - 1) * talk.stage_s.item(padded))
 
     def _tokens_of_experts(self, plan: StepPlan) -> int:
-        """Tokens that enter a layer's experts, of all ranks; one without requests computes a dummy token.
+        """Tokens that enter a layer's experts, of all ranks; one without requests computes a dummy decode.
 
         Ranks pad to the largest where all of them run a CUDA graph, and else each for itself
         (vLLM 0.32 `v1/worker/dp_utils.py::coordinate_batch_across_dp`).
         """
         tokens = [plan.n_tokens, *(other.n_tokens for other in plan.alongside)]
         ranks = self._partition.data_parallel_size
-        tokens += [1] * (ranks - len(tokens))
+        tokens += [self._dummy_tokens] * (ranks - len(tokens))
         largest = max(tokens)
         if largest <= self._largest_graph:
             return self._padded[largest] * ranks
@@ -184,7 +194,8 @@ class OperatorModel:
         """Count `times` steps of this plan, and what of them is beyond the measured range; `attending` as `price`."""
         self._steps += times
         together = (plan, *plan.alongside)
-        attend = (attending or plan, *plan.alongside)
+        attending = attending or plan
+        attend = (attending, *attending.alongside)
         tokens, history, decodes, decode_history = self._attention.largest
         if max([one.n_tokens for one in together]) > self._largest_tokens:
             self._outside["tokens per step"] += times

@@ -17,7 +17,7 @@ from simulator.steps.step_time import Overhead
 def profile_overhead(
     profile: Profile, num_layers: int, tensor_parallel_size: int = 1, experts: ExpertTimes | None = None
 ) -> Overhead:
-    """The median of `whole step - composed operators`; none when the profile holds no whole steps.
+    """The median of `whole step - composed operators`; what the profile states when it holds no whole steps, or none.
 
     `whole step = operators + device_step_s + host_request_s * requests`, by the Theil-Sen estimator (Sen, JASA 63,
     1968), so that disturbed shots have no say. It was measured with the profile, on no served request, and can be
@@ -27,7 +27,8 @@ def profile_overhead(
     tables = profile.tables.get(tensor_parallel_size)
     steps = None if tables is None else tables.steps
     if steps is None:
-        return Overhead()
+        stated = profile.meta.overhead
+        return Overhead() if stated is None else Overhead(host_step_s=stated.host_step_s, source=stated.source)
     from scipy.stats import theilslopes  # half a second: only where there is something to fit
 
     plans = [_plan(steps, i) for i in range(len(steps.step_s))]

@@ -10,6 +10,7 @@ a request, as FlashAttention with packed queries does, takes no longer than that
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -136,30 +137,35 @@ class SpeculativeModel:
         self._steps = self._beyond = 0
 
     def price(self, plan: StepPlan) -> StepCost:
-        """Seconds of each repeat of the plan, [repeat]."""
+        """Seconds of each repeat of the plan, [repeat]; ranks that step together wait for the slowest of them."""
         cost = bounded(self.model, plan)
         times = cost.operators
         assert times is not None
-        rows, requests = plan.n_requests + plan.n_draft_tokens, plan.n_requests
+        ranks = (plan, *plan.alongside)
+        rows, requests = _rows(ranks), max([one.n_requests for one in ranks])
         rows_s = float(self._rows.time_s[rows] - self._rows.time_s[requests])
         talk_s = float(self._rows.talk_s[rows] - self._rows.talk_s[requests])
         operators = replace(
             times, per_request_s=times.per_request_s + rows_s, communication_s=times.communication_s + talk_s
         )
         stated_s = self.config.draft_s or 0.0
-        draft_s = stated_s if self.drafter is None else self.drafter.step_s(plan)
+        draft_s = stated_s if self.drafter is None else max([self.drafter.step_s(one) for one in ranks])
         # Prompt lookup runs on the host, after the tokens of a step are known (vLLM 0.32 ngram_proposer.py).
         on_host_s = draft_s if self.config.method == "ngram" else 0.0
-        device_s = cost.device_s + (rows_s + talk_s + draft_s - on_host_s)
-        return replace(cost, device_s=device_s, host_s=cost.host_s + on_host_s, operators=operators)
+        behind_s = rows_s + talk_s + draft_s - on_host_s
+        stages = _with_more_behind(cost.stages, float(cost.device_s[0]), behind_s)
+        host_s = cost.host_s + on_host_s
+        return replace(cost, device_s=cost.device_s + behind_s, host_s=host_s, operators=operators, stages=stages)
 
     def count(self, plan: StepPlan, times: int) -> None:
         """Take note that the plan was run so many times."""
         self.model.count(plan, times)
+        ranks = (plan, *plan.alongside)
         if self.drafter is not None:
-            self.drafter.count(plan, times)
+            self.drafter.count(max(ranks, key=self.drafter.step_s), times)
         self._steps += times
-        self._beyond += times * (plan.n_draft_tokens > 0 and plan.n_requests + plan.n_draft_tokens > self._rows.largest)
+        has_drafts = any(one.n_draft_tokens for one in ranks)
+        self._beyond += times * (has_drafts and _rows(ranks) > self._rows.largest)
 
     def notes(self) -> tuple[str, ...]:
         """The model's own, and what drafting was taken to cost."""
@@ -173,12 +179,26 @@ class SpeculativeModel:
         return (*self.model.notes(), *notes)
 
 
+def _with_more_behind(stages: tuple[float, ...], device_s: float, behind_s: float) -> tuple[float, ...]:
+    """Shares of pipeline stages where the last one, which verifies and drafts, takes so much longer."""
+    if len(stages) == 1:
+        return stages
+    *others, last = (share * device_s for share in stages)
+    return tuple(stage_s / (device_s + behind_s) for stage_s in (*others, last + behind_s))
+
+
+def _rows(ranks: Sequence[StepPlan]) -> int:
+    """Rows of logits and sampler on the rank that has most of them."""
+    return max([one.n_requests + one.n_draft_tokens for one in ranks])
+
+
 def bounded(model: OperatorModel, plan: StepPlan) -> StepCost:
     """Seconds of a plan: with its drafts attending as decodes, or as chunks, whichever takes longer."""
     cost = model.price(plan)
-    if not plan.n_draft_tokens:
+    if not any(one.n_draft_tokens for one in (plan, *plan.alongside)):
         return cost
-    in_chunks = model.price(plan, attending=as_chunks(plan))
+    others = tuple(as_chunks(one) for one in plan.alongside)
+    in_chunks = model.price(plan, attending=replace(as_chunks(plan), alongside=others))
     return cost if cost.device_s[0] >= in_chunks.device_s[0] else in_chunks
 
 
@@ -203,11 +223,10 @@ def _pass(plan: StepPlan, new_tokens: Ints, computed_tokens: Ints, drafts: Ints 
     )
 
 
-def refuse_beside_drafts(*, near_memory: bool, offload: bool) -> None:
+def refuse_beside_drafts(*, near_memory: bool) -> None:
     """Raise InputError for what is not modelled of an engine that drafts."""
-    for field, is_there in (("near_memory", near_memory), ("offload", offload)):
-        if is_there:
-            raise InputError(f"is not modelled where tokens are drafted ({FIELD})", field=field)
+    if near_memory:
+        raise InputError(f"is not modelled where tokens are drafted ({FIELD})", field="near_memory")
 
 
 def refuse_unknown_memory(options: EngineOptions) -> None:

@@ -22,11 +22,20 @@ BELOW = {
 
 FLOORS = {
     "simulator": ("network", "kv", "scheduling", "steps"),
-    "harness": ("descriptions", "deploy"),
+    "collectors": ("engine", "client", "server", "power", "operators", "local", "recording", "campaign"),
+    "harness": ("descriptions", "deploy", "terminal", "running", "scoring", "gate", "sweeps", "reports"),
 }
 """Folders inside a package, from the ground up; each knows those before it, and none what lies beside them."""
 
-FREE_OF_FLOORS = {"simulator.user_class", "harness.cost"}
+FREE_OF_FLOORS = {
+    "simulator.user_class",
+    "collectors.host",
+    "collectors.interrupts",
+    "collectors.journal",
+    "collectors.request_ids",
+    "harness.cost",
+    "harness.files",
+}
 """Files beside the folders that these may import: they import nothing of their package themselves."""
 
 
@@ -62,22 +71,27 @@ def test_folders_of_a_package_import_downward_only(package: str, folder: str) ->
                 assert module.split(".")[1] in below, f"{file.relative_to(ROOT)} imports {module}"
 
 
-@pytest.mark.parametrize("name", ["recorder", "stat_logger"])
+@pytest.mark.parametrize("name", sorted(FREE_OF_FLOORS))
+def test_a_file_below_the_floors_imports_nothing_of_its_package(name: str) -> None:
+    assert name.split(".")[0] not in imported(ROOT / f"{name.replace('.', '/')}.py")
+
+
+@pytest.mark.parametrize("name", ["recorder", "small_host", "stat_logger", "transfer_recorder"])
 def test_what_is_dropped_into_a_server_needs_nothing_of_ours(name: str) -> None:
-    assert not imported(ROOT / "collectors" / f"{name}.py") & BELOW.keys()
+    assert not imported(ROOT / "collectors" / "engine" / f"{name}.py") & BELOW.keys()
 
 
-LOADED_BY_A_WORKER = {"worker", "operators", "operators.kernels", "operators.routing", "operators.timers"}
+LOADED_BY_A_WORKER = {"worker", "kernels", "routing", "timers"}
 
 
-@pytest.mark.parametrize("name", sorted(LOADED_BY_A_WORKER - {"operators"}))
+@pytest.mark.parametrize("name", sorted(LOADED_BY_A_WORKER))
 def test_what_a_worker_loads_needs_torch_and_vllm_alone(name: str) -> None:
-    tree = ast.parse((ROOT / "collectors" / f"{name.replace('.', '/')}.py").read_text())
+    tree = ast.parse((ROOT / "collectors" / "operators" / f"{name}.py").read_text())
     names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     for module in names:
         top = module.split(".")[0]
-        ours = module.removeprefix("collectors.") in LOADED_BY_A_WORKER
+        ours = module.removeprefix("collectors.operators.") in LOADED_BY_A_WORKER
         assert top in sys.stdlib_module_names or top in ("torch", "vllm") or ours, module
 
 

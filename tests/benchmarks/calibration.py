@@ -18,10 +18,10 @@ from typing import Any
 
 from calibrate.fit import Source
 from harness.calibrate import calibrate, write_calibration
-from harness.console import console, table
 from harness.demo import BUNDLED
-from harness.show import import_profiles_to
-from harness.validate import validate
+from harness.scoring.validate import validate
+from harness.terminal.console import console, table
+from harness.terminal.facts import import_profiles_to
 from traces.capture import write_capture
 from traces.formats import import_capture, read_any_trace
 
@@ -46,6 +46,9 @@ FITS: dict[str, tuple[tuple[str, ...], Source]] = {
 }
 """Names of fits, the recordings that each is of, and from which records."""
 
+Coverage = dict[str, list[dict[str, Any]]]
+"""How many E2EL values of each scored part are within their intervals, by what the parts have in common."""
+
 
 def gpu_case(name: str, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """A ground-truth run with nothing fitted, and fitted on its first third; both scored on the rest."""
@@ -64,7 +67,7 @@ def gpu_case(name: str, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def gpu_rows(name: str, work: Path) -> list[tuple[str, ...]]:
+def gpu_rows(name: str, work: Path, held_back: Coverage) -> list[tuple[str, ...]]:
     """Each metric's paired error before and after, the largest error of its statistics, and the coverage."""
     bare, fitted = gpu_case(name, work)
     rows = []
@@ -75,11 +78,14 @@ def gpu_rows(name: str, work: Path) -> list[tuple[str, ...]]:
         median = fitted["paired"][metric]["median_ape"]
         cells = (f"{before:.2%}", f"{after:.2%}", f"{median:.2%}", f"{max(errors):.2%}", f"{covered:.0%}")
         rows.append((name, label, *cells, str(fitted["n_scored"])))
+    held_back["GPU"].append(fitted["prediction"]["coverage"]["e2el_s"])
     return rows
 
 
-def cpu_rows(label: str, captures: Sequence[str], source: Source, work: Path) -> list[tuple[str, ...]]:
-    """A fit of light recordings, scored on those of the other loads."""
+def cpu_rows(
+    label: str, captures: Sequence[str], source: Source, work: Path, held_back: Coverage
+) -> list[tuple[str, ...]]:
+    """A fit of light recordings, scored on those of the other loads; its coverage is added to `held_back`."""
     folder = BUNDLED / "captures"
     fitted = calibrate(BUNDLED / "light.yaml", [folder / name for name in captures], source=source)
     out = work / f"{label}.json"
@@ -97,29 +103,40 @@ def cpu_rows(label: str, captures: Sequence[str], source: Source, work: Path) ->
                 cells += [f"{error:.1%}", f"{floor:.1%}"]
             covered = [of["prediction"]["coverage"]["e2el_s"]["share"] for of in (alone, result)]
             rows.append((label, f"{load}-{number}", *cells, *(f"{share:.0%}" for share in covered)))
+            held_back["CPU, without the floor"].append(alone["prediction"]["coverage"]["e2el_s"])
+            held_back["CPU, with the floor"].append(result["prediction"]["coverage"]["e2el_s"])
     return rows
 
 
+def pooled(parts: Sequence[dict[str, Any]]) -> str:
+    """Share of all held-back values within their intervals."""
+    n = sum(part["n"] for part in parts)
+    return f"{sum(part['share'] * part['n'] for part in parts) / n:.1%} of {n}"
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print both tables, and the coverage of all."""
+    held_back: Coverage = {"GPU": [], "CPU, without the floor": [], "CPU, with the floor": []}
     if not GROUND_TRUTH.is_dir():
         sys.stderr.write(f"no ground truth at {GROUND_TRUTH}: the GPU runs are left out\n")
     else:
         rows = []
         for name in CASES:
             with tempfile.TemporaryDirectory() as folder:
-                rows += gpu_rows(name, Path(folder))
+                rows += gpu_rows(name, Path(folder), held_back)
         columns = ["GPU run, first third fitted", "", "bare, all", "paired", "median", "worst of five", "in 90 %", "n"]
         console().print(table("Error on the other two thirds", columns, rows))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for label, (captures, source) in FITS.items():
-            rows += cpu_rows(label, captures, source, Path(folder))
+            rows += cpu_rows(label, captures, source, Path(folder), held_back)
     columns = ["CPU, fitted on", "scored on"]
     for label in METRICS.values():
         columns += [f"{label} paired", "floor"]
     columns += ["E2EL in 90 %", "with the floor"]
     console().print(table("Error on other loads", columns, rows))
+    shares = [(name, pooled(parts)) for name, parts in held_back.items() if parts]
+    console().print(table("E2EL within the 90 % interval, all held-back requests together", ["", "share"], shares))
 
 
 if __name__ == "__main__":

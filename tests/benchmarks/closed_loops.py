@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.console import console, table
-from harness.show import import_tables_to
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
+from harness.terminal.console import console, table
+from harness.terminal.facts import import_tables_to
 from traces.trace import write_trace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, `tests` is not on the path

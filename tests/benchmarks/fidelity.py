@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness.console import console, table
 from harness.demo import LOADS, bundled_validation
-from harness.validate import validate
+from harness.scoring.validate import validate
+from harness.terminal.console import console, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, `tests` is not on the path
 from tests.measured import GROUND_TRUTH, RUNS, SERIES, measured_run, series_error_of

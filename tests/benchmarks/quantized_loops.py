@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.console import console, table
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
+from harness.terminal.console import console, table
 from traces.errors import InputError
 from traces.trace import write_trace
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.console import console, table
+from harness.terminal.console import console, table
 from profiles.aiconfigurator import aiconfigurator_profile, system_of
 from profiles.attention import Chunk
 from profiles.catalog import BUNDLED, find_device, find_model, model_configs

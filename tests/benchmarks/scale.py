@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, `tests` is not on the path
-from harness.console import console, table
+from harness.terminal.console import console, table
 from simulator.cluster import Cluster
 from simulator.engine import Engine
 from simulator.scheduling.options import EngineOptions

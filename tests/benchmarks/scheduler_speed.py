@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, the packages are not on the path
-from harness.console import console, table
+from harness.terminal.console import console, table
 from simulator.scheduling.choice import RequestScheduler
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.oracle import ANY_TOKEN, Oracle

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.console import console, table
 from harness.demo import LOADS, bundled_validation
-from harness.validate import validate
+from harness.scoring.validate import validate
+from harness.terminal.console import console, table
 from simulator.simulate import simulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, `tests` is not on the path

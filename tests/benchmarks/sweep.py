@@ -15,9 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.console import console, table
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from harness.sweeps.sweep import sweep
+from harness.terminal.console import console, table
 from traces.synthesis import Lengths, poisson_trace
 from traces.trace import write_trace
 

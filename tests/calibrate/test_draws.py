@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from calibrate.calibration import Calibration, Residuals, front_end_of
-from calibrate.draws import median_latencies
+from calibrate.draws import drawn_latencies
 from calibrate.fit import Subject, fit
 from calibrate.parameters import RESIDUAL
 from calibrate.pricing import corrected
@@ -34,7 +34,7 @@ def drawn(
         return capture
 
     cluster = corrected(subject.cluster, calibration.values(), RESIDUAL)
-    return median_latencies(cluster, calibration, simulate, n, seed=seed)
+    return drawn_latencies(cluster, calibration, simulate, n, seed=seed).medians()
 
 
 def latencies(capture: Capture, metric: str) -> dict[str, float]:

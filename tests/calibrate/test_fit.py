@@ -10,7 +10,7 @@ import pytest
 from calibrate.calibration import Calibration
 from calibrate.fit import fit
 from calibrate.parameters import RESIDUAL
-from calibrate.pricing import corrected, reprice, serve
+from calibrate.pricing import all_priced, corrected, serve
 from calibrate.split import parse_split
 from simulator.front_end import DIRECT, simulate_behind
 from tests.calibrate.synthetic import TRUTH, WAY, bundled, measured
@@ -29,7 +29,7 @@ def off(fitted: Calibration, name: str, truth: float) -> float:
 def total_error(fitted: Calibration, load: str, *, asynchronous: bool) -> float:
     """Relative error of all steps' time on another load of the same engine."""
     other = measured(bundled(load, asynchronous=asynchronous), TRUTH, seed=9, way=WAY)
-    priced = reprice(other.measured, other.engine.step_time, RESIDUAL)
+    (priced,) = all_priced(other.measured, other.engine.step_time, RESIDUAL)
     changes = RESIDUAL.array(fitted.values()) - RESIDUAL.neutral
     base_s, rows = priced.rows(changes, asynchronous=asynchronous)
     return float((base_s + rows @ changes).sum() / priced.cycle_s.sum()) - 1
@@ -94,7 +94,7 @@ def test_a_simulation_knows_what_its_steps_are_made_of() -> None:
         cluster = corrected(subject.cluster, values, RESIDUAL)
         (heard,) = serve(subject.trace, cluster, WAY, RESIDUAL).priced
         again = simulate_behind(WAY, subject.trace, cluster, record_batches=True).capture
-        priced = reprice(again, subject.engine.step_time, RESIDUAL)
+        (priced,) = all_priced(again, subject.engine.step_time, RESIDUAL)
         for name in ("end_s", "device_s", "host_s", "on_device", "on_host", "axes"):
             assert np.allclose(getattr(heard, name), getattr(priced, name), rtol=1e-12), name
         changes = RESIDUAL.array(values) - RESIDUAL.neutral

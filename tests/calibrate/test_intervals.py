@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
 import numpy as np
+import pytest
 
 from calibrate.calibration import Calibration, Residuals, front_end_of
+from calibrate.draws import drawn_latencies
 from calibrate.fit import fit
-from calibrate.intervals import Intervals, intervals
+from calibrate.intervals import Intervals, intervals, intervals_of_draws
 from calibrate.parameters import RESIDUAL
 from calibrate.pricing import corrected, serve
 from calibrate.split import parse_split
+from simulator.cluster import Cluster
+from simulator.front_end import FrontEnd, simulate_behind
 from tests.calibrate.synthetic import TRUTH, WAY, bundled, measured
+from traces.capture import Capture
 from traces.metrics import requests
 
 
@@ -27,7 +33,22 @@ def width(found: Intervals) -> float:
     return float(np.mean(found.high["e2el_s"] - found.low["e2el_s"]))
 
 
-def test_intervals_hold_held_back_captures_about_as_often_as_they_say() -> None:
+def of_draws(load: str, fitted: Calibration, n: int, floor: dict[str, float] | None = None) -> Intervals:
+    """The same out of n whole simulations."""
+    subject = bundled(load)
+
+    def simulate(cluster: Cluster, front_end: FrontEnd) -> Capture:
+        return simulate_behind(front_end, subject.trace, cluster).capture
+
+    cluster = corrected(subject.cluster, fitted.values(), RESIDUAL)
+    drawn = drawn_latencies(cluster, fitted, simulate, n, seed=0)
+    return intervals_of_draws(drawn.latencies, fitted, floor or {}, range(len(drawn.ids)), seed=0)
+
+
+@pytest.mark.parametrize("found_by", [of, lambda load, fitted: of_draws(load, fitted, 16)], ids=["one", "draws"])
+def test_intervals_hold_held_back_captures_about_as_often_as_they_say(
+    found_by: Callable[[str, Calibration], Intervals],
+) -> None:
     """Twelve recordings between which the engine's speed differs by 3 %: five are fitted, seven held back."""
     rng = np.random.default_rng(0)
     speeds = np.exp(rng.normal(0, 0.03, 12))
@@ -36,7 +57,7 @@ def test_intervals_hold_held_back_captures_about_as_often_as_they_say() -> None:
         for i, s in enumerate(speeds.tolist())
     ]
     fitted = fit(each[:5], parse_split("all"))
-    found = of("light", fitted)
+    found = found_by("light", fitted)
     shares = []
     for subject in each[5:]:
         covered = found.coverage("e2el_s", requests(subject.measured.outcomes).e2el_s, range(90))
@@ -51,6 +72,8 @@ def test_a_noise_floor_widens_them() -> None:
     assert width(wide) > 2 * width(narrow)
     low, high = wide.statistics["e2el_s"]["mean"] or (0.0, 0.0)
     assert 0.25 < (high - low) / (high + low) * 2 < 0.45  # 2 * 1.645 * 0.1 of the mean
+    low, high = of_draws("light", fitted, 4, {"e2el_s": 0.1}).statistics["e2el_s"]["mean"] or (0.0, 0.0)
+    assert 0.25 < (high - low) / (high + low) * 2 < 0.45
 
 
 def test_what_the_fit_leaves_open_widens_them_where_it_matters() -> None:

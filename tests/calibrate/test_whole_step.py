@@ -6,7 +6,7 @@ import numpy as np
 
 from calibrate.calibration import Calibration
 from calibrate.fit import Subject, fit
-from calibrate.pricing import reprice
+from calibrate.pricing import all_priced
 from calibrate.split import parse_split
 from calibrate.whole_step import Shape, Unpriced, whole_step_terms
 from simulator.steps.correction import CorrectedModel
@@ -64,6 +64,6 @@ def test_steps_outside_the_data_are_counted() -> None:
 
 def test_it_needs_no_operators() -> None:
     subject, found = fitted()
-    priced = reprice(subject.measured, Unpriced(), found.basis())
+    (priced,) = all_priced(subject.measured, Unpriced(), found.basis())
     assert not priced.device_s.any()
     assert abs(found.residuals["steps"].mean) < 0.005

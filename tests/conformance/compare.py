@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from simulator.scheduling.choice import new_scheduler
 from simulator.scheduling.rules import REFERENCE_RULES, Rules, rules_of, version_of
 from simulator.scheduling.scheduler import Scheduler
+from tests.conformance.elsewhere import OfOurs
 from tests.conformance.judge import Verdict, draft_counts
 from tests.conformance.scenario import Scenario, State, cached_blocks, states_of
 
@@ -32,6 +33,7 @@ def our_scheduler(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> Schedul
         num_gpu_blocks=scenario.num_gpu_blocks,
         max_model_len=scenario.max_model_len,
         rules=rules,
+        stages=scenario.pipeline_parallel_size,
     )
     assert isinstance(scheduler, Scheduler)
     return scheduler
@@ -39,7 +41,8 @@ def our_scheduler(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> Schedul
 
 def our_states(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> tuple[State, ...]:
     """The scenario through our scheduler."""
-    return tuple(states_of(scenario, our_scheduler(scenario, rules)))
+    scheduler = our_scheduler(scenario, rules)
+    return tuple(states_of(scenario, scheduler, OfOurs(scheduler)))
 
 
 def difference(scenario: Scenario, verdict: Verdict) -> Difference | None:
@@ -50,7 +53,7 @@ def difference(scenario: Scenario, verdict: Verdict) -> Difference | None:
     version = version_of(verdict.version)
     assert version is not None
     scheduler = our_scheduler(scenario, rules_of(version))
-    states = tuple(states_of(scenario, scheduler))
+    states = tuple(states_of(scenario, scheduler, OfOurs(scheduler)))
     if (found := first_difference(verdict.states, states)) is not None:
         return found
     cached = cached_blocks(scenario, scheduler)

@@ -1,9 +1,10 @@
 """How much of vLLM's scheduler is compared: random scenarios by seed, and counts of what they exercised.
 
-    .venv/bin/python -m tests.conformance.count [SCENARIOS] [FIRST_SEED] [--drafts]
+    .venv/bin/python -m tests.conformance.count [SCENARIOS] [FIRST_SEED] [--drafts] [--elsewhere] [--stages]
 
 prints one JSON line. Where the two differ it prints the difference in its smallest form, keeps it as a case, and exits
-with 1. With `--drafts` every engine drafts tokens. The engine's environment must be there (scripts/install_engine.sh).
+with 1. With `--drafts` every engine drafts tokens; with `--elsewhere` another engine computed two thirds of the
+prompts; with `--stages` it is a pipeline. The engine's environment must be there (scripts/install_engine.sh).
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from simulator.scheduling.rules import OPTIONS_SINCE, REFERENCE, version_of
 from tests.conformance.compare import difference
 from tests.conformance.judge import Judge
 from tests.conformance.mismatch import reported
-from tests.conformance.scenario import Scenario, State, draw_drafter, draw_newer_options, draw_scenario
+from tests.conformance.scenario import (
+    Scenario,
+    State,
+    draw_drafter,
+    draw_elsewhere,
+    draw_newer_options,
+    draw_scenario,
+    draw_stages,
+)
 
 COUNTED = (
     "scenarios",
@@ -40,7 +49,13 @@ DRAFTS = ("drafts", "drafted tokens", "accepted tokens")
 """What is counted too where engines draft."""
 
 
-def seeded_scenario(seed: int, version: str, *, drafts: bool = False) -> Scenario:
+FROM_ELSEWHERE = "prompts from elsewhere"
+"""What is counted too where another engine computed prompts."""
+
+
+def seeded_scenario(
+    seed: int, version: str, *, drafts: bool = False, elsewhere: bool = False, stages: bool = False
+) -> Scenario:
     """A random scenario, the same for a seed but for options that this vLLM version does not have."""
     rng = np.random.default_rng(seed)
 
@@ -48,28 +63,40 @@ def seeded_scenario(seed: int, version: str, *, drafts: bool = False) -> Scenari
         return int(rng.integers(low, high, endpoint=True))
 
     scenario = draw_newer_options(pick, draw_scenario(pick))
-    return as_known(draw_drafter(pick, scenario) if drafts else scenario, version)
+    scenario = draw_drafter(pick, scenario) if drafts else scenario
+    scenario = draw_elsewhere(pick, scenario) if elsewhere else scenario
+    return as_known(draw_stages(pick, scenario) if stages else scenario, version)
 
 
 def as_known(scenario: Scenario, version: str) -> Scenario:
-    """The scenario without options that came later than this vLLM version; only the reference's drafts are compared."""
+    """The scenario without options that came later than this vLLM version.
+
+    Drafts, KV from elsewhere and pipelines are only compared with the reference's.
+    """
     own = version_of(version)
     assert own is not None
     if own != REFERENCE:
         options = msgspec.structs.replace(scenario.options, speculative_config=None)
-        scenario = msgspec.structs.replace(scenario, options=options)
+        arrivals = tuple(msgspec.structs.replace(arrival, elsewhere=None) for arrival in scenario.arrivals)
+        scenario = msgspec.structs.replace(scenario, options=options, arrivals=arrivals, pipeline_parallel_size=1)
     later = {name: getattr(EngineOptions(), name) for name, since in OPTIONS_SINCE.items() if own < since}
     return msgspec.structs.replace(scenario, options=msgspec.structs.replace(scenario.options, **later))
 
 
 def counted(
-    judge: Judge, n_scenarios: int, first_seed: int = 0, *, drafts: bool = False
+    judge: Judge,
+    n_scenarios: int,
+    first_seed: int = 0,
+    *,
+    drafts: bool = False,
+    elsewhere: bool = False,
+    stages: bool = False,
 ) -> tuple[Counter[str], list[Scenario]]:
     """Compare so many scenarios. Returns counts of what they exercised, and those in which the two differ."""
     counts = Counter(dict.fromkeys(COUNTED, 0))
     differing = []
     for seed in range(first_seed, first_seed + n_scenarios):
-        scenario = seeded_scenario(seed, judge.version, drafts=drafts)
+        scenario = seeded_scenario(seed, judge.version, drafts=drafts, elsewhere=elsewhere, stages=stages)
         verdict = judge.verdict(scenario)
         count(scenario, verdict.states, counts)
         if verdict.speculation is not None:
@@ -85,6 +112,8 @@ def count(scenario: Scenario, states: tuple[State, ...], counts: Counter[str]) -
     counts["scenarios"] += 1
     counts["steps"] += n_steps
     counts["aborts"] += sum(arrival.aborted is not None for arrival in scenario.arrivals)
+    if n_elsewhere := sum(arrival.elsewhere is not None for arrival in scenario.arrivals):
+        counts[FROM_ELSEWHERE] += n_elsewhere
     counts["early stops"] += sum(arrival.stops_after is not None for arrival in scenario.arrivals)
     started: set[str] = set()
     for state in states:
@@ -103,10 +132,10 @@ def count(scenario: Scenario, states: tuple[State, ...], counts: Counter[str]) -
 
 def main() -> None:
     """Print the counts of the seeds that the command line names."""
-    drafts = "--drafts" in sys.argv
-    numbers = [int(argument) for argument in sys.argv[1:] if argument != "--drafts"]
+    asked = {name: f"--{name}" in sys.argv for name in ("drafts", "elsewhere", "stages")}
+    numbers = [int(argument) for argument in sys.argv[1:] if not argument.startswith("--")]
     with Judge() as judge:
-        counts, differing = counted(judge, *(numbers or [300]), drafts=drafts)
+        counts, differing = counted(judge, *(numbers or [300]), **asked)
         print(json.dumps({"vllm": judge.version, **counts, "mismatches": len(differing)}))
         if differing:
             sys.exit(reported(judge, differing[0]))

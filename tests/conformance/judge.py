@@ -20,6 +20,7 @@ import msgspec
 
 from simulator.scheduling.oracle import Oracle
 from simulator.scheduling.speculation import Speculation
+from tests.conformance.elsewhere import OfVllm
 from tests.conformance.engine import ENGINE, ROOT
 from tests.conformance.scenario import Scenario, State, cached_blocks, states_of
 from traces.errors import EngineError
@@ -97,11 +98,20 @@ def draft_counts(speculation: Speculation | None) -> tuple[int, int, int] | None
     return speculation.num_drafts, speculation.num_draft_tokens, speculation.num_accepted_tokens
 
 
+def in_a_pipeline(theirs: Any, stages: int) -> None:
+    """Have vLLM's scheduler plan for so many stages and its second model runner, without their devices."""
+    theirs.use_pp, theirs.use_v2_model_runner = True, True
+    theirs.pp_size = theirs.decode_stagger = stages
+
+
 def judged(scenario: Scenario) -> Verdict:
     """A scenario run through the installed vLLM's scheduler, in this process."""
     try:
         oracle = Oracle(scenario.options, num_gpu_blocks=scenario.num_gpu_blocks, max_model_len=scenario.max_model_len)
-        states = tuple(states_of(scenario, oracle))
+        if scenario.pipeline_parallel_size > 1:
+            in_a_pipeline(oracle.scheduler, scenario.pipeline_parallel_size)
+        elsewhere = None if all(arrival.elsewhere is None for arrival in scenario.arrivals) else OfVllm(oracle)
+        states = tuple(states_of(scenario, oracle, elsewhere))
         counts = draft_counts(oracle.speculation)
         return Verdict(
             version=oracle.version, states=states, cached=cached_blocks(scenario, oracle), speculation=counts

@@ -20,7 +20,7 @@ import msgspec
 from harness.demo import BUNDLED, LOADS
 from harness.deploy.deployment import deploy
 from harness.descriptions.scenario import Scenario, read_scenario
-from harness.show import import_profiles_to
+from harness.terminal.facts import import_profiles_to
 from simulator.engine import Engine
 from simulator.scheduling.step_replay import replay_steps
 from simulator.simulate import Simulation, simulate

@@ -20,11 +20,11 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from collectors import recorder_path
-from collectors.join import Subject, Witnesses, join
-from collectors.server import local_server
-from collectors.small_model import write_small_model
-from collectors.step_file import read_recordings
+from collectors.engine import recorder_path
+from collectors.engine.step_file import read_recordings
+from collectors.local.server import local_server
+from collectors.local.small_model import write_small_model
+from collectors.recording.join import Subject, Witnesses, join
 from simulator.scheduling.step_replay import replay_steps
 from tests.conformance.engine import ENGINE
 from traces.capture import Capture, write_capture

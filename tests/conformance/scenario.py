@@ -11,6 +11,7 @@ from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan
 from simulator.scheduling.request import Request
 from simulator.scheduling.speculation import SpeculativeConfig
+from tests.conformance.elsewhere import Elsewhere
 from traces.trace import TraceRow
 
 MOST_TICKS = 20_000
@@ -34,6 +35,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             of an output that comes when so many or more, less one, are there.
         aborted: tick at which its client goes away; None: it stays.
         aborted_under_way: whether that is while the step of that tick runs, or before it is planned.
+        elsewhere: ticks that the KV of its prompt takes to come from another engine, once blocks are taken for it; 0:
+            it comes before the next step is planned; None: the prompt is computed here.
     """
 
     tick: int
@@ -44,6 +47,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stops_after: int | None = None
     aborted: int | None = None
     aborted_under_way: bool = False
+    elsewhere: int | None = None
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +57,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     num_gpu_blocks: int
     max_model_len: int
     arrivals: tuple[Arrival, ...]
+    pipeline_parallel_size: int = 1
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):
@@ -75,36 +80,32 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     finished: tuple[str, ...]
 
 
-def states_of(scenario: Scenario, scheduler: RequestScheduler) -> Iterator[State]:
-    """Drive a scheduler through a scenario, tick by tick, until nothing is left or it is stuck."""
-    depth = 2 if scenario.options.async_scheduling else 1
+def states_of(scenario: Scenario, scheduler: RequestScheduler, elsewhere: Elsewhere | None = None) -> Iterator[State]:
+    """Drive a scheduler through a scenario, tick by tick, until nothing is left or it is stuck.
+
+    `elsewhere`: how it comes by KV of another engine; needed where the scenario has such.
+    """
     last_tick = max(max(arrival.tick, arrival.aborted or 0) for arrival in scenario.arrivals)
     requests: dict[int, Request] = {}
-    due = {str(index): arrival.prompt for index, arrival in enumerate(scenario.arrivals)}
-    # Steps whose output is still to come, with the requests that end with their token of it.
-    under_way: list[tuple[StepPlan, list[Request]]] = []
-    speculates = scenario.options.speculative_config is not None
+    under_way, coming, n_idle = _UnderWay(scenario), _Coming(scenario, elsewhere), 0
     for tick in range(MOST_TICKS):
         preemptions = {index: request.num_preemptions for index, request in requests.items()}
         for index, arrival in enumerate(scenario.arrivals):
             if arrival.tick == tick:
                 requests[index] = scheduler.add_request(_row(index, arrival), index, arrival.hashes, float(tick))
+                coming.expect(requests[index])
         _abort(scenario, requests, scheduler, tick, under_way=False)
+        coming.receive(tick)
         plan = scheduler.schedule(float(tick))
-        idle = plan is None and not under_way
+        coming.take_reserved(tick)
+        n_idle = 0 if plan is not None or under_way.steps or coming.requests else n_idle + 1
         batch = () if plan is None else _batch(plan)
-        if plan is not None:
-            under_way.append((plan, [] if speculates else _stopping(scenario, plan, batch, due)))
+        under_way.add(plan, batch)
         _abort(scenario, requests, scheduler, tick, under_way=True)
         running = tuple(request.row.request_id for request in scheduler.running)
         waiting = tuple(request.row.request_id for request in scheduler.waiting)
         free_blocks = scheduler.num_free_blocks
-        done: list[Request] = []
-        if under_way and (plan is None or len(under_way) == depth):
-            ended, stopping = under_way.pop(0)
-            if speculates:
-                stopping = [request for request in ended.requests if _is_due_to_stop(scenario, request)]
-            done = scheduler.finish(ended.first_step, float(tick), stopping)
+        done = under_way.end_one(scheduler, tick, is_idle=plan is None)
         yield State(
             batch,
             tuple(r.row.request_id for i, r in requests.items() if r.num_preemptions > preemptions.get(i, 0)),
@@ -113,8 +114,70 @@ def states_of(scenario: Scenario, scheduler: RequestScheduler) -> Iterator[State
             free_blocks,
             tuple(sorted(request.row.request_id for request in done)),
         )
-        if idle and tick >= last_tick:
+        if n_idle >= scenario.pipeline_parallel_size and tick >= last_tick:
             return
+
+
+class _UnderWay:
+    """Steps whose output is still to come, with the requests that end with their token of it.
+
+    In a pipeline plans of nothing are among them (vLLM 0.32 v1/engine/core.py: `step_with_batch_queue`).
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.steps: list[tuple[StepPlan | None, list[Request]]] = []
+        self._scenario = scenario
+        self._is_pipeline = scenario.pipeline_parallel_size > 1
+        self._depth = scenario.pipeline_parallel_size + scenario.options.async_scheduling
+        self._speculates = scenario.options.speculative_config is not None
+        self._due = {str(index): arrival.prompt for index, arrival in enumerate(scenario.arrivals)}
+
+    def add(self, plan: StepPlan | None, batch: tuple[tuple[str, int, int], ...]) -> None:
+        if plan is not None:
+            stopping = [] if self._speculates else _stopping(self._scenario, plan, batch, self._due)
+            self.steps.append((plan, stopping))
+        elif self._is_pipeline and self.steps:
+            self.steps.append((None, []))
+
+    def end_one(self, scheduler: RequestScheduler, tick: int, *, is_idle: bool) -> list[Request]:
+        """Hand over the oldest output, if it is time for one. Returns the requests that are finished."""
+        if not self.steps or (len(self.steps) < self._depth and (self._is_pipeline or not is_idle)):
+            return []
+        done: list[Request] = []
+        ended, stopping = self.steps.pop(0)
+        if ended is not None:
+            if self._speculates:
+                stopping = [request for request in ended.requests if _is_due_to_stop(self._scenario, request)]
+            done = scheduler.finish(ended.first_step, float(tick), stopping)
+        while self.steps and self.steps[0][0] is None:
+            self.steps.pop(0)
+        return done
+
+
+class _Coming:
+    """Requests whose KV is on its way, and the tick before which it is there."""
+
+    def __init__(self, scenario: Scenario, elsewhere: Elsewhere | None) -> None:
+        self.requests: list[tuple[int, Request]] = []
+        self._scenario = scenario
+        self._elsewhere = elsewhere
+
+    def expect(self, request: Request) -> None:
+        if self._scenario.arrivals[request.index].elsewhere is not None:
+            assert self._elsewhere is not None
+            self._elsewhere.expect(request)
+
+    def receive(self, tick: int) -> None:
+        for _, request in [one for one in self.requests if one[0] <= tick]:
+            assert self._elsewhere is not None
+            self._elsewhere.receive(request)
+        self.requests = [one for one in self.requests if one[0] > tick]
+
+    def take_reserved(self, tick: int) -> None:
+        for request in [] if self._elsewhere is None else self._elsewhere.take_reserved():
+            takes = self._scenario.arrivals[request.index].elsewhere
+            assert takes is not None
+            self.requests.append((tick + 1 + takes, request))
 
 
 def cached_blocks(scenario: Scenario, scheduler: RequestScheduler) -> tuple[int, ...]:
@@ -209,6 +272,25 @@ def draw_drafter(pick: Pick, scenario: Scenario) -> Scenario:
         max_model_len=LONGEST if is_short else scenario.max_model_len,
         num_gpu_blocks=scenario.num_gpu_blocks + (0 if is_short else 3),
     )
+
+
+def draw_stages(pick: Pick, scenario: Scenario) -> Scenario:
+    """The same in a pipeline; with drafts, planned ahead of its outputs."""
+    options = scenario.options
+    if options.speculative_config is not None and options.speculative_config.method != "ngram":
+        options = msgspec.structs.replace(options, async_scheduling=True)
+    is_one = options.speculative_config is not None and not options.async_scheduling
+    return msgspec.structs.replace(scenario, options=options, pipeline_parallel_size=1 if is_one else pick(2, 4))
+
+
+def draw_elsewhere(pick: Pick, scenario: Scenario) -> Scenario:
+    """The same with prompts that another engine computed; their clients stay."""
+    arrivals = []
+    for arrival in scenario.arrivals:
+        is_here = arrival.prompt < 2 or pick(0, 2) == 0
+        later = msgspec.structs.replace(arrival, elsewhere=pick(0, 12), aborted=None)
+        arrivals.append(arrival if is_here else later)
+    return msgspec.structs.replace(scenario, arrivals=tuple(arrivals))
 
 
 def _draw_arrival(pick: Pick, index: int, tick: int, size: int) -> Arrival:

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 from simulator.scheduling.options import EngineOptions
 from tests.conformance.cases import read_cases
 from tests.conformance.compare import our_scheduler
-from tests.conformance.count import COUNTED, DRAFTS, as_known, counted, seeded_scenario
+from tests.conformance.count import COUNTED, DRAFTS, FROM_ELSEWHERE, as_known, counted, seeded_scenario
+from tests.conformance.elsewhere import OfOurs
 from tests.conformance.judge import Verdict, draft_counts
 from tests.conformance.scenario import Arrival, Scenario, cached_blocks, states_of
 from tests.conformance.shrink import SIMPLEST_OPTIONS, smallest
@@ -48,7 +49,7 @@ class OurJudge:
 
     def verdict(self, scenario: Scenario) -> Verdict:
         scheduler = our_scheduler(scenario)
-        states = tuple(states_of(scenario, scheduler))
+        states = tuple(states_of(scenario, scheduler, OfOurs(scheduler)))
         cached = cached_blocks(scenario, scheduler)
         if self._n_judged == self._wrong:
             cached = tuple(n + 1 for n in cached)
@@ -63,6 +64,13 @@ def test_seeded_scenarios_exercise_every_rule() -> None:
     assert tuple(counts) == COUNTED
     assert counts["scenarios"] == 30
     assert all(counts[name] > 0 for name in COUNTED)
+
+
+def test_seeded_scenarios_with_prompts_from_elsewhere_exercise_every_rule() -> None:
+    counts, differing = counted(OurJudge(), 15, drafts=True, elsewhere=True)  # type: ignore[arg-type]
+    assert differing == []
+    assert counts[FROM_ELSEWHERE] > 50
+    assert counts["drafts"] > 1000
 
 
 def test_seeded_scenarios_with_drafts_exercise_every_rule() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.running.simulate import simulate_scenario
 from profiles.llmservingsim import import_profiles
 from profiles.profile import write_profile
 from tests.engines import trace
 from tests.profiles.bundles import write_bundle
+from traces.capture import Capture
 from traces.trace import write_trace
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 CONFIG = """{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
 "num_attention_heads": 4, "vocab_size": 100, "max_position_embeddings": 4096}"""
@@ -38,3 +42,9 @@ def write_scenario(folder: Path, n_requests: int = 40) -> Path:
     write_trace(trace(*rows), folder / "requests.jsonl")
     (folder / "scenario.yaml").write_text(SCENARIO)
     return folder / "scenario.yaml"
+
+
+def example(name: str, *overrides: str) -> Capture:
+    """An example of the documentation, simulated."""
+    simulation, _ = simulate_scenario(EXAMPLES / f"{name}.yaml", overrides)
+    return simulation.capture

@@ -7,19 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
+from tests.harness.scenarios import EXAMPLES, example
 from tests.pages import shown_and_printed
 from traces.capture import Capture
 from traces.errors import InputError
 from traces.outcome import Status
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 NO_FAILURES = ("cluster.failures=[]", "cluster.after_failure=start_over", "cluster.kv_transfer={}")
-
-
-def run(name: str, *overrides: str) -> Capture:
-    simulation, _ = simulate_scenario(EXAMPLES / f"{name}.yaml", overrides)
-    return simulation.capture
 
 
 def mean_e2el_s(capture: Capture) -> float:
@@ -38,8 +33,8 @@ def test_a_page_shows_what_its_commands_print(page: str, tmp_path: Path) -> None
 
 
 def test_answers_that_go_on_are_sooner_than_those_that_start_over() -> None:
-    on, over = run("failures_apart"), run("failures_apart", "cluster.after_failure=start_over")
-    none = run("failures_apart", *NO_FAILURES)
+    on, over = example("failures_apart"), example("failures_apart", "cluster.after_failure=start_over")
+    none = example("failures_apart", *NO_FAILURES)
     assert mean_e2el_s(none) < mean_e2el_s(on) < mean_e2el_s(over)
     for capture in (on, over, none):
         assert {outcome.status for outcome in capture.outcomes} == {Status.FINISHED}
@@ -47,7 +42,7 @@ def test_answers_that_go_on_are_sooner_than_those_that_start_over() -> None:
 
 
 def test_an_instance_that_is_down_takes_no_step() -> None:
-    steps = run("failures_apart").steps
+    steps = example("failures_apart").steps
     assert steps is not None
     for instance, down_s, up_s in ((2, 12.6, 22.5), (0, 25.2, 35.1)):
         own = steps.end_s[steps.instance == instance]
@@ -55,8 +50,8 @@ def test_an_instance_that_is_down_takes_no_step() -> None:
 
 
 def test_pools_grow_apart() -> None:
-    both = run("autoscaling_apart")
-    prefill_only = run("autoscaling_apart", "cluster.autoscaling.decode.up_above=1000")
+    both = example("autoscaling_apart")
+    prefill_only = example("autoscaling_apart", "cluster.autoscaling.decode.up_above=1000")
     assert note(both, "3 decode: ").endswith(" started")
     assert note(prefill_only, "3 decode: ") == "autoscaling from 1 instances of 3 decode: 0 started"
     assert both.steps is not None
@@ -65,11 +60,11 @@ def test_pools_grow_apart() -> None:
 
 
 def test_collectives_and_kv_over_one_switch_take_longer_for_each_other() -> None:
-    switch, mesh = run("shared_links"), run("shared_links", "cluster.fabric.kind=full_mesh")
+    switch, mesh = example("shared_links"), example("shared_links", "cluster.fabric.kind=full_mesh")
     assert float(re.findall(r"took (.*) s longer", note(switch, "steps took"))[0]) > 0.1
     assert not any("steps took" in one for one in mesh.meta.notes)
     assert mean_e2el_s(switch) > 1.01 * mean_e2el_s(mesh)
-    faster = run("shared_links", "cluster.fabric.bandwidth_bytes_per_s=2.0e+10")
+    faster = example("shared_links", "cluster.fabric.bandwidth_bytes_per_s=2.0e+10")
     less_s = float(re.findall(r"took (.*) s longer", note(faster, "steps took"))[0])
     assert less_s < 0.2
 
@@ -82,7 +77,7 @@ def test_pipeline_stages_share_links_with_kv_too() -> None:
         f"cluster.instances=[{prefill}, {decode}]",
         "cluster.fabric={kind: bus, bandwidth_bytes_per_s: 5.0e+7, latency_s: 1.0e-5}",
     ]
-    assert int(note(run("prefill_decode", *staged), "steps took").split()[0]) > 0
+    assert int(note(example("prefill_decode", *staged), "steps took").split()[0]) > 0
 
 
 def test_tiers_behind_prefill_engines_and_the_energy_of_what_moves() -> None:
@@ -92,7 +87,7 @@ def test_tiers_behind_prefill_engines_and_the_energy_of_what_moves() -> None:
     assert energy["components"]["dram"]["total_j"] == pytest.approx(by_tier["host"] * 8 * 6e-12)
     assert energy["components"]["nic"]["total_j"] == pytest.approx(by_tier["store"] * 8 * 30e-12)
     assert f"energy of {by_tier['store'] / 1e9:.3f} GB over remote to and from KV tier store" in energy["unknown"]
-    without = run("kv_tiers_apart", "cluster.kv_tiers=[]")
+    without = example("kv_tiers_apart", "cluster.kv_tiers=[]")
     cached = [sum(o.cached_tokens or 0 for o in each.outcomes) for each in (simulation.capture, without)]
     assert cached[0] > 1.2 * cached[1]
 
@@ -117,4 +112,4 @@ def test_a_tier_that_does_not_say_where_it_is_has_no_known_energy() -> None:
 )
 def test_what_contradicts_itself_is_refused_by_name(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        run("autoscaling_apart", override)
+        example("autoscaling_apart", override)

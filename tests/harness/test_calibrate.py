@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.demo import BUNDLED
-from tests.harness.test_cli import ok, servetwin
+from tests.command_line import ok, servetwin
 from traces.capture import read_capture
 
 LIGHT, PREFIX, SATURATED = (BUNDLED / f"{load}.yaml" for load in ("light", "prefix", "saturated"))
@@ -107,6 +107,21 @@ def test_a_calibration_in_the_scenario_changes_a_simulation_and_gives_it_interva
     low, high = calibrated["intervals"]["e2el_s"]["p50"]
     assert low < calibrated["metrics"]["e2el_s"]["p50"] < high
     assert "intervals" not in bare
+
+
+def test_where_a_request_is_no_sum_of_steps_the_draws_give_the_intervals(fitted: Path, tmp_path: Path) -> None:
+    """An engine that fails and comes back."""
+    down = ["--set", "cluster.failures=[{instance: 0, at_s: 12.0, for_s: 2.0}]"]
+    arguments = [LIGHT, *down, "--capture", CAPTURES / "light-2", "--calibration", fitted]
+    result = validated(tmp_path / "sixteen", *arguments)
+    assert not any("no intervals" in note for note in result["notes"])
+    low, high = result["metrics"]["e2el_s"]["mean"]["pi90"]
+    assert low < result["metrics"]["e2el_s"]["mean"]["simulated"] < high
+    lines = (tmp_path / "sixteen" / "check" / "intervals.csv").read_text().splitlines()
+    assert len(lines) == 91
+    result = validated(tmp_path / "one", *arguments, "--draws", 1)
+    assert any("no intervals" in note for note in result["notes"])
+    assert "prediction" not in result
 
 
 def test_drift_exits_1_beyond_the_tolerance_and_0_within_it(fitted: Path) -> None:

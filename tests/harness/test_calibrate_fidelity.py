@@ -10,9 +10,9 @@ import pytest
 
 from harness.calibrate import calibrate, write_calibration
 from harness.deploy.deployment import Deployment
-from harness.predicted import interval_notes, run
-from harness.show import import_profiles_to
-from harness.validate import validate
+from harness.running.predicted import interval_notes, run
+from harness.scoring.validate import validate
+from harness.terminal.facts import import_profiles_to
 from simulator.cluster import Cluster
 from tests.calibrate.synthetic import bundled, measured
 from traces.capture import write_capture

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.command_line import ok, servetwin
+from tests.edits import edit
 from tests.harness.scenarios import write_scenario
 from traces.capture import read_capture
 
@@ -18,18 +18,6 @@ from traces.capture import read_capture
 @pytest.fixture
 def scenario(tmp_path: Path) -> Path:
     return write_scenario(tmp_path)
-
-
-def servetwin(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    command = [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def ok(*arguments: object) -> str:
-    ran = servetwin(*arguments)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
 
 
 def test_simulate_writes_a_capture_and_its_summary(scenario: Path, tmp_path: Path) -> None:
@@ -119,16 +107,6 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert "Example: servetwin" in ok(*command.split(), "--help")
 
 
-def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        file = folder / name
-        text = file.read_text()
-        assert old in text
-        file.write_text(text.replace(old, new, 1))
-
-    return apply
-
-
 WRONG = {
     "a missing trace": (lambda f: (f / "requests.jsonl").unlink(), r"requests.jsonl: no such file"),
     "an empty trace": (lambda f: (f / "requests.jsonl").write_text(""), r"requests.jsonl: is empty"),
@@ -137,23 +115,23 @@ WRONG = {
         r"requests.jsonl: holds no requests",
     ),
     "a bad JSON line": (
-        replace("requests.jsonl", '{"request_id":"3"', '{"request_id":"3'),
+        edit("requests.jsonl", '{"request_id":"3"', '{"request_id":"3'),
         r"requests.jsonl:5: is not JSON",
     ),
     "a negative count": (
-        replace("requests.jsonl", '"prompt_tokens":33', '"prompt_tokens":-33'),
+        edit("requests.jsonl", '"prompt_tokens":33', '"prompt_tokens":-33'),
         r"requests.jsonl:3: field 'prompt_tokens': found -33: accepted: int >= 1",
     ),
     "a NaN arrival": (
-        replace("requests.jsonl", '"arrival_s":0.01', '"arrival_s":NaN'),
+        edit("requests.jsonl", '"arrival_s":0.01', '"arrival_s":NaN'),
         r"requests.jsonl:3: field 'arrival_s': found nan",
     ),
     "unsorted arrivals": (
-        replace("requests.jsonl", '"arrival_s":0.02', '"arrival_s":9.0'),
+        edit("requests.jsonl", '"arrival_s":0.02', '"arrival_s":9.0'),
         r"requests.jsonl:5: field 'arrival_s': found 0.03: accepted: arrivals in ascending order",
     ),
     "an unknown field": (
-        replace("requests.jsonl", '"prompt_tokens"', '"prompt_token"'),
+        edit("requests.jsonl", '"prompt_tokens"', '"prompt_token"'),
         r"requests.jsonl:2: field 'prompt_token': is unknown: accepted: 'prompt_tokens'",
     ),
     "a file of no known format": (
@@ -161,85 +139,85 @@ WRONG = {
         r"requests.jsonl:1: is of no known format",
     ),
     "a missing key": (
-        replace("scenario.yaml", "trace: requests.jsonl", "seed: 1"),
+        edit("scenario.yaml", "trace: requests.jsonl", "seed: 1"),
         r"scenario.yaml:1: field 'trace': is missing",
     ),
     "an unknown key": (
-        replace("scenario.yaml", "seqs: 16", "seq: 16"),
+        edit("scenario.yaml", "seqs: 16", "seq: 16"),
         r"field 'engine.max_num_seq': is unknown.*'max_num_seqs'",
     ),
     "an unknown key at the top": (
-        replace("scenario.yaml", "profiles:", "profile:"),
+        edit("scenario.yaml", "profiles:", "profile:"),
         r"scenario.yaml:6: field 'profile': is unknown: accepted: 'profiles'",
     ),
     "a wrong type": (
-        replace("scenario.yaml", "seqs: 16", "seqs: many"),
+        edit("scenario.yaml", "seqs: 16", "seqs: many"),
         r"scenario.yaml:8: field 'engine.max_num_seqs': found 'many'",
     ),
     "a value out of range": (
-        replace("scenario.yaml", "seqs: 16", "seqs: 0"),
+        edit("scenario.yaml", "seqs: 16", "seqs: 0"),
         r"scenario.yaml:8: .*found 0: accepted: int >= 1",
     ),
-    "a broken file": (replace("scenario.yaml", "engine:", "engine: ["), r"scenario.yaml:\d+: is not YAML"),
+    "a broken file": (edit("scenario.yaml", "engine:", "engine: ["), r"scenario.yaml:\d+: is not YAML"),
     "an unknown model": (
-        replace("scenario.yaml", "test/tiny", "test/tinny"),
+        edit("scenario.yaml", "test/tiny", "test/tinny"),
         r"scenario.yaml:4: no profile of TESTGPU / test/tinny",
     ),
     "an unknown device": (
-        replace("scenario.yaml", "TESTGPU", "TESTGPV"),
+        edit("scenario.yaml", "TESTGPU", "TESTGPV"),
         r"scenario.yaml:4: no profile of TESTGPV.*there are: TESTGPU",
     ),
     "a missing profiles folder": (
-        replace("scenario.yaml", "[profiles]", "[nowhere]"),
+        edit("scenario.yaml", "[profiles]", "[nowhere]"),
         r"nowhere: field 'profiles': no such folder",
     ),
     "a profile without an operator": (
-        replace("profiles/tiny/profile.json", '"down_proj"', '"up_proj"'),
+        edit("profiles/tiny/profile.json", '"down_proj"', '"up_proj"'),
         r"dense.csv:\d+: field 'operator': found 'down_proj'",
     ),
     "an engine of another kind that is not known": (
-        replace("scenario.yaml", "    - model", "    - {model: a, device: b}\n    - model"),
+        edit("scenario.yaml", "    - model", "    - {model: a, device: b}\n    - model"),
         r"scenario.yaml:4: no profile of b / a / bfloat16 / kv auto: accepted: a measured one",
     ),
     "devices that nothing ties together": (
-        replace("scenario.yaml", "device: TESTGPU", "device: TESTGPU\n      tensor_parallel_size: 2"),
+        edit("scenario.yaml", "device: TESTGPU", "device: TESTGPU\n      tensor_parallel_size: 2"),
         r"scenario.yaml:4: field 'fabric': is missing: accepted: the links between devices",
     ),
     "experts in a dense model": (
-        replace("scenario.yaml", "device: TESTGPU", "device: TESTGPU\n      enable_expert_parallel: true"),
+        edit("scenario.yaml", "device: TESTGPU", "device: TESTGPU\n      enable_expert_parallel: true"),
         r"scenario.yaml:6: field 'enable_expert_parallel': found True: accepted: false: test/tiny has no experts",
     ),
     "an unknown router": (
-        replace("scenario.yaml", "engine:", "routing: round_robbin\nengine:"),
+        edit("scenario.yaml", "engine:", "routing: round_robbin\nengine:"),
         r"field 'routing': is unknown: found 'round_robbin': accepted: 'round_robin' is the nearest",
     ),
     "options that contradict": (
-        replace("scenario.yaml", "tokens: 256", "tokens: 8"),
+        edit("scenario.yaml", "tokens: 256", "tokens: 8"),
         r"scenario.yaml:9: field 'engine.max_num_batched_tokens': found 8: accepted: at least max_num_seqs 16",
     ),
     "a key that stands twice": (
-        replace("scenario.yaml", "engine:", "seed: 1\nseed: 2\nengine:"),
+        edit("scenario.yaml", "engine:", "seed: 1\nseed: 2\nengine:"),
         r"scenario.yaml:8: is not YAML \(the key 'seed' stands twice\)",
     ),
     "an empty path": (
-        replace("scenario.yaml", "requests.jsonl", '""'),
+        edit("scenario.yaml", "requests.jsonl", '""'),
         r"scenario.yaml:1: field 'trace': found ''",
     ),
-    "a negative seed": (replace("scenario.yaml", "engine:", "seed: -1\nengine:"), r"scenario.yaml:7: field 'seed'"),
+    "a negative seed": (edit("scenario.yaml", "engine:", "seed: -1\nengine:"), r"scenario.yaml:7: field 'seed'"),
     "a negative overhead": (
-        replace("scenario.yaml", "engine:", "overhead: {source: x, host_step_s: -0.1}\nengine:"),
+        edit("scenario.yaml", "engine:", "overhead: {source: x, host_step_s: -0.1}\nengine:"),
         r"scenario.yaml:7: field 'overhead.host_step_s': found -0.1",
     ),
     "an overhead in milliseconds": (
-        replace("scenario.yaml", "engine:", "overhead: {source: x, host_step_s: 250}\nengine:"),
+        edit("scenario.yaml", "engine:", "overhead: {source: x, host_step_s: 250}\nengine:"),
         r"found 250: accepted: float <= 60.0",
     ),
     "an overhead from nowhere": (
-        replace("scenario.yaml", "engine:", "overhead: {host_step_s: 0.1}\nengine:"),
+        edit("scenario.yaml", "engine:", "overhead: {host_step_s: 0.1}\nengine:"),
         r"scenario.yaml:7: field 'overhead.source': is missing",
     ),
     "KV blocks that cannot be predicted": (
-        replace("scenario.yaml", "  num_gpu_blocks: 200\n", ""),
+        edit("scenario.yaml", "  num_gpu_blocks: 200\n", ""),
         r"scenario.yaml:5: field 'device': found 'TESTGPU'",
     ),
     "a model whose size nobody knows": (
@@ -247,7 +225,7 @@ WRONG = {
         r"scenario.yaml:4: field 'model': found 'test/tiny'",
     ),
     "a calibration that is not there": (
-        replace("scenario.yaml", "engine:", "calibration: x.json\nengine:"),
+        edit("scenario.yaml", "engine:", "calibration: x.json\nengine:"),
         r"x.json: no such file",
     ),
 }

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness.console import cost_lines, energy_lines, slo_lines
 from harness.cost import CostFile, cost_figures
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
+from harness.terminal.summary import cost_lines, energy_lines, slo_lines
 from simulator.simulate import simulate
 from tests.engines import engine, trace
 from tests.harness.scenarios import write_scenario

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
+from tests.harness.scenarios import EXAMPLES, example
 from traces.capture import Capture
 from traces.errors import InputError
 from traces.outcome import Status
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
-
-
-def run(name: str, *overrides: str) -> Capture:
-    simulation, _ = simulate_scenario(EXAMPLES / f"{name}.yaml", overrides)
-    return simulation.capture
 
 
 @pytest.fixture(autouse=True)
@@ -41,41 +34,41 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_serves_every_request(name: str) -> None:
-    capture = run(name)
+    capture = example(name)
     given_up = {Status.ABORTED} if name == "failures" else set()
     assert {outcome.status for outcome in capture.outcomes} - given_up == {Status.FINISHED}
     assert (EXAMPLES / f"{name}.yaml").read_text().startswith("# ")
 
 
 def test_the_larger_of_two_engines_gets_more_requests() -> None:
-    instances = [outcome.instance for outcome in run("two_engines").outcomes]
+    instances = [outcome.instance for outcome in example("two_engines").outcomes]
     assert instances.count(0) > instances.count(1) > 0
 
 
 def test_requests_go_where_their_prefix_is() -> None:
     cached = {
-        routing: sum(outcome.cached_tokens or 0 for outcome in run("prefix_aware", f"routing={routing}").outcomes)
+        routing: sum(outcome.cached_tokens or 0 for outcome in example("prefix_aware", f"routing={routing}").outcomes)
         for routing in ("prefix_aware", "round_robin")
     }
     assert cached["prefix_aware"] > 1.02 * cached["round_robin"]
 
 
 def test_a_slower_link_between_prefill_and_decode_delays_first_tokens() -> None:
-    fast = run("prefill_decode")
-    slow = run("prefill_decode", "cluster.fabric.bandwidth_bytes_per_s=5.0e+7")
+    fast = example("prefill_decode")
+    slow = example("prefill_decode", "cluster.fabric.bandwidth_bytes_per_s=5.0e+7")
     assert "GB of KV of 90 prompts sent from prefill to decode instances" in notes_of(fast)
     assert {outcome.instance for outcome in fast.outcomes} == {1}
     assert mean_ttft_s(slow) > mean_ttft_s(fast) + 0.01
 
 
 def test_a_slower_link_between_stages_delays_first_tokens() -> None:
-    fast, slow = run("pipeline"), run("pipeline", "cluster.fabric.latency_s=0.01")
+    fast, slow = example("pipeline"), example("pipeline", "cluster.fabric.latency_s=0.01")
     assert mean_ttft_s(slow) > mean_ttft_s(fast) + 0.01
     assert "pipeline stages run without asynchronous scheduling" in notes_of(fast)
 
 
 def test_a_call_waits_for_those_before_and_its_tool() -> None:
-    plan, search, read, answer, _, again = run("sessions").outcomes
+    plan, search, read, answer, _, again = example("sessions").outcomes
     assert search.arrival_s == pytest.approx((plan.finish_s or 0) + 0.8)
     assert read.arrival_s == pytest.approx((plan.finish_s or 0) + 0.2)
     assert answer.arrival_s == pytest.approx(max(search.finish_s or 0, read.finish_s or 0) + 0.3)
@@ -84,21 +77,21 @@ def test_a_call_waits_for_those_before_and_its_tool() -> None:
 
 
 def test_thinking_is_what_seats_do() -> None:
-    drawn, same = run("closed_loop", "think=exponential"), run("closed_loop")
+    drawn, same = example("closed_loop", "think=exponential"), example("closed_loop")
     assert [o.arrival_s for o in drawn.outcomes] != [o.arrival_s for o in same.outcomes]
     with pytest.raises(InputError, match=r"think_s': found 1.0: accepted: 0 without concurrency"):
-        run("closed_loop", "concurrency=null")
+        example("closed_loop", "concurrency=null")
 
 
 def test_a_reference_cluster_is_two_nodes() -> None:
-    capture = run("llmservingsim")
+    capture = example("llmservingsim")
     assert {outcome.instance for outcome in capture.outcomes} == {0, 1}
     assert capture.meta.num_gpu_blocks is None
     assert "KV blocks predicted: " in notes_of(capture)
 
 
 def test_a_failure_sends_requests_again_and_makes_some_clients_give_up() -> None:
-    failing, patient = run("failures"), run("failures", "deadline_s=null")
+    failing, patient = example("failures"), example("failures", "deadline_s=null")
     assert "1 failures of instances; " in notes_of(failing)
     assert max((o.finish_s or 0) - o.arrival_s for o in failing.outcomes) <= 4.1
     served_meanwhile = [o for o in patient.outcomes if 12.5 < o.arrival_s < 21.5]
@@ -107,30 +100,30 @@ def test_a_failure_sends_requests_again_and_makes_some_clients_give_up() -> None
 
 def test_a_pool_that_grows_serves_sooner_than_one_that_does_not() -> None:
     growing, alone = (
-        run("autoscaling"),
-        run("autoscaling", "cluster.instances=[{model: servetwin/llama-s, device: AMD-EPYC-2vCPU}]"),
+        example("autoscaling"),
+        example("autoscaling", "cluster.instances=[{model: servetwin/llama-s, device: AMD-EPYC-2vCPU}]"),
     )
     assert "autoscaling from 1 instances of 4" in notes_of(growing)
     assert mean_ttft_s(growing) < mean_ttft_s(alone)
 
 
 def test_a_closed_loop_keeps_as_many_requests_as_it_has_seats() -> None:
-    capture = run("closed_loop")
+    capture = example("closed_loop")
     assert capture.steps is not None
     assert max(capture.steps.n_running) <= 8
     assert sum(outcome.arrival_s == 0 for outcome in capture.outcomes) == 8
 
 
 def test_kv_that_leaves_as_it_is_computed_arrives_sooner() -> None:
-    early = run("layer_by_layer", "cluster.kv_transfer.failure_probability=0")
-    late = run("layer_by_layer", "cluster.kv_transfer={when: at_end}")
+    early = example("layer_by_layer", "cluster.kv_transfer.failure_probability=0")
+    late = example("layer_by_layer", "cluster.kv_transfer={when: at_end}")
     assert mean_ttft_s(early) < mean_ttft_s(late) - 0.005
-    assert "prompts was lost on the way, and computed again" in notes_of(run("layer_by_layer"))
+    assert "prompts was lost on the way, and computed again" in notes_of(example("layer_by_layer"))
 
 
 def test_rules_of_ones_own_order_requests_and_keep_blocks() -> None:
-    own = run("own_policies")
-    plain = run("own_policies", "cluster.instances=[{model: servetwin/llama-s, device: AMD-EPYC-2vCPU}]")
+    own = example("own_policies")
+    plain = example("own_policies", "cluster.instances=[{model: servetwin/llama-s, device: AMD-EPYC-2vCPU}]")
     assert [o.scheduled_s for o in own.outcomes] != [o.scheduled_s for o in plain.outcomes]
     cached = [sum(o.cached_tokens or 0 for o in capture.outcomes) for capture in (own, plain)]
     assert cached[0] != cached[1]
@@ -163,7 +156,7 @@ def test_kv_that_is_sent_costs_its_bits_once() -> None:
 
 def test_a_router_of_ones_own_is_asked() -> None:
     two = "cluster.instances=[{model: servetwin/llama-s, device: AMD-EPYC-2vCPU, count: 2}]"
-    worst = run("own_policies", two, "routing=own_policies:LongestQueue")
+    worst = example("own_policies", two, "routing=own_policies:LongestQueue")
     assert {outcome.instance for outcome in worst.outcomes} == {0}
 
 
@@ -173,11 +166,11 @@ def mean_tpot_s(capture: Capture) -> float:
 
 
 def test_favourite_experts_make_their_device_the_one_that_others_wait_for() -> None:
-    evenly = run("experts", "cluster.instances.0.experts.gate=uniform")
-    assert mean_tpot_s(run("experts")) > 1.005 * mean_tpot_s(evenly)
+    evenly = example("experts", "cluster.instances.0.experts.gate=uniform")
+    assert mean_tpot_s(example("experts")) > 1.005 * mean_tpot_s(evenly)
 
 
 def test_a_slow_link_takes_a_share_of_every_layer() -> None:
-    slow, fast = run("tensor_parallel"), run("tensor_parallel", "cluster.fabric.latency_s=1e-6")
+    slow, fast = example("tensor_parallel"), example("tensor_parallel", "cluster.fabric.latency_s=1e-6")
     all_reduces = 2 * 32 + 1
     assert mean_tpot_s(slow) - mean_tpot_s(fast) > all_reduces * 9e-6

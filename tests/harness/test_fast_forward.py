@@ -10,7 +10,7 @@ import pytest
 from harness.demo import BUNDLED, LOADS
 from harness.deploy.deployment import deploy
 from harness.descriptions.scenario import read_scenario
-from harness.validate import at_measured_arrivals
+from harness.scoring.validate import at_measured_arrivals
 from simulator.simulate import simulate
 from tests.measured import RUNS, measured_run
 from traces.capture import read_capture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from harness.demo import BUNDLED
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from simulator.scheduling.options import EngineOptions
 from traces.capture import Capture
 from traces.errors import InputError

@@ -11,7 +11,7 @@ import pytest
 from harness.deploy.deployment import read_cluster
 from harness.descriptions.cluster import ClusterSpec
 from harness.descriptions.scenario import read_scenario
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from tests.pages import shown_and_printed
 from traces.errors import InputError
 

@@ -13,7 +13,7 @@ from harness.deploy.deployment import deploy, read_cluster
 from harness.deploy.memory import scenario_memory
 from harness.descriptions.memories import NearMemoryFile
 from harness.descriptions.scenario import read_scenario
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from simulator.simulate import simulate
 from tests.measured_near_memory import peer, simulated
 from tests.pages import shown_and_printed
@@ -119,7 +119,10 @@ def test_devices_wait_on_standby_while_near_memory_attends() -> None:
             r"kv_on_device': found False: accepted: t",
         ),
         ({"near_memory": {"timming": 1}}, r"near_memory.timming': is unknown: accepted: 'timing' is the nearest"),
-        ({"pipeline_parallel_size": 2}, "near_memory': is not modelled with pipeline stages"),
+        (
+            {"pipeline_parallel_size": 2, "attention": "interleaved"},
+            "'attention': is not modelled with pipeline stages",
+        ),
     ],
 )
 def test_what_makes_no_whole_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -219,3 +222,38 @@ def test_steps_with_prompts_attend_once_and_near_memory_does_all_of_its_work(
     halved, theirs_halved = simulated("pim-sbi", tmp_path), peer("pim-sbi")
     assert halved.energy_j["dram"] - channels_w * halved.duration_s == pytest.approx(work_j, rel=0.01)
     assert theirs_halved.energy_j["dram"] - channels_w * theirs_halved.duration_s == pytest.approx(work_j / 8, rel=0.02)
+
+
+# -- beside stages, ranks and small keys -------------------------------------------------------------------------------
+
+
+def combined(name: str, *overrides: str) -> dict[str, Any]:
+    return simulate_scenario(EXAMPLES / f"{name}.yaml", overrides)[1]
+
+
+def test_keys_and_values_of_8_bits_are_read_sooner_and_take_half_the_room() -> None:
+    small, large = combined("near_memory_stages"), combined("near_memory_stages", "engine.kv_cache_dtype=auto")
+    assert tpot_s(small) < tpot_s(large)
+    only_there = ("cluster.instances.0.near_memory.kv_on_device=false", "engine.num_gpu_blocks=null")
+    rooms = [
+        deploy(read_scenario(EXAMPLES / "near_memory_stages.yaml", (*only_there, f"engine.kv_cache_dtype={dtype}")))
+        for dtype in ("fp8", "auto")
+    ]
+    assert rooms[0].engine.num_gpu_blocks == 2 * rooms[1].engine.num_gpu_blocks
+    whole = 17179869184 // (16 * 32 * 2 * 8 * 128)
+    assert rooms[0].engine.num_gpu_blocks == 2 * whole  # each of two stages has half of the layers
+
+
+@pytest.mark.parametrize("name", ["near_memory_stages", "near_memory_experts"])
+def test_slower_memory_behind_stages_and_ranks_is_slower(name: str) -> None:
+    rate = "cluster.instances.0.near_memory.attention.token_s"
+    times_s = [tpot_s(combined(name, f"{rate}={token_s}")) for token_s in ("1.0e-7", "1.0e-6")]
+    assert times_s[0] < times_s[1]
+
+
+@pytest.mark.parametrize("name", ["near_memory_stages", "near_memory_experts"])
+def test_fast_forward_is_stepping_behind_stages_and_ranks(name: str) -> None:
+    scenario = read_scenario(EXAMPLES / f"{name}.yaml")
+    cluster, trace = deploy(scenario).cluster, read_any_trace(scenario.trace_path)
+    fast, slow = (simulate(trace, cluster, fast_forward=fast_forward) for fast_forward in (True, False))
+    assert fast.capture.outcomes == slow.capture.outcomes

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.console import energy_lines
 from harness.deploy.deployment import deploy, read_cluster
 from harness.deploy.power import EngineMade, plan_power
 from harness.descriptions.cluster import InstanceSpec
 from harness.descriptions.scenario import read_scenario
-from harness.simulate import simulate_scenario, write_simulation
-from harness.validate import validate
+from harness.running.simulate import simulate_scenario, write_simulation
+from harness.scoring.validate import validate
+from harness.terminal.summary import energy_lines
 from profiles.model import ModelSpec
 from simulator.network.topology import Place
 from simulator.power import HostPower, NodePower, PartPower

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.power_levels import fit_levels, write_levels
-from harness.simulate import simulate_scenario, write_simulation
+from harness.running.simulate import simulate_scenario, write_simulation
 from tests.engines import trace
 from tests.harness.test_power import scenario
 from tests.measured_power import START, power_case

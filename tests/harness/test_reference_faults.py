@@ -13,7 +13,7 @@ import pytest
 
 from harness.deploy.deployment import deploy
 from harness.descriptions.scenario import read_scenario
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from simulator.cluster import Cluster
 from simulator.simulate import simulate
 from tests.engines import engine, trace

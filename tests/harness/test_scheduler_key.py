@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from harness.demo import BUNDLED
+from tests.command_line import servetwin
 from tests.harness.scenarios import write_scenario
 from traces.capture import read_capture
 
 without_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed here")
-
-
-def servetwin(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    command = [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_our_own_is_the_default(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from tests.harness.scenarios import write_scenario
 from traces.errors import InputError
 

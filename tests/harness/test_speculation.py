@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.console import speculation_lines
 from harness.deploy.deployment import deploy
 from harness.deploy.memory import scenario_memory
 from harness.deploy.unprofiled import deploy_unprofiled
 from harness.descriptions.scenario import read_scenario
-from harness.simulate import simulate_scenario, write_simulation
-from harness.stream import stream_scenario
+from harness.running.simulate import simulate_scenario, write_simulation
+from harness.running.stream import stream_scenario
+from harness.terminal.summary import speculation_lines
 from simulator.scheduling.plan import StepPlan
 from simulator.steps.speculative_steps import SpeculativeModel
 from tests.harness.scenarios import write_scenario
@@ -122,6 +122,54 @@ def test_a_step_that_verifies_costs_its_parts() -> None:
     assert cost.device_s[0] == pytest.approx(bare.device_s[0] + longest + rows_s + 0.0015)
 
 
+def test_the_last_stage_verifies_and_drafts() -> None:
+    """What a step of a pipeline takes longer than without drafting is all behind its last stage."""
+    fabric = {"kind": "full_mesh", "bandwidth_bytes_per_s": 1e9, "latency_s": 5e-5}
+    piped = {"model": "servetwin/llama-s", "device": "AMD-EPYC-2vCPU", "pipeline_parallel_size": 2}
+    cluster = f"cluster={json.dumps({'instances': [piped], 'fabric': fabric})}"
+    plan, costs = verifying(3), []
+    for draft_s in (0.0, 0.004):
+        model = model_of(cluster, "engine.async_scheduling=true", config(draft_s=draft_s))
+        costs.append(model.price(plan))
+    one, other = ([share * cost.device_s[0] for share in cost.stages] for cost in costs)
+    assert one[0] == pytest.approx(other[0])
+    assert other[1] - one[1] == pytest.approx(0.004)
+
+
+@pytest.mark.parametrize(
+    "name", ["speculation_apart", "speculation_experts", "speculation_tensor_parallel", "speculation_pipeline"]
+)
+def test_good_drafts_pay_wherever_they_are_made(name: str) -> None:
+    tpots_s = []
+    for rate in (1, 0):
+        rates = f"engine.speculative_config.acceptance_rates=[{rate}, {rate}, {rate}]"
+        figures = simulate_scenario(EXAMPLE.with_name(f"{name}.yaml"), [rates])[1]
+        tpots_s.append(figures["metrics"]["tpot_s"]["mean"])
+    plain = simulate_scenario(EXAMPLE.with_name(f"{name}.yaml"), ["engine.speculative_config=null"])[1]
+    assert tpots_s[0] < plain["metrics"]["tpot_s"]["mean"] < tpots_s[1]
+
+
+def test_a_slow_link_slows_a_draft_model_that_is_spread() -> None:
+    slow, fast = (
+        next(
+            note
+            for note in simulate_scenario(example, [f"cluster.fabric.latency_s={latency_s}"])[0].capture.meta.notes
+            if note.startswith("drafting by meta-llama/Llama-3.1-8B")
+        )
+        for example in [EXAMPLE.with_name("speculation_tensor_parallel.yaml")]
+        for latency_s in ("20.0e-6", "2.0e-6")
+    )
+    assert float(slow.split("takes ")[1].split(" s")[0]) > 1.5 * float(fast.split("takes ")[1].split(" s")[0])
+
+
+def test_weights_of_the_host_come_while_tokens_are_verified() -> None:
+    host = "cluster.instances.0.host_link={bandwidth_bytes_per_s: 4.0e+9, latency_s: 1.0e-5}"
+    tpots_s = [
+        tpot_s(host, f"cluster.instances.0.offload={{layers: '{layers}', way: copy}}") for layers in ("1", "1-7")
+    ]
+    assert tpot_s() < tpots_s[0] < tpots_s[1]
+
+
 def test_a_lookup_takes_the_host() -> None:
     lookup = config(method="ngram", draft_rate=0.8)
     cost, device = model_of(lookup).price(verifying(3)), model_of().price(verifying(3))
@@ -178,9 +226,18 @@ def test_what_cannot_be_priced_or_scheduled_is_refused_by_name(override: str, fi
 @pytest.mark.parametrize(
     ("instance", "field"),
     [
-        ({"host_link": {"bandwidth_bytes_per_s": 4e9, "latency_s": 1e-5}, "offload": {"layers": "1"}}, "offload"),
-        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size"),
-        ({"role": "prefill"}, "role"),
+        ({"pipeline_parallel_size": 2}, r"pipeline_parallel_size.*accepted: 1, or async_scheduling"),
+        ({"role": "prefill", "engine": {"speculative_config": None}}, r"speculative_config\.method"),
+        (
+            {
+                "near_memory": {
+                    "timing": str(EXAMPLE.with_name("near_memory.ini")),
+                    "capacity_bytes": 536870912,
+                    "attention": {"request_s": 8e-6, "token_s": 1e-7, "num_heads": 8, "head_dim": 64},
+                }
+            },
+            "near_memory",
+        ),
     ],
 )
 def test_what_is_not_modelled_beside_drafts_is_refused_by_name(instance: dict[str, Any], field: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from harness.deploy.deployment import deploy
 from harness.deploy.memory import scenario_memory
 from harness.descriptions.scenario import read_scenario
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from simulator.simulate import simulate
 from tests.pages import shown_and_printed
 from traces.errors import InputError
@@ -120,3 +120,37 @@ def test_experts_in_the_hosts_memory_leave_their_room() -> None:
     assert facts[1]["kv_bytes"] - facts[0]["kv_bytes"] == moved_bytes
     with pytest.raises(InputError, match=r"'offload.way': found 'prefetch': accepted: copy or in_place: which experts"):
         scenario_memory(EXAMPLE, [instance(**moe, offload={"experts": "0", "way": "prefetch"})])
+
+
+# -- KV on the same links ----------------------------------------------------------------------------------------------
+
+HOST_LINK = EXAMPLE.with_name("host_link.yaml")
+
+
+def mean_s(metric: str, *overrides: str) -> float:
+    return float(simulate_scenario(HOST_LINK, overrides)[1]["metrics"][metric]["mean"])
+
+
+def test_kv_and_weights_take_longer_on_one_link_than_on_two() -> None:
+    as_fast = "cluster.kv_tiers.0.bandwidth_bytes_per_s=2.0e+9"
+    for metric in ("ttft_s", "tpot_s"):
+        assert mean_s(metric, as_fast) > mean_s(metric, as_fast, "cluster.kv_tiers.0.link=own")
+
+
+def test_a_faster_link_brings_both_sooner() -> None:
+    link = "cluster.instances.0.host_link.bandwidth_bytes_per_s"
+    assert mean_s("ttft_s", f"{link}=8.0e+9") < mean_s("ttft_s") < mean_s("ttft_s", f"{link}=1.0e+9")
+
+
+def test_a_link_without_weights_carries_kv_alone() -> None:
+    no_weights = "cluster.instances.0.offload=null"
+    assert mean_s("tpot_s", no_weights) < mean_s("tpot_s")
+    with pytest.raises(InputError, match="'host_link': has no effect where no weights are in the host's memory"):
+        mean_s("tpot_s", no_weights, "cluster.kv_tiers.0.link=own")
+
+
+def test_steps_on_a_shared_link_are_the_same_one_by_one() -> None:
+    scenario = read_scenario(HOST_LINK)
+    cluster, trace = deploy(scenario).cluster, read_any_trace(scenario.trace_path)
+    fast, slow = (simulate(trace, cluster, fast_forward=fast_forward) for fast_forward in (True, False))
+    assert fast.capture.outcomes == slow.capture.outcomes

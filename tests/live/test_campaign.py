@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collectors.campaign import CampaignRecord, unpack_bundles
+from collectors.campaign.parts import CampaignRecord, unpack_bundles
 from profiles.profile import read_profile
 from traces.capture import Capture, read_capture
 

@@ -20,7 +20,7 @@ from simulator.scheduling.rules import rules_of, version_of
 from simulator.scheduling.scheduler import Scheduler
 from tests.conformance.cases import read_cases
 from tests.conformance.compare import difference, first_difference, our_states
-from tests.conformance.count import count, counted
+from tests.conformance.count import FROM_ELSEWHERE, count, counted
 from tests.conformance.engine import ENGINE, ROOT, run_in_engine
 from tests.conformance.judge import Judge
 from tests.conformance.mismatch import SHOWN_BY, reported
@@ -76,6 +76,26 @@ def test_seeded_scenarios_with_drafts_are_planned_as_vllm_plans_them(judge: Judg
     assert counts["drafts"] >= 8_000
     assert counts["preemptions"] >= 100
     assert min(counts["priority steps"], counts["asynchronous steps"]) >= 1_000
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_seeded_scenarios_with_kv_from_elsewhere_are_planned_as_vllm_plans_them(judge: Judge, *, drafts: bool) -> None:
+    counts, differing = counted(judge, 25, first_seed=5000, drafts=drafts, elsewhere=True)
+    if differing:
+        pytest.fail(reported(judge, differing[0]), pytrace=False)
+    assert counts["steps"] >= 4_000
+    assert counts[FROM_ELSEWHERE] >= 150
+    assert counts["preemptions"] >= 30
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_seeded_scenarios_in_a_pipeline_are_planned_as_vllm_plans_them(judge: Judge, *, drafts: bool) -> None:
+    """Planned when outputs have come or ahead of them, by the rules of vLLM's second model runner."""
+    counts, differing = counted(judge, 25, first_seed=5000, drafts=drafts, stages=True)
+    if differing:
+        pytest.fail(reported(judge, differing[0]), pytrace=False)
+    assert counts["steps"] >= 4_000
+    assert counts["preemptions"] >= 30
 
 
 @st.composite

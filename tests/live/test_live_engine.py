@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collectors import recorder_path
-from collectors.client import Target
-from collectors.load import Pacing
-from collectors.prompts import prompt_token_ids
-from collectors.recording import About
-from collectors.replay import replay
-from collectors.served import told_by_stats
-from collectors.server import local_server
-from collectors.small_model import VOCAB_SIZE, write_small_model
-from collectors.stat_logger_package import write_stat_logger
-from collectors.stats_log import read_stats
+from collectors.client.load import Pacing
+from collectors.client.prompts import prompt_token_ids
+from collectors.client.request import Target
+from collectors.engine import recorder_path
+from collectors.engine.stat_logger_package import write_stat_logger
+from collectors.engine.stats_log import read_stats
+from collectors.local.server import local_server
+from collectors.local.small_model import VOCAB_SIZE, write_small_model
+from collectors.recording.folder import About
+from collectors.recording.replay import replay
+from collectors.recording.served import told_by_stats
 from simulator.scheduling.step_replay import replay_steps
 from tests.engines import trace
 from traces.capture import Capture, read_capture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from collectors.server import local_server
-from collectors.small_model import write_small_model
+from collectors.local.server import local_server
+from collectors.local.small_model import write_small_model
 from profiles.model import read_model
 from simulator.memory import memory_account
 from simulator.scheduling.options import EngineOptions

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from collectors.small_model import write_small_model
+from collectors.local.small_model import write_small_model
 
 pytestmark = pytest.mark.live
 

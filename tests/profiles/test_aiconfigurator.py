@@ -11,8 +11,8 @@ import pytest
 
 from harness.calibrate import calibrate, write_calibration
 from harness.deploy.partitioning import talk_of
-from harness.simulate import simulate_scenario
-from harness.validate import validate
+from harness.running.simulate import simulate_scenario
+from harness.scoring.validate import validate
 from profiles.catalog import BUNDLED, find_device, find_model
 from profiles.profile import Profile, read_profile, write_profile
 from simulator.network.collectives import MeasuredCollectives

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harness.doctor import doctor
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from profiles import compiled
 from profiles.attention import AttentionArrays, AttentionTable, Chunk, compile_attention
 from profiles.compiled import COUNTS, compiled_attention, folder, forget, key_of, packed, unpacked

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from profiles.catalog import BUNDLED, find_device, find_model
 from profiles.external import Simulator, external_profile, priced_s
 from profiles.operators import Gemm

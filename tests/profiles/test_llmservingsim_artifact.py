@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.show import import_profiles_to
+from harness.terminal.facts import import_profiles_to
 from profiles.attention import AttentionTable
 from profiles.catalog import BUNDLED, find_model, model_configs
 from profiles.formats import import_any_profiles

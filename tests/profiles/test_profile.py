@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from profiles.profile import (
     write_profile,
 )
 from tests.conftest import ROOT
+from tests.edits import edit
 from tests.profiles.bundles import write_bundle
 from traces.errors import InputError, ProfileError
 
@@ -57,16 +57,6 @@ def test_writing_again_gives_the_same_bytes(profile: Path, tmp_path: Path) -> No
     again = read_profile(profile)
     write_profile(again, tmp_path / "again")
     assert read_profile(tmp_path / "again").sha256 == again.sha256
-
-
-def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        file = folder / name
-        text = file.read_text()
-        assert old in text
-        file.write_text(text.replace(old, new, 1))
-
-    return apply
 
 
 WRONG = {

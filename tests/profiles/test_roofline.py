@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from profiles.catalog import BUNDLED, find_device, find_model
 from profiles.interpolation import interpolate
 from profiles.operators import Elementwise, Gemm, Operators

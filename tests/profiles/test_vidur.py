@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.show import import_profiles_to
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
+from harness.terminal.facts import import_profiles_to
 from profiles.formats import import_any_profiles
 from profiles.profile import Profile, read_profile, write_profile
 from profiles.vidur import import_profiles

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from profiles.profile import read_profile
 from profiles.vidur_network import Network, read_network
 from tests.engines import trace

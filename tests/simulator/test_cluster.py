@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.cluster import Cluster, Service
+from simulator.cluster import Cluster
 from simulator.engine import Engine
 from simulator.fleet import Autoscaling, Failure, Scaling
 from simulator.handover import KVTransfer
 from simulator.network.topology import FabricFile, NodeFile, Place, Topology, TopologyFile
 from simulator.scheduling.scheduler import Scheduler
+from simulator.service import Service
 from simulator.simulate import Simulation, simulate
 from simulator.steps.contention import Exchange
 from tests.engines import LinearStepTime, engine, trace
@@ -197,16 +198,16 @@ def test_kv_that_is_lost_is_computed_again() -> None:
 class StagedStepTime(LinearStepTime):
     """Stages of equal time."""
 
-    def __init__(self, stages: int) -> None:
-        super().__init__(step_s=0.01)
+    def __init__(self, stages: int, step_s: float = 0.01, host_s: float = 0.0) -> None:
+        super().__init__(step_s=step_s, host_s=host_s)
         self._stages = stages
 
     def price(self, plan: Any) -> Any:
         return replace(super().price(plan), stages=(1 / self._stages,) * self._stages)
 
 
-def staged(stages: int, **options: Any) -> Engine:
-    return replace(engine(StagedStepTime(stages), **options), pipeline_parallel_size=stages)
+def staged(stages: int, host_s: float = 0.0, **options: Any) -> Engine:
+    return replace(engine(StagedStepTime(stages, host_s=host_s), **options), pipeline_parallel_size=stages)
 
 
 def test_a_request_alone_gains_nothing_from_stages() -> None:
@@ -230,6 +231,42 @@ def test_two_batches_are_under_way_in_two_stages() -> None:
     assert second.first_token_s == pytest.approx(0.015)
     assert first.finish_s == pytest.approx(0.010 + 19 * 0.010)
     assert second.finish_s == pytest.approx(0.015 + 19 * 0.010)
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4])
+def test_planned_ahead_the_host_is_hidden_behind_the_stages(stages: int) -> None:
+    """Each token passes through all stages, 12 ms, and the host takes 3 ms more where it waits for the one before."""
+    host = StagedStepTime(stages, 0.012, host_s=0.003)
+    ahead, waiting = (
+        simulate(
+            trace((0.0, 10, 10)),
+            replace(engine(host, async_scheduling=asynchronous), pipeline_parallel_size=stages),
+        ).capture.outcomes[0]
+        for asynchronous in (True, False)
+    )
+    assert np.diff(ahead.token_times_s or ()) == pytest.approx(0.012)
+    assert np.diff(waiting.token_times_s or ()) == pytest.approx(0.015)
+
+
+def test_one_batch_more_than_stages_is_under_way() -> None:
+    """Three full prompts in two stages of 5 ms; all three are planned by 3 ms, and the third enters when it can."""
+    host = StagedStepTime(2, 0.010, host_s=0.001)
+    own = engine(host, async_scheduling=True, max_num_batched_tokens=64)
+    made = trace(*[(0.0, 64, 3)] * 3)
+    run = simulate(made, replace(own, pipeline_parallel_size=2))
+    steps = run.capture.steps
+    assert steps is not None
+    assert steps.scheduled_s[:3] == pytest.approx([0.0, 0.001, 0.002])
+    assert steps.end_s[:3] == pytest.approx([0.011, 0.016, 0.021])
+
+
+def test_a_step_enters_when_its_requests_tokens_have_left_the_last_stage() -> None:
+    """Two batches in two stages of 5 ms follow each other without a gap, whether or not the host plans ahead."""
+    made = trace((0.0, 64, 20), (0.0, 64, 20))
+    own = staged(2, max_num_batched_tokens=64, async_scheduling=True)
+    first, second = simulate(made, own).capture.outcomes
+    assert np.diff(first.token_times_s or ()) == pytest.approx(0.010)
+    assert (second.first_token_s, second.finish_s) == pytest.approx((0.015, 0.015 + 19 * 0.010))
 
 
 # -- clients that give up, engines that fail, pools that grow ----------------------------------------------------------
@@ -362,7 +399,8 @@ def clusters(draw: st.DrawFn) -> Cluster:
         case "together":
             return Cluster((replace(engine(**options), ranks=draw(st.integers(2, 3))), engine(**options)), routing)
         case "stages":
-            return Cluster((staged(draw(st.integers(2, 4)), **{**options, "async_scheduling": False}),), routing)
+            made = staged(draw(st.integers(2, 4)), host_s=draw(st.sampled_from([0.0, 0.004])), **options)
+            return draw(failing(Cluster((made,) * draw(st.integers(1, 2)), routing, deadline_s=deadline_s)))
         case _:
             n_prefill, n_decode = draw(st.integers(1, 2)), draw(st.integers(1, 3))
             prefill = {"async_scheduling": draw(st.booleans()), "num_gpu_blocks": draw(st.sampled_from([30, 1000]))}

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiles.model import ModelSpec
-from simulator.cluster import Cluster, Service
+from simulator.cluster import Cluster
 from simulator.network.topology import FabricFile, NodeFile, Place, Topology, TopologyFile
 from simulator.network.transfers import Link, Network, fair_rates
 from simulator.scheduling.plan import StepPlan
+from simulator.service import Service
 from simulator.simulate import simulate
 from simulator.steps.contention import Exchange, SharedLinks, exchanges
 from simulator.steps.step_time import OperatorTimes, StepCost

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import pytest
 
-from simulator.cluster import Cluster, Service
+from simulator.cluster import Cluster
 from simulator.fleet import Autoscaling, Failure, Scaling
 from simulator.handover import KVTransfer
+from simulator.service import Service
 from simulator.simulate import Simulation, simulate
 from tests.engines import engine, trace
 from tests.simulator.test_cluster import disaggregated, links

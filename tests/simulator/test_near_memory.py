@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiles.llmservingsim import import_profiles
+from profiles.model import ModelSpec
+from profiles.near_memory import AttentionRate
 from profiles.profile import Profile
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan
 from simulator.steps.near_memory import NearLayer, NearMemory, halves, part_of
 from simulator.steps.near_memory_steps import NearMemoryModel, in_turn_s
 from simulator.steps.operator_model import OperatorModel
+from simulator.steps.partition import Partition
 from tests.profiles.bundles import write_bundle
 from tests.simulator.batches import batch, decodes, request
 from traces.steps import Floats
@@ -240,3 +244,45 @@ def test_channels_compute_as_long_as_all_their_requests_take() -> None:
     near = memory()
     busy_s = near.channel_s(np.array([2.0]), np.array([150.0]))
     assert busy_s[0] == pytest.approx(LAYERS * 2 * (one_s(100) + one_s(50)))
+
+
+# -- beside stages and ranks -------------------------------------------------------------------------------------------
+
+
+def test_ranks_that_step_together_wait_for_the_slowest_memory(profile: Profile) -> None:
+    model = NearMemoryModel(device(profile), memory())
+    short, long = decodes(16), decodes(16, 800)
+    alone_s = [float(model.price(plan).device_s[0]) for plan in (short, long)]
+    for first, second in ((short, long), (long, short)):
+        cost = model.price(replace(first, alongside=(second,)))
+        assert cost.device_s[0] == pytest.approx(max(alone_s))
+    prompt = batch([(64, 64, 0)])
+    beside = model.price(replace(long, alongside=(prompt,)))
+    assert beside.operators is not None
+    prompt_only, waits = model.model.price(prompt).operators, model.price(long).operators
+    assert prompt_only is not None
+    assert waits is not None
+    hidden_s = np.asarray(waits.waiting_s)[0] - prompt_only.attention_s[0]
+    assert np.asarray(beside.operators.waiting_s)[0] == pytest.approx(max(hidden_s, 0.0))
+
+
+def test_each_stage_waits_in_its_own_layers(profile: Profile) -> None:
+    stages = OperatorModel(profile, EngineOptions(max_num_seqs=16), num_layers=LAYERS, partition=Partition(1, 2))
+    plan = decodes(32, 600)
+    cost = NearMemoryModel(stages, memory()).price(plan)
+    bare = stages.price(plan, part_of(plan, np.array([False, False])))
+    assert cost.operators is not None
+    waiting_s = float(np.asarray(cost.operators.waiting_s)[0])
+    assert waiting_s > 0
+    assert sum(cost.stages) == pytest.approx(1.0)
+    took_s = [share * cost.device_s[0] for share in cost.stages]
+    before_s = [share * bare.device_s[0] for share in bare.stages]
+    for after, before, layers in zip(took_s, before_s, stages.stage_layers, strict=True):
+        assert after - before == pytest.approx(waiting_s * layers / LAYERS)
+
+
+def test_smaller_keys_and_values_are_read_in_less_time() -> None:
+    rate = AttentionRate(request_s=4e-6, token_s=2e-8, num_heads=4, head_dim=16)
+    model = ModelSpec("m", 2, 64, 128, 4, 2, 16, 100)
+    wide, narrow = rate.scaled(model), rate.scaled(model, 1.0)
+    assert (narrow.request_s, narrow.token_s) == (wide.request_s, pytest.approx(wide.token_s / 2))

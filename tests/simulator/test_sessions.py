@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectors.load import chains
+from collectors.client.load import chains
 from simulator.sessions import Sessions, Think, predecessors
 from traces.errors import InputError
 from traces.trace import Trace, TraceRow
@@ -81,7 +81,7 @@ def test_chains_are_those_of_the_client(drawn: list[tuple[str | None, float | No
 
 
 def seats_of_the_client(rows: Sequence[TraceRow], concurrency: int, service_s: Sequence[float]) -> dict[int, float]:
-    """What `collectors.load` does with seats: each takes the next chain and sends its rows one after another."""
+    """What `collectors.client.load` does with seats: each takes the next chain and sends its rows one after another."""
     left = iter(chains(rows))
     free = [(0.0, seat) for seat in range(concurrency)]
     heapq.heapify(free)

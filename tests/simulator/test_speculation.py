@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from simulator.cluster import Cluster
 from simulator.engine import Engine, check_engine
 from simulator.fleet import Failure
-from simulator.kv.tiers import KVTierFile
 from simulator.scheduling.choice import new_scheduler
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan, plan_of
@@ -383,20 +382,10 @@ def test_options_that_vllm_refuses_or_fails_with_are_refused(options: dict[str, 
     assert refused.value.field == field
 
 
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [({"role": "prefill"}, "role"), ({"pipeline_parallel_size": 2}, "pipeline"), ({"ranks": 2}, "data_parallel")],
-)
-def test_what_is_not_modelled_beside_drafts_is_refused(change: dict[str, Any], field: str) -> None:
-    with pytest.raises(InputError, match=rf"instances\.{field}.*is not modelled where tokens are drafted"):
-        check_engine(dataclasses.replace(drafting(0.7), **change))
-
-
-def test_tiers_are_refused_beside_drafts() -> None:
-    tier = KVTierFile(name="dram", capacity_bytes=1e9, bandwidth_bytes_per_s=1e9, latency_s=0.0)
-    cluster = Cluster((dataclasses.replace(drafting(0.7), kv_bytes_per_token=1000.0),), kv_tiers=(tier,))
-    with pytest.raises(InputError, match="kv_tiers"):
-        simulate(trace((0.0, 10, 5)), cluster)
+def test_stages_that_wait_for_outputs_are_not_modelled_beside_drafts() -> None:
+    with pytest.raises(InputError, match=r"instances\.pipeline.*not modelled where tokens are drafted.*without async"):
+        check_engine(dataclasses.replace(drafting(0.7), pipeline_parallel_size=2))
+    check_engine(dataclasses.replace(drafting(0.7, async_scheduling=True), pipeline_parallel_size=2))
 
 
 def test_steps_of_a_capture_with_drafts_are_not_planned_again() -> None:

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.cluster import Cluster, Service
+from simulator.cluster import Cluster
 from simulator.engine import Role
 from simulator.fleet import Failure
 from simulator.handover import KVTransfer
 from simulator.kv.tiers import KVTierFile, new_tier
 from simulator.network.topology import FabricFile, InterNodeFile, NodeFile, Place, Topology, TopologyFile
 from simulator.scheduling.scheduler import Scheduler
+from simulator.service import Service
 from simulator.simulate import Simulation, simulate
 from tests.engines import LinearStepTime, engine, trace
 from traces.errors import InputError

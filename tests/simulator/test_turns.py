@@ -25,7 +25,7 @@ ROUTERS = ["least_loaded", "power_of_two", "prefix_aware"]
 def brought_up(made: Trace, cluster: Cluster) -> Simulation:
     """With every engine run up to every arrival."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("simulator.cluster.reads", lambda router: None)
+        patch.setattr("simulator.service.reads", lambda router: None)
         return simulate(made, cluster)
 
 

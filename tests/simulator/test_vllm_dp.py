@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from simulator.cluster import Cluster, Service
+from simulator.cluster import Cluster
 from simulator.routing import new_router
 from simulator.scheduling.rules import rules_of
+from simulator.service import Service
 from simulator.simulate import simulate
 from simulator.vllm_dp import Coordinator, Report, VllmBalancer
 from tests.engines import engine, trace

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from tests.harness.scenarios import write_scenario
 from tests.traces.mutations import N_COPIES, read_copies
 from traces.errors import InputError

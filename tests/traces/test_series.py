@@ -20,6 +20,7 @@ from traces.series import (
     n_running,
     n_waiting,
     output_tokens_per_s,
+    prefix_hit_rate,
     prompt_tokens_per_s,
 )
 from traces.steps import STEP_COLUMNS, Batches, Steps, steps_from_columns
@@ -124,6 +125,17 @@ def test_states_of_steps_hold_until_the_next_step_and_fall_to_zero_when_idle(
 def test_kv_usage_needs_the_number_of_blocks(captured: Captured, served: Served) -> None:
     steps = steps_of(end_s=[1.0])
     assert kv_usage(captured([served()], steps), Grid(0.0, 1.0, 1)) is None
+
+
+def test_hits_count_when_the_step_that_admitted_the_request_is_over(captured: Captured, served: Served) -> None:
+    outcomes = [served("0", cached_tokens=0), served("1", cached_tokens=5, scheduled_s=2.0)]
+    steps = steps_of(scheduled_s=[1.0, 2.0], end_s=[1.9, 3.5])
+    grid = Grid(0.0, 1.0, 4)
+    by_steps, without = (prefix_hit_rate(captured(outcomes, own), grid) for own in (steps, None))
+    assert by_steps is not None
+    assert without is not None
+    assert (by_steps.time_s.tolist(), values(by_steps)) == ([2, 3, 4], [0, 0, 0.25])
+    assert (without.time_s.tolist(), values(without)) == ([1, 2, 3, 4], [0, 0.25, 0.25, 0.25])
 
 
 def test_nothing_recorded_derives_nothing(captured: Captured, served: Served) -> None:

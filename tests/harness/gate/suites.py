@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.gate.check import check
 from harness.gate.outputs import write_outputs
-from harness.simulate import simulate_scenario, write_simulation
+from harness.running.simulate import simulate_scenario, write_simulation
 from tests.harness.scenarios import write_scenario
 
 SUITE = """\

@@ -82,7 +82,7 @@ def test_it_passes_writes_everything_and_says_so(job: Job) -> None:
     assert ran.returncode == 0, ran.stderr
     assert job.output() == "passed=true\n"
     assert (job.folder.parent / "summary.md").read_text().startswith("## PASSED")
-    for name in ("junit", "markdown", "result", "benchmark"):
+    for name in ("junit", "markdown", "result", "benchmark", "page"):
         assert (job.folder / ACTION["inputs"][name]["default"]).stat().st_size
     assert "fidelity ttft.p50" in (job.folder / "servetwin-check.xml").read_text()
 
@@ -92,6 +92,15 @@ def test_it_fails_as_the_command_does(job: Job) -> None:
     assert job.run(CHECK, {"suite": "suite.yaml", "set": "engine.max_num_seqs=1"}).returncode == 1
     assert job.output() == "passed=false\n"
     assert "<failure" in (job.folder / "servetwin-check.xml").read_text()
+
+
+def test_a_history_grows_and_its_page_is_the_last_one(job: Job) -> None:
+    write_suite_with_baseline(job.folder)
+    inputs = {"suite": "suite.yaml", "history": "checks.jsonl"}
+    assert job.run(CHECK, inputs).returncode == 0
+    assert job.run(CHECK, {**inputs, "set": "engine.max_num_seqs=1"}).returncode == 1
+    assert len((job.folder / "checks.jsonl").read_text().splitlines()) == 2
+    assert "now for the first time" in (job.folder / "servetwin-check.html").read_text()
 
 
 def test_a_wrong_input_is_no_result_and_is_not_run(job: Job) -> None:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.command_line import servetwin
 from tests.harness.gate.suites import write_suite, write_suite_with_baseline
 
 
 def check(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    command = [sys.executable, "-c", "from harness.cli import main; main()", "check", *map(str, arguments)]
-    clean = {name: value for name, value in os.environ.items() if name != "GITHUB_STEP_SUMMARY"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**clean, **environment})
+    """`servetwin check`, with no summary of a job unless one is given."""
+    return servetwin("check", *arguments, **{"GITHUB_STEP_SUMMARY": "", **environment})
 
 
 def test_green_is_0_with_every_output(tmp_path: Path) -> None:

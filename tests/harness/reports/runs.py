@@ -8,8 +8,8 @@ import msgspec
 
 from calibrate.calibration import Calibration, FittedOn, FittedParameter, Residuals
 from calibrate.parameters import FRONT_END, RESIDUAL
-from harness.compare import compare
 from harness.reports.validation_page import Compared
+from harness.scoring.compare import compare
 from simulator.simulate import simulate
 from tests.engines import LinearStepTime, engine, trace
 from traces.capture import Capture, Series

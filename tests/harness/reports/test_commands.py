@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.command_line import servetwin
 from tests.harness.reports.runs import run
 from traces.capture import write_capture
 
 COMMANDS = ["report", "figures", "capture timeline", "capture table", "capture serve", "capture openmetrics"]
-
-
-def servetwin(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "report.md"
-NUMBER = re.compile(r"[-+]?\d[\d.]*")
+from tests.pages import ROOT, blocks, shown_and_printed
 
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-
-
-def skeleton(text: str) -> list[str]:
-    """Lines without their numbers: another machine may round the last digit otherwise."""
-    return [NUMBER.sub("#", line).rstrip() for line in text.splitlines() if line.strip()]
+PAGE = ROOT / "docs" / "report.md"
 
 
 def test_the_page_shows_what_its_commands_print(tmp_path: Path) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    setting, shown, printed = "", [], []
-    for part in (part for block in blocks("console") for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]):
-        command, _, output = part.partition("\n")
-        if command.startswith("B="):
-            setting = command
-            continue
-        script = f"set -o pipefail\n{setting}\n{command}"
-        ran = subprocess.run(
-            ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert ran.returncode == 0, ran.stderr
-        shown += [f"$ {command}", *skeleton(output)]
-        printed += [f"$ {command}", *skeleton(ran.stdout)]
+    shown, printed = shown_and_printed("report.md", tmp_path, numbers=False)
     assert len(shown) > 15
     assert printed == shown
     assert (tmp_path / "check" / "measured" / "meta.json").is_file()
 
 
 def test_its_python_runs() -> None:
-    (block,) = blocks("python")
+    (block,) = blocks("report.md", "python")
     exec(compile(block, str(PAGE), "exec"), {})
 
 

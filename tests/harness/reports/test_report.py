@@ -186,9 +186,7 @@ def test_what_has_no_page_is_refused_and_nothing_is_written(tmp_path: Path) -> N
 def test_different_kinds_do_not_stand_side_by_side(tmp_path: Path) -> None:
     write_capture(run(), tmp_path / "run")
     write_validation(compared(), tmp_path / "check")
-    with pytest.raises(
-        InputError, match=r"found 'run \(capture\), check \(validation\)': accepted: captures, or valid"
-    ):
+    with pytest.raises(InputError, match=r"found 'run \(capture\), check \(validation\)': accepted: several of one"):
         report([tmp_path / "run", tmp_path / "check"], tmp_path / "both.html")
     assert not (tmp_path / "both.html").exists()
 

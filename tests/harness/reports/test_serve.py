@@ -15,7 +15,7 @@ from prometheus_client import Metric as Family
 from prometheus_client import generate_latest as plain_text
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from collectors.metric_names import Reading, read_metrics
+from collectors.server.metric_names import Reading, read_metrics
 from harness.reports.serve import Replayed, serve, write_openmetrics
 from harness.reports.vllm_metrics import VllmMetrics
 from tests.harness.reports.runs import run
@@ -23,7 +23,7 @@ from traces.capture import Capture
 from traces.errors import CollectorError, InputError
 from traces.metrics import summary
 
-REAL = Path(__file__).parents[2] / "collectors" / "metrics" / "vllm-0.32.txt"
+REAL = Path(__file__).parents[2] / "collectors" / "server" / "metrics" / "vllm-0.32.txt"
 """What a real vLLM 0.32 said."""
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import read_scenario
-from harness.predicted import run as simulate_deployed
 from harness.reports.timeline import REQUESTS, STEPS, Cut, timeline, write_timeline
+from harness.running.predicted import run as simulate_deployed
 from tests.harness.reports.runs import compared, run
 from traces.errors import InputError
 from traces.formats import read_any_trace

@@ -19,6 +19,20 @@ objectives: {e2el_s.p90: min, output_tokens_per_s: max}
 
 WRITTEN = ("study.json", "results.csv", "pareto.csv", "pareto.svg")
 
+DYING = """
+import os, signal
+
+class Dies:
+    reads_state = False
+
+    def __init__(self, seed):
+        pass
+
+    def choose(self, row, hashes, instances, now_s):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""A router whose worker is killed as it chooses."""
+
 
 def write_study(folder: Path, text: str = GRID) -> Path:
     """A study of the small scenario; what it varies and wants is `text`."""

@@ -11,21 +11,9 @@ from pathlib import Path
 import pytest
 
 from harness.sweeps.sweep import sweep
-from tests.harness.sweeps.studies import contents, write_study
+from tests.command_line import COMMAND
+from tests.harness.sweeps.studies import DYING, contents, write_study
 from traces.errors import EngineError, InputError
-
-DYING = """
-import os, signal
-
-class Dies:
-    reads_state = False
-
-    def __init__(self, seed):
-        pass
-
-    def choose(self, row, hashes, instances, now_s):
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
 
 STUDY = """\
 grid:
@@ -44,7 +32,7 @@ def test_ray_gives_the_same_bytes_and_outlives_a_dead_worker(tmp_path: Path) -> 
     for executor in ("local", "ray"):
         command = ["sweep", str(study), "--out", str(tmp_path / executor), "--executor", executor, "--workers", "2"]
         ran = subprocess.run(
-            [sys.executable, "-c", "from harness.cli import main; main()", *command],
+            [*COMMAND, *command],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

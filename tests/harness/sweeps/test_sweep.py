@@ -5,18 +5,17 @@ from __future__ import annotations
 import csv
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from harness.simulate import simulate_scenario
+from harness.running.simulate import simulate_scenario
 from harness.sweeps.pareto import flat
 from harness.sweeps.sweep import sweep
 from harness.sweeps.trials import Progress
-from tests.harness.sweeps.studies import WRITTEN, contents, points_of, reported, write_study, written
-from tests.harness.test_cli import servetwin
+from tests.command_line import COMMAND, servetwin
+from tests.harness.sweeps.studies import DYING, WRITTEN, contents, points_of, reported, write_study, written
 from traces.errors import InputError
 
 
@@ -111,20 +110,6 @@ def test_no_point_at_all_is_an_error_and_no_result(study: Path, tmp_path: Path) 
     assert not set(WRITTEN) & set(contents(tmp_path / "out"))
 
 
-DYING = """
-import os, signal
-
-class Dies:
-    reads_state = False
-
-    def __init__(self, seed):
-        pass
-
-    def choose(self, row, hashes, instances, now_s):
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 def test_a_worker_that_dies_costs_its_point_once(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sweeps_dying.py").write_text(DYING)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -203,7 +188,7 @@ def test_a_trace_can_be_varied_too(tmp_path: Path) -> None:
 def test_an_interrupt_leaves_what_is_done(tmp_path: Path) -> None:
     study = write_study(tmp_path, f"grid: {{seed: {list(range(400))}}}\nobjectives: {{ttft_s.p50: min}}")
     out = tmp_path / "out"
-    command = [sys.executable, "-c", "from harness.cli import main; main()", "sweep", str(study), "--out", str(out)]
+    command = [*COMMAND, "sweep", str(study), "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         while len(list(out.glob("points/*.json"))) < 3 and running.poll() is None:
             time.sleep(0.01)
@@ -229,7 +214,7 @@ def is_running(process: str) -> bool:
 def test_workers_end_with_the_command(tmp_path: Path) -> None:
     study = write_study(tmp_path, f"grid: {{seed: {list(range(400))}}}\nobjectives: {{ttft_s.p50: min}}")
     command = ["sweep", str(study), "--out", str(tmp_path / "out"), "--workers", "2"]
-    with subprocess.Popen([sys.executable, "-c", "from harness.cli import main; main()", *command]) as running:
+    with subprocess.Popen([*COMMAND, *command]) as running:
         while len(list((tmp_path / "out").glob("points/*.json"))) < 3 and running.poll() is None:
             time.sleep(0.01)
         workers = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from harness.sweeps.sweep import sweep
-from tests.harness.test_calibrate_docs import skeleton
+from tests.pages import ROOT, blocks, shown_and_printed
 
-ROOT = Path(__file__).resolve().parents[3]
-PAGE = (ROOT / "docs" / "sweep.md").read_text(encoding="utf-8")
 STUDIES = ROOT / "docs" / "examples" / "studies"
 
 
 def test_the_page_shows_what_its_commands_print(tmp_path: Path) -> None:
-    (tmp_path / "docs").symlink_to(ROOT / "docs")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    blocks = re.findall(r"```console\n\$ (.*?)\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 3
-    for command, shown in blocks:
-        ran = subprocess.run(
-            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert not ran.stderr, ran.stderr
-        assert skeleton(ran.stdout) == skeleton(shown), ran.stdout
+    shown, printed = shown_and_printed("sweep.md", tmp_path, numbers=False)
+    assert printed == shown
 
 
 def test_the_page_shows_the_example_as_it_is() -> None:
-    (shown,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    (shown,) = blocks("sweep.md", "yaml")
     assert shown in (STUDIES / "grid.yaml").read_text()
 
 

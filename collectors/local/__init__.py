@@ -1,0 +1,1 @@
+"""A server of one's own on this machine, and a model small enough for it."""

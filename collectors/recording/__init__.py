@@ -1,0 +1,1 @@
+"""A recording, from the first journal to the capture that its witnesses are joined into."""

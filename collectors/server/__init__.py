@@ -1,0 +1,1 @@
+"""What a running server tells to whoever listens: its metrics, its options, its spans, its cache events."""

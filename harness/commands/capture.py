@@ -1,0 +1,77 @@
+"""`servetwin capture`: runs of other tools imported, and captures as facts, tables, timelines and metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.reports.cli import capture_openmetrics, capture_serve, capture_table, capture_timeline
+from harness.terminal.options import Format, Json, Out
+
+capture_app = typer.Typer(help="Captures: what a run did, real or simulated.", no_args_is_help=True)
+
+
+@capture_app.command("import")
+def capture_import(
+    source: Path,
+    out: Out,
+    trace: Annotated[Path | None, typer.Option(help="The workload it served, where the run does not hold it.")] = None,
+    format: Format = None,
+    part: Annotated[int | None, typer.Option(help="Which benchmark (guidellm) or stage (inference-perf).")] = None,
+) -> None:
+    """Import a run measured by another tool: LLMServingSim, vllm bench serve, guidellm, aiperf, inference-perf, series.
+
+    Example: servetwin capture import bench/RTX4090/Llama --trace workload.jsonl --out captures/rtx4090
+    """
+    from traces.capture import write_capture
+    from traces.formats import import_capture, read_any_trace
+
+    workload = None if trace is None else read_any_trace(trace)
+    write_capture(import_capture(source, format, workload, part), out)
+    capture_show(out)
+
+
+@capture_app.command("card")
+def capture_card(folder: Path) -> None:
+    """Print a capture's card in Markdown: device, engine, flags, date, spread, licence, hash.
+
+    Example: servetwin capture card captures/monday > CARD.md
+    """
+    from harness.terminal.cards import capture_card as card
+    from traces.capture import read_capture
+
+    typer.echo(card(read_capture(folder), folder), nl=False)
+
+
+@capture_app.command("scenario")
+def capture_scenario(
+    folder: Path,
+    trace: Annotated[Path | None, typer.Option(help="Another trace to serve; left out: the capture's own.")] = None,
+) -> None:
+    """Print the scenario that a capture is of, to begin with: its model, its device, its engine's options.
+
+    Example: servetwin capture scenario captures/monday > scenario.yaml
+    """
+    from harness.descriptions.recorded import scenario_text
+
+    typer.echo(scenario_text(folder, trace), nl=False)
+
+
+@capture_app.command("show")
+def capture_show(folder: Path, as_json: Json = False) -> None:
+    """Show a capture: what ran, its figures, its notes.
+
+    Example: servetwin capture show captures/monday
+    """
+    from harness.terminal.facts import print_capture
+    from traces.capture import read_capture
+
+    print_capture(read_capture(folder), as_json=as_json)
+
+
+capture_app.command("timeline")(capture_timeline)
+capture_app.command("table")(capture_table)
+capture_app.command("serve")(capture_serve)
+capture_app.command("openmetrics")(capture_openmetrics)

@@ -1,0 +1,59 @@
+"""The scenario that a capture is of, as a file to begin with: what ran, with the options that it recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from harness.descriptions.agreement import KNOWN_OPTIONS, PARALLELISM
+from simulator.scheduling.rules import version_of
+from traces.capture import read_capture
+from traces.errors import InputError
+
+PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
+NO_TEXT = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
+"""Words that YAML does not read as text."""
+
+
+def scenario_text(folder: Path, trace: Path | None = None) -> str:
+    """A scenario of a capture's engine, serving the capture's own requests or another trace. It is valid as it stands.
+
+    Raises:
+        InputError: the capture cannot be read, or does not say its device.
+    """
+    meta = read_capture(folder).meta
+    if meta.device is None:
+        raise InputError("does not say its device", file=folder, accepted="a capture of `collect replay --device NAME`")
+    recorded = {name: value for name, value in meta.engine_options.items() if value is not None}
+    if recorded.get("dtype") == "auto":
+        del recorded["dtype"]  # the model's own, which the capture does not tell
+    if meta.num_gpu_blocks is not None:
+        recorded["num_gpu_blocks"] = meta.num_gpu_blocks
+    spread = {name: recorded.pop(name) for name in PARALLELISM if name in recorded}
+    engine = {name: recorded.pop(name) for name in KNOWN_OPTIONS if name in recorded}
+    ran = " ".join((meta.engine or "its engine is not known").split())
+    lines = [f"# What {folder.absolute().name} recorded; {ran}."]
+    if recorded:
+        lines.append(f"# Recorded, and not simulated: {', '.join(sorted(recorded))}.")
+    lines.append(f"trace: {_flow(os.path.relpath(folder / 'trace.jsonl.gz' if trace is None else trace))}")
+    lines.append(f"cluster: {_flow({'instances': [{'model': meta.model, 'device': meta.device, **spread}]})}")
+    lines += ["engine:", *(f"  {name}: {_flow(value)}" for name, value in engine.items())] if engine else []
+    version = version_of(meta.engine)
+    if version is not None:
+        lines.append(f'engine_version: "{version[0]}.{version[1]}"')
+    return "\n".join(lines) + "\n"
+
+
+def _flow(value: Any) -> str:
+    """A value in YAML's flow style, on one line."""
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{name}: {_flow(one)}" for name, one in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ", ".join(map(_flow, value)) + "]"
+        case str() if PLAIN.fullmatch(value) and value.lower() not in NO_TEXT:
+            return value
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""What a person sees in the terminal: tables, facts, progress, and figures in words."""

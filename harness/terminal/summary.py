@@ -1,0 +1,84 @@
+"""One run's figures in the terminal: latencies, rates, what was drafted, and what it drew and cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.terminal.console import console, table
+from harness.terminal.words import LABELS, seconds
+
+_PER = (("j_per_token", "token"), ("j_per_output_token", "output token"), ("j_per_request", "request"))
+
+
+def print_summary(figures: dict[str, Any]) -> None:
+    """Print one run's figures."""
+    rows = []
+    for name, values in figures["metrics"].items():
+        if isinstance(values, dict):
+            rows.append((LABELS[name], *(seconds(values[key]) for key in ("mean", "p50", "p90", "p95", "p99"))))
+    out = console()
+    out.print(table("Latencies", ["", "mean", "p50", "p90", "p95", "p99"], rows))
+    counts = ("n_requests", "n_finished", "prompt_tokens", "output_tokens", "cached_tokens", "num_preemptions", "steps")
+    shown = [f"{name} {figures[name]}" for name in counts if figures.get(name) is not None]
+    rates = [
+        f"{name} {figures['metrics'][name]:.4g}"
+        for name in ("output_tokens_per_s", "duration_s")
+        if figures["metrics"][name]
+    ]
+    out.print(", ".join([*shown, *rates]))
+    for line in (
+        *speculation_lines(figures.get("speculation")),
+        *energy_lines(figures.get("energy")),
+        *slo_lines(figures.get("slo")),
+        *cost_lines(figures.get("cost")),
+    ):
+        out.print(line)
+
+
+def speculation_lines(speculation: dict[str, Any] | None) -> list[str]:
+    """What was drafted and accepted, in a line; none where nobody drafts."""
+    if speculation is None or speculation["mean_acceptance_length"] is None:
+        return []
+    accepted, drafted = speculation["num_accepted_tokens"], speculation["num_draft_tokens"]
+    length = speculation["mean_acceptance_length"]
+    return [f"speculative decoding: {accepted} of {drafted} drafted tokens accepted, acceptance length {length:.2f}"]
+
+
+def energy_lines(energy: dict[str, Any] | None) -> list[str]:
+    """What a run drew, in a line or two; nothing where nothing is said of power."""
+    if energy is None:
+        return []
+    lines = [f"power not known, and in no sum: {', '.join(energy['unknown'])}"] if energy["unknown"] else []
+    if energy["total_j"] is None:
+        return lines
+    parts = ", ".join(f"{name} {part['total_j']:.4g} J" for name, part in energy["components"].items())
+    per = [f"{energy[key]:.4g} J per {what}" for key, what in _PER if energy[key] is not None]
+    mean = "" if energy["mean_w"] is None else f", mean {energy['mean_w']:.4g} W"
+    return [f"energy {energy['total_j']:.4g} J{mean}: {parts}", *([", ".join(per)] if per else []), *lines]
+
+
+def slo_lines(slo: dict[str, Any] | None) -> list[str]:
+    """How many requests met the objective."""
+    if slo is None or slo["n_meeting"] is None:
+        return [] if slo is None else ["slo: not known, a limited duration was not measured"]
+    return [f"slo met by {slo['n_meeting']} requests, {slo['goodput_per_s']:.4g} per second"]
+
+
+def cost_lines(cost: dict[str, Any] | None) -> list[str]:
+    """What a run cost; nothing where the scenario has no prices."""
+    if cost is None:
+        return []
+    money, lines = cost["currency"], []
+    if cost["total"] is not None:
+        units = ("per_million_tokens", "per_million_output_tokens", "per_request", "per_slo_request")
+        per = [f"{cost[unit]:.4g} {money} {unit.replace('_', ' ')}" for unit in units if cost[unit] is not None]
+        lines.append(f"cost {cost['total']:.4g} {money}: {', '.join(per)}")
+    else:
+        lines.append("cost not known: no price of devices or energy, or energy that is not known")
+    if cost["carbon_kg"] is not None:
+        per_million = cost["carbon_kg_per_million_tokens"]
+        lines.append(
+            f"carbon {cost['carbon_kg']:.4g} kg CO2"
+            + (f", {per_million:.4g} per million tokens" if per_million else "")
+        )
+    return lines

@@ -1,0 +1,613 @@
+"""Several engines behind a router while they serve a trace, in one virtual time.
+
+Each engine keeps its own clock, and most of the time none needs to know the others: where requests can be dealt before
+anything runs, each engine runs to its end alone. Where a choice depends on what engines are doing (a router that looks
+at their queues, a request that waits for another's end), they take turns, the one that is furthest behind first, and
+none runs past the next moment at which another could concern it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import numpy as np
+
+from simulator.assembly import beside_loads, check_together, new_handover, put_tiers, sessions_of, shared_links
+from simulator.cluster import Cluster
+from simulator.engine import Engine, Role
+from simulator.fleet import Earlier, Failure, earlier_of, load_of, scalings
+from simulator.instance import Instance, Tell
+from simulator.kv.prefixes import Prefixes
+from simulator.kv.tiers import Tier, tier_notes
+from simulator.network.topology import Place
+from simulator.network.transfers import Network
+from simulator.rank import Arrival, Part, Rank, token_times_s
+from simulator.routing import Router, new_router, reads
+from simulator.scheduling.plan import StepPlan, without_drafts
+from simulator.scheduling.request import Request, RequestStatus
+from simulator.scheduling.speculation import drafter_kv_notes
+from simulator.steps.contention import SharedLinks, shared_notes
+from simulator.steps.step_time import reads_batches
+from simulator.steps.talking import Neighbour
+from simulator.turns import Turns
+from traces.errors import EngineError
+from traces.steps import Floats
+from traces.trace import Trace, TraceRow
+
+
+class Service:
+    """A cluster while it serves a trace.
+
+    Attributes:
+        instances: its engines, in time.
+        ranks: where requests can be sent, in the order of the engines.
+        arrivals_s: when each request arrived, [n_requests].
+        tiers: KV tiers of the ranks; a shared one once.
+        earlier: what requests had that go on after a failure, by index.
+    """
+
+    def __init__(self, trace: Trace, cluster: Cluster, *, fast_forward: bool, names_batches: bool = True) -> None:
+        """Nothing has happened yet. Raises InputError for what cannot be simulated together.
+
+        Args:
+            trace: the requests; without rows, they are sent from outside (`simulator.stream`).
+            cluster: what serves them.
+            fast_forward: run alike steps in one sweep.
+            names_batches: keep which requests are in each step; without, engines still do who need it.
+        """
+        self.arrivals_s = [row.arrival_s for row in trace.rows]
+        self.instances: list[Instance] = []
+        self.ranks: list[Rank] = []
+        self.tiers: list[Tier] = []
+        self.earlier: dict[int, Earlier] = {}
+        self._trace = trace
+        self._routing = cluster.routing
+        self._deadline_s = cluster.deadline_s
+        self._sessions = sessions_of(trace, cluster)
+        self._failures = cluster.failures
+        self._goes_on = cluster.after_failure == "go_on"
+        self._roles: list[Role] = [engine.role for engine in cluster.engines]
+        self._drafters = [engine.options.speculative_config for engine in cluster.engines]
+        self._scalings = scalings(cluster.autoscaling, self._roles)
+        # Requests sent again, and how often each was; instances started, by role.
+        self._sent_again: Counter[int] = Counter()
+        self._started: Counter[Role] = Counter()
+        self._starting: set[int] = set()
+        self._failed: set[int] = set()
+        # Decisions on pools that are still to come: they go on only while something else does.
+        self._n_looks = 0
+        self._instance_of: dict[int, int] = {}
+        self._places: dict[int, tuple[Place, ...]] = {}
+        self._prefixes = Prefixes(trace, is_whole=bool(trace.rows))
+        # Ranks whose schedulers are told of shared prefixes only, and by the trace's own hashes.
+        self._told_little: set[int] = set()
+        self._network = Network()
+        pools: dict[str, list[Rank]] = {}
+        of_engines: list[list[Rank]] = []
+        for number, engine in enumerate(cluster.engines):
+            ranks = self._new_ranks(engine, cluster, names_batches=names_batches)
+            self._instance_of.update((rank.number, number) for rank in ranks)
+            each = len(engine.places) // engine.ranks
+            self._places.update((rank.number, engine.places[i * each : (i + 1) * each]) for i, rank in enumerate(ranks))
+            pools.setdefault(engine.role, []).extend(ranks)
+            self.ranks += ranks
+            of_engines.append(ranks)
+        ways = [
+            put_tiers(cluster, engine, ranks, self._places, self.tiers, self._network)
+            for engine, ranks in zip(cluster.engines, of_engines, strict=True)
+        ]
+        self.handover = new_handover(cluster, self._places, self._network)
+        # Step times of instances whose weights share links with KV of tiers, and whose collectives share links with KV
+        # or with those of others, by instance.
+        self._beside = beside_loads(cluster, ways)
+        step_times = [self._beside.get(number, engine.step_time) for number, engine in enumerate(cluster.engines)]
+        of_kv = set() if self.handover is None else self.handover.links(pools["prefill"], pools["decode"])
+        self._shared = shared_links(cluster, step_times, of_kv, self._network)
+        for number, (engine, ranks) in enumerate(zip(cluster.engines, of_engines, strict=True)):
+            instance = Instance(
+                ranks,
+                self._shared.get(number, step_times[number]),
+                steps_in_flight=engine.steps_in_flight,
+                decode_stagger=engine.decode_stagger,
+                beside=self._beside.get(number),
+                fast_forward=fast_forward,
+                on_finish=self._on_finish(engine),
+                on_reserve=self._reserved if engine.role == "decode" else None,
+                on_plan=self._on_plan(engine, self._shared.get(number)),
+            )
+            self.instances.append(instance)
+        make = partial(
+            new_router,
+            cluster.routing,
+            options=cluster.routing_options,
+            version=cluster.engines[0].rules.version,
+            steps_together=len(cluster.engines) == 1 and cluster.engines[0].ranks > 1,
+        )
+        first = pools["prefill" if self.handover else "both"]
+        self._first = Pool(first, make(seed=cluster.seed))
+        self._second = Pool(pools.get("decode", []), make(seed=cluster.seed + 1))
+        # What happens at a set time, with a number that keeps the order of equal times.
+        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._n_events = 0
+        # Instances that have something to do, by when; the others wait for a request.
+        self._awake: list[tuple[float, int]] = []
+        self._asleep = set(range(len(self.instances)))
+        # What waits for an instance to come into use.
+        self._homeless: list[Callable[[float], None]] = []
+        check_together(cluster, self.ranks)
+
+    def _new_ranks(self, engine: Engine, cluster: Cluster, *, names_batches: bool) -> list[Rank]:
+        """The ranks of an engine, empty."""
+        # A user's own rules, tiers and vLLM's scheduler see every block.
+        sees_all = engine.has_own_rules or engine.scheduler != "native" or cluster.kv_tiers or ":" in cluster.routing
+        per_hash = 1 if sees_all else self._prefixes.blocks_per_hash(engine.options.block_size)
+        sends_layers = engine.role == "prefill" and cluster.kv_transfer.when == "layer_by_layer"
+        names_batches = names_batches or sends_layers or reads_batches(engine.step_time)
+        ranks: list[Rank] = []
+        for _ in range(engine.ranks):
+            number = len(self.ranks) + len(ranks)
+            ranks.append(engine.new_rank(number, blocks_per_hash=per_hash, names_batches=names_batches))
+            if not sees_all:
+                self._told_little.add(number)
+        return ranks
+
+    def run(self) -> None:
+        """Serve the whole trace. Raises EngineError when a request can never go on, and says which."""
+        if self._is_coupled or self._failures or self._scalings:
+            self._take_turns()
+        elif self.reads_state:
+            turns = self.turns()
+            for index, row in enumerate(self._trace.rows):
+                turns.go_on(row.arrival_s)
+                turns.sent(self.send(index, row, row.arrival_s), row.arrival_s)
+            turns.go_on(np.inf)
+        else:
+            for index, row in enumerate(self._trace.rows):
+                self.send(index, row, row.arrival_s)
+            self.advance(np.inf)
+        self.check_done()
+
+    def n_sent_again(self, index: int) -> int:
+        """How often a request was sent again, after a failure or for KV that was lost."""
+        return self._sent_again[index]
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether a request's rank depends on what engines are doing when it arrives."""
+        return self._first.router.reads_state and len(self._first.ranks) > 1
+
+    def turns(self) -> Turns:
+        """The engines for a router that looks at them, and at nothing of them that it does not say."""
+        return Turns(self.instances, reads(self._first.router))
+
+    def advance(self, until_s: float) -> None:
+        """Let each engine go on until it would have to know what arrives from this moment on."""
+        for instance in self.instances:
+            while instance.now_s < until_s and instance.step(until_s):
+                pass
+
+    def check_done(self) -> None:
+        """Raise EngineError when a request can never go on."""
+        for instance in self.instances:
+            instance.check_done()
+        if self.handover is not None and (prompt := self.handover.waiting) is not None:
+            request_id, target = self._trace.rows[prompt.index].request_id, prompt.target
+            raise EngineError(
+                f"the simulation is stuck: request {request_id!r} waits for KV from instance {prompt.source.number}"
+                + ("" if target is None else f" on instance {target.number}")
+            )
+
+    def notes(self) -> list[str]:
+        """What a reader should know of how requests were dealt and what was sent."""
+        notes = []
+        if len(self.ranks) > 1:
+            notes.append(f"{len(self.ranks)} instances, requests routed by {self._routing}")
+        if self.handover is not None:
+            sent = f"{self.handover.n_bytes / 1e9:.3f} GB of KV of {self.handover.n_prompts} prompts"
+            notes.append(f"{sent} sent from prefill to decode instances")
+            if self.handover.n_lost:
+                notes.append(f"KV of {self.handover.n_lost} prompts was lost on the way, and computed again")
+            if self.handover.n_dropped:
+                sent = f"{self.handover.n_dropped_bytes / 1e9:.3f} GB of it had been sent"
+                notes.append(f"KV of {self.handover.n_dropped} prompts was under way when an instance failed; {sent}")
+        notes += shared_notes(self._shared.values(), has_kv=self.handover is not None)
+        notes += [one.note() for one in self._beside.values() if one.has_weights]
+        if self._failures:
+            n_again = self._sent_again.total()
+            notes.append(f"{len(self._failures)} failures of instances; {n_again} requests sent again")
+        if self._goes_on:
+            n_tokens = sum(len(one.token_times_s) for one in self.earlier.values())
+            notes.append(f"{len(self.earlier)} of them went on behind {n_tokens} tokens that had come")
+        for role, scaling in self._scalings.items():
+            of = f"{self._roles.count(role)}{'' if role == 'both' else f' {role}'}"
+            least, started = scaling.min_instances, self._started[role]
+            notes.append(f"autoscaling from {least} instances of {of}: {started} started")
+        if self.tiers or self.handover is not None:
+            notes += drafter_kv_notes(self._drafters)
+        if self.tiers and self.handover is not None:
+            notes.append("KV tiers stand behind prefill instances alone")
+        return [*notes, *tier_notes(self.tiers)]
+
+    @property
+    def _shares_a_tier(self) -> bool:
+        return len(self.instances) > 1 and any(tier.file.shared for tier in self.tiers)
+
+    @property
+    def shares_links(self) -> bool:
+        """Whether KV between instances shares links with their collectives, or with a store behind one of them."""
+        return bool(self._shared) or self._network.is_shared
+
+    @property
+    def _is_coupled(self) -> bool:
+        """Whether what one instance does can concern another."""
+        return self._sessions is not None or self.handover is not None or self._shares_a_tier or bool(self._shared)
+
+    def send(self, index: int, row: TraceRow, time_s: float) -> Rank:
+        """Send an arriving request to the rank that the router chooses. Returns it."""
+        until_s = self._until_s(index, row)
+        rank = self._first.choose(row, self._blocks(row, self._first.ranks[0]), time_s)
+        part = Part.WHOLE
+        if self.handover is not None:
+            # What leaves as it is computed must know where to go.
+            target = self._second_rank(index, time_s) if self.handover.is_layer_by_layer else None
+            self.handover.begin(index, rank, target)
+            row, part = msgspec.structs.replace(row, output_tokens=1), Part.PROMPT
+        rank.submit(Arrival(time_s, row, index, self._hashes(row, rank), part, until_s))
+        return rank
+
+    def _row(self, index: int) -> TraceRow:
+        """A request as it is sent: after a failure, with the tokens that came in its prompt."""
+        row = self._trace.rows[index]
+        return row if index not in self.earlier else self.earlier[index].rest_of(row)
+
+    def _second_rank(self, index: int, time_s: float) -> Rank:
+        """The decode rank that the router chooses for a request."""
+        row = self._row(index)
+        return self._second.choose(row, self._blocks(row, self._second.ranks[0]), time_s)
+
+    def _until_s(self, index: int, row: TraceRow) -> float:
+        """When the client of a request gives it up."""
+        if self._deadline_s is None:
+            return np.inf
+        return (self.arrivals_s[index] if self.arrivals_s else row.arrival_s) + self._deadline_s
+
+    def _blocks(self, row: TraceRow, rank: Rank) -> Sequence[int]:
+        """Hashes of a row's blocks, for a router."""
+        return self._prefixes.blocks(row, rank.block_size)
+
+    def _hashes(self, row: TraceRow, rank: Rank) -> tuple[int, ...]:
+        """What a rank's scheduler is told of a row's blocks."""
+        if rank.number in self._told_little:
+            return self._prefixes.shared(row, rank.block_size)
+        return tuple(self._prefixes.blocks(row, rank.block_size))
+
+    # -- in turns ----------------------------------------------------------------------------------------------
+
+    def _take_turns(self) -> None:
+        """Handle events in order of time, and between them let the instance that is furthest behind go on."""
+        arrivals = enumerate(self._trace.rows)
+        starts = self._sessions.initial() if self._sessions else [(row.arrival_s, index) for index, row in arrivals]
+        for time_s, index in starts:
+            self._at(time_s, partial(self._arrive, index))
+        for failure in self._failures:
+            self._at(failure.at_s, partial(self._fail, failure))
+        for role, scaling in self._scalings.items():
+            for number in self._pool(role)[scaling.min_instances :]:
+                _set_alive(self.instances[number], alive=False)
+            self._look_at(role, 0.0)
+        while True:
+            sent_s = self.handover.next_event_s() if self.handover else np.inf
+            told_s = self._events[0][0] if self._events else np.inf
+            awake_s = self._awake[0][0] if self._awake else np.inf
+            event_s = min(sent_s, told_s)
+            if event_s == awake_s == np.inf:
+                return
+            if event_s > awake_s:
+                self._let_one_go_on(event_s)
+            elif sent_s <= told_s:
+                self._receive(sent_s)
+            else:
+                time_s, _, act = heapq.heappop(self._events)
+                act(time_s)
+
+    def _let_one_go_on(self, until_s: float) -> None:
+        """Let the instance that is furthest behind take its turn, at most until another could concern it."""
+        _, number = heapq.heappop(self._awake)
+        instance = self.instances[number]
+        if self._is_coupled:
+            until_s = min(until_s, self._concerned_s(number))
+        if (shared := self._shared.get(number)) is not None:
+            shared.now_s = instance.now_s
+            shared.neighbours = self._neighbours(shared)
+            if shared.is_shared_now:
+                until_s = instance.now_s  # each step finds less KV on its links
+        if instance.step(until_s):
+            heapq.heappush(self._awake, (instance.now_s, number))
+        else:
+            self._asleep.add(number)
+
+    def _neighbours(self, shared: SharedLinks) -> tuple[Neighbour, ...]:
+        """Other engines that talk over the links of one that is about to plan a step."""
+        due = {number for at_s, number in self._awake if at_s == shared.now_s}
+        return tuple(
+            Neighbour(other.talk, is_due=number in due and self.instances[number].has_requests)
+            for number, other in self._shared.items()
+            if shared.is_beside(other)
+        )
+
+    def _concerned_s(self, number: int) -> float:
+        """When another instance could do something that concerns this one.
+
+        With sessions any of them can, and where a decode instance sends requests back or KV shares links with steps.
+        Else those of the other role: KV that one decode instance reads can only delay another's, unless it makes room
+        on a prefill instance that waits for it.
+        """
+        role = self._roles[number]
+        any_can = (
+            self._sessions is not None
+            or self._shares_a_tier
+            or (self.handover is not None and self.handover.may_fail)
+            or self.shares_links
+            or (role == "decode" and any(map(self._is_held_up, self._asleep)))
+        )
+        others = (at_s for at_s, other in self._awake if any_can or self._roles[other] != role)
+        return min(others, default=np.inf)
+
+    def _is_held_up(self, number: int) -> bool:
+        """Whether a prefill instance has requests and no blocks for them."""
+        waits = any(rank.scheduler.waiting for rank in self.instances[number].ranks)
+        return waits and self._roles[number] == "prefill"
+
+    def _at(self, time_s: float, act: Callable[[float], None]) -> None:
+        self._n_events += 1
+        heapq.heappush(self._events, (time_s, self._n_events, act))
+
+    def _arrive(self, index: int, time_s: float) -> None:
+        self.arrivals_s[index] = time_s
+        self._find_home(index, time_s)
+
+    def _find_home(self, index: int, time_s: float) -> None:
+        """Send a request, as soon as there is an instance for it."""
+        needed = [self._first]
+        if self.handover is not None and self.handover.is_layer_by_layer:
+            needed.append(self._second)
+        if all(pool.has_alive for pool in needed):
+            self._wake(self.send(index, self._row(index), time_s), time_s)
+        else:
+            self._homeless.append(partial(self._find_home, index))
+
+    def _wake(self, rank: Rank, time_s: float) -> None:
+        """Something has changed for a rank: its instance looks again, as soon as it can."""
+        number = self._instance_of[rank.number]
+        if number in self._asleep:
+            self._asleep.remove(number)
+            instance = self.instances[number]
+            instance.now_s = max(instance.now_s, time_s)
+            heapq.heappush(self._awake, (instance.now_s, number))
+
+    def _on_finish(self, engine: Engine) -> Tell | None:
+        """What is to be told of the requests that have ended on an engine."""
+        match engine.role:
+            case "prefill":
+                return self._prefilled
+            case "decode":
+                return self._answered
+            case "both":
+                return self._finished if self._sessions is not None else None
+
+    def _finished(self, _: Rank, request: Request, time_s: float) -> None:
+        """A request has ended: others of its session may have waited for that."""
+        if self._sessions is not None:
+            for starts_s, index in self._sessions.finished(request.index, time_s):
+                self._at(starts_s, partial(self._arrive, index))
+
+    # -- instances that come and go -----------------------------------------------------------------------------
+
+    def _fail(self, failure: Failure, time_s: float) -> None:
+        """An instance fails: its requests go to others, and it comes back later."""
+        number = failure.instance
+        instance, role = self.instances[number], self._roles[number]
+        was_used = instance.ranks[0].alive or number in self._starting
+        _set_alive(instance, alive=False)
+        self._failed.add(number)
+        had = [(rank, request) for rank in instance.ranks for request in rank.requests if request.is_open]
+        others: list[int] = []
+        if self.handover is not None:
+            ends = self.handover.source_fails if role == "prefill" else self.handover.target_fails
+            others, told = ends(instance.ranks, time_s)
+            self._wake_all(told, time_s)
+        ended_s = max(time_s, instance.now_s)
+        lost = instance.fail(time_s, failure.for_s)
+        if number in self._shared:
+            self._shared[number].stop(time_s)
+        self._awake = [(at_s, awake) for at_s, awake in self._awake if awake != number]
+        heapq.heapify(self._awake)
+        self._asleep.add(number)
+        if self._goes_on and role != "prefill":
+            self._keep_tokens(had)
+        again = list(dict.fromkeys([*lost, *others]))
+        self._sent_again.update(again)
+        self._withdraw(set(again), time_s)
+        for index in again:
+            # Tokens that came with the step under way are known when it has ended.
+            if index in self.earlier and ended_s > time_s:
+                self._at(ended_s, partial(self._find_home, index))
+            else:
+                self._find_home(index, time_s)
+        self._at(time_s + failure.for_s, partial(self._come_back, number, was_used=was_used))
+
+    def _keep_tokens(self, had: list[tuple[Rank, Request]]) -> None:
+        """Remember what came of requests whose instance has failed."""
+        for rank, request in had:
+            times_s = token_times_s(request, rank.record.end_column_s(), rank.record.n_dropped)
+            if not len(times_s):
+                continue
+            legs = [*self._prompts_of(request.index), request]
+            known = self.earlier.get(request.index)
+            self.earlier[request.index] = earlier_of(legs, times_s) if known is None else known.then(legs, times_s)
+
+    def _prompts_of(self, index: int) -> list[Request]:
+        """A request on the prefill instance that computed its prompt."""
+        if self.handover is None:
+            return []
+        return [request for rank in self._first.ranks for request in rank.requests if request.index == index]
+
+    def _withdraw(self, indices: Collection[int], time_s: float) -> None:
+        """Take requests back from wherever they still are: they are sent again."""
+        for rank in self.ranks if self.handover is not None else ():
+            if rank.withdraw(indices, time_s):
+                self._wake(rank, time_s)
+
+    def _send_again(self, index: int, time_s: float) -> None:
+        """A request's KV cannot be had: take it back and send it through a prefill instance again."""
+        self._sent_again[index] += 1
+        self._withdraw({index}, time_s)
+        self._find_home(index, time_s)
+
+    def _come_back(self, number: int, time_s: float, *, was_used: bool) -> None:
+        """A failed instance is up again, and in use if it was."""
+        self._failed.discard(number)
+        if was_used:
+            self._come_up(number, time_s)
+
+    def _come_up(self, number: int, time_s: float) -> None:
+        """An instance takes requests from now on."""
+        _set_alive(self.instances[number], alive=True)
+        homeless, self._homeless = self._homeless, []
+        for act in homeless:
+            act(time_s)
+
+    def _pool(self, role: Role) -> list[int]:
+        """Numbers of the instances of a role."""
+        return [number for number, own in enumerate(self._roles) if own == role]
+
+    def _look_at(self, role: Role, time_s: float) -> None:
+        """Look at the load of a role's instances at that time."""
+        self._n_looks += 1
+        self._at(time_s, partial(self._scale, role))
+
+    def _scale(self, role: Role, time_s: float) -> None:
+        """Look at the load, and start an instance or take one out of use."""
+        self._n_looks -= 1
+        scaling, pool = self._scalings[role], self._pool(role)
+        used = [number for number in pool if self.instances[number].ranks[0].alive]
+        load = load_of([rank for i in used for rank in self.instances[i].ranks], apart=self.handover is not None)
+        unused = [i for i in pool if i not in used and i not in self._starting and i not in self._failed]
+        if load > scaling.up_above and unused:
+            self._started[role] += 1
+            self._starting.add(unused[0])
+            self._at(time_s + scaling.start_s, partial(self._started_up, unused[0]))
+        elif load < scaling.down_below and len(used) > scaling.min_instances:
+            _set_alive(self.instances[used[-1]], alive=False)
+        is_sent = self.handover is not None and self.handover.next_event_s() < np.inf
+        if len(self._events) > self._n_looks or self._awake or is_sent:
+            self._look_at(role, time_s + scaling.interval_s)
+
+    def _started_up(self, number: int, time_s: float) -> None:
+        self._starting.remove(number)
+        if number not in self._failed:
+            self._come_up(number, time_s)
+
+    # -- from prefill to decode --------------------------------------------------------------------------------
+
+    def _on_plan(self, engine: Engine, shared: SharedLinks | None) -> Callable[[StepPlan, Floats, Floats], None] | None:
+        """What is to be told of the plans that an engine runs."""
+        sends = self.handover is not None and self.handover.is_layer_by_layer and engine.role == "prefill"
+        if not sends:
+            return None if shared is None else shared.ran
+
+        def planned(plan: StepPlan, scheduled_s: Floats, end_s: Floats) -> None:
+            """What a prefill rank computes can leave."""
+            assert self.handover is not None
+            self.handover.planned(without_drafts(plan), scheduled_s, end_s)
+            if shared is not None:
+                shared.ran(plan, scheduled_s, end_s)
+
+        return planned
+
+    def _prefilled(self, rank: Rank, request: Request, time_s: float) -> None:
+        """A prompt is computed, or was refused or given up: what comes of it concerns a decode rank, or nobody."""
+        assert self.handover is not None
+        if request.status is not RequestStatus.FINISHED:
+            self.handover.drop(request)
+            self._finished(rank, request, time_s)
+        else:
+            self.handover.ended(request)
+            there_s = time_s + self.handover.way_s
+            self._at(there_s, partial(self._go_on, rank, request, self._sent_again[request.index]))
+
+    def _go_on(self, rank: Rank, request: Request, sending: int, time_s: float) -> None:
+        """Send a request whose prompt is computed to its decode rank, unless it was sent again meanwhile."""
+        assert self.handover is not None
+        if sending != self._sent_again[request.index]:
+            return
+        if self.handover.target(request.index) is None and not self._second.has_alive:
+            self._homeless.append(partial(self._go_on, rank, request, sending))
+            return
+        row = self._row(request.index)
+        target = self.handover.target(request.index) or self._second_rank(request.index, time_s)
+        is_kept = self.handover.computed(rank, request, target)
+        part = Part.ANSWER if is_kept else Part.WHOLE
+        hashes, until_s = self._hashes(row, target), self._until_s(request.index, row)
+        target.submit(Arrival(time_s, row, request.index, hashes, part, until_s))
+        self._wake(target, time_s)
+        if is_kept:
+            self._wake_all(self.handover.settle(request), time_s)
+            self._look_for_failed(time_s)
+
+    def _reserved(self, _: Rank, request: Request, time_s: float) -> None:
+        """A decode rank has reserved blocks: the KV can come."""
+        assert self.handover is not None
+        self.handover.reserved(request, time_s)
+        self._look_for_failed(time_s)
+
+    def _look_for_failed(self, time_s: float) -> None:
+        """Send requests again whose KV was lost on the way, where decode instances do not compute it."""
+        assert self.handover is not None
+        for index in self.handover.take_failed():
+            self._at(time_s, partial(self._send_again, index))
+
+    def _answered(self, rank: Rank, request: Request, time_s: float) -> None:
+        """An answer is complete, or was refused or given up, so that nobody will read the KV of its prompt."""
+        assert self.handover is not None
+        if (source := self.handover.drop(request)) is not None:
+            self._wake(source, time_s)
+        self._finished(rank, request, time_s)
+
+    def _receive(self, time_s: float) -> None:
+        """Some KV has arrived, or moves faster or slower from now on."""
+        assert self.handover is not None
+        self._wake_all(self.handover.advance(time_s), time_s)
+        self._look_for_failed(time_s)
+
+    def _wake_all(self, ranks: list[Rank], time_s: float) -> None:
+        for rank in ranks:
+            self._wake(rank, time_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Ranks of one role, and the router before them."""
+
+    ranks: list[Rank]
+    router: Router
+
+    @property
+    def has_alive(self) -> bool:
+        """Whether any of them is in use."""
+        return any(rank.alive for rank in self.ranks)
+
+    def choose(self, row: TraceRow, hashes: Sequence[int], now_s: float) -> Rank:
+        """The rank that a request goes to, of those in use."""
+        alive = [rank for rank in self.ranks if rank.alive]
+        return alive[self.router.choose(row, hashes, alive, now_s)] if len(alive) > 1 else alive[0]
+
+
+def _set_alive(instance: Instance, *, alive: bool) -> None:
+    for rank in instance.ranks:
+        rank.alive = alive

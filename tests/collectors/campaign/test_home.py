@@ -1,0 +1,137 @@
+"""A campaign's way to a host without a network and home again: the payload's pieces, and the import."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import pytest
+
+from collectors.campaign.parts import CampaignRecord, PartRecord, write_bundles
+from collectors.campaign.plan import GIVEN
+from traces.capture import Capture, read_capture, write_capture
+
+ROOT = Path(__file__).resolve().parents[3]
+MIB = 1 << 20
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+gpu_payload, gpu_campaign, import_campaign = map(script, ("gpu_payload", "gpu_campaign", "import_campaign"))
+
+
+@pytest.fixture
+def pieces(tmp_path: Path) -> Path:
+    """A payload of three pieces, carried into one folder."""
+    site = tmp_path / "packed"
+    (site / "package").mkdir(parents=True)
+    (site / "package" / "module.py").write_text("answer = 42\n")
+    gpu_payload.compress(site, tmp_path / "whole", 0)
+    size = (tmp_path / "whole").stat().st_size
+    for piece in gpu_payload.cut(tmp_path / "whole", tmp_path / "payload", size // 3 + 1):
+        for file in piece.parent.iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_a_payload_arrives_as_it_left(pieces: Path) -> None:
+    assert len(list(pieces.glob("payload.tar.xz.*of3"))) == 3
+    gpu_campaign.unpack_payload(pieces, pieces / "site")
+    assert (pieces / "site" / "package" / "module.py").read_text() == "answer = 42\n"
+
+
+def test_a_missing_piece_and_a_damaged_one_are_said(pieces: Path) -> None:
+    second = pieces / "payload.tar.xz.2of3"
+    data = second.read_bytes()
+    second.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(SystemExit, match=r"2of3: is damaged"):
+        gpu_campaign.unpack_payload(pieces, pieces / "site")
+    second.unlink()
+    with pytest.raises(SystemExit, match=r"pieces \[2\] of 3 are missing"):
+        gpu_campaign.unpack_payload(pieces, pieces / "site")
+
+
+def test_the_payload_leaves_out_what_other_devices_need() -> None:
+    left_out = gpu_payload.LEFT_OUT
+    for name in ("vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so", "vllm/vllm-rs", "vllm/third_party/deep_gemm/__init__.py"):
+        assert left_out.match(name)
+    for name in ("vllm/v1/engine/core.py", "vllm-0.26.0.dist-info/METADATA", "vllm/third_party/pynvml.py"):
+        assert not left_out.match(name)
+
+
+def carried(folder: Path, captures: dict[str, Capture], *more: PartRecord) -> Path:
+    """What a campaign with these captures, and parts that came to nothing, has to be carried home."""
+    archives = []
+    for name, capture in captures.items():
+        write_capture(capture, folder / name / "capture")
+        archives.append(folder / f"{name}.tar.gz")
+        with tarfile.open(archives[-1], "w:gz") as tar:
+            tar.add(folder / name, ".")
+    out = folder / "out"
+    out.mkdir()
+    write_bundles(archives, out, MIB)
+    parts = (*(PartRecord(name=name, status="complete", took_s=1.0) for name in captures), *more)
+    host = {"gpu": {"name": "A GPU", "driver": "1", "cuda": "13"}, "packages": {"vllm": "0.26.0"}}
+    (out / "campaign.json").write_bytes(msgspec.json.encode(CampaignRecord(host=host, parts=parts)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def capture() -> Capture:
+    return read_capture(ROOT / "harness" / "bundled" / "captures" / "saturated-1")
+
+
+def test_a_capture_comes_home_smaller_and_with_a_card(tmp_path: Path, capture: Capture) -> None:
+    out = carried(tmp_path, {"llama-saturated-1": capture}, PartRecord(name="moe-burst", status="no time left"))
+    refused = import_campaign.bring_home(out, tmp_path / "captures", tmp_path / "profiles", MIB, [])
+    assert [(one.name, one.reason) for one in refused] == [("moe-burst", "no time left")]
+    home = read_capture(tmp_path / "captures" / "llama-saturated-1")
+    assert all(one.client_token_times_s is None for one in home.outcomes)
+    assert [one.token_times_s for one in home.outcomes] == [one.token_times_s for one in capture.outcomes]
+    assert home.meta.notes == (*capture.meta.notes, import_campaign.CLIENT_NOTE)
+    card = (tmp_path / "captures" / "CARD.md").read_text()
+    assert card.startswith("# Measured on A GPU, driver 1, CUDA 13\n")
+    assert "| llama-saturated-1 | 132 |" in card
+
+
+def test_what_may_not_be_committed_is_refused_with_the_reason(tmp_path: Path, capture: Capture) -> None:
+    def noted(**changes: object) -> Capture:
+        meta = msgspec.structs.replace(capture.meta, **changes)
+        return Capture(meta, capture.trace, capture.outcomes, capture.steps)
+
+    captures = {"given": noted(notes=(GIVEN,)), "unsound": noted(reasons=("a clock was set",)), "large": capture}
+    out = carried(tmp_path, captures)
+    refused = import_campaign.bring_home(out, tmp_path / "captures", tmp_path / "profiles", 1000, [])
+    reasons = {one.name: one.reason for one in refused}
+    assert reasons["given"] == GIVEN
+    assert reasons["unsound"] == "must not be scored: a clock was set"
+    assert reasons["large"].endswith("MiB, more than 0.000953674")
+    assert [path.name for path in (tmp_path / "captures").iterdir()] == ["CARD.md"]
+
+
+def test_the_levels_of_the_bare_device_are_those_around_its_work(tmp_path: Path) -> None:
+    from tests.collectors.power.power_files import ORIGIN_S, gauge, times
+
+    def watts(at_s: float) -> float:
+        return 600.0 if 25 <= at_s <= 35 else 120.0 if 35 < at_s <= 53 else 75.0
+
+    gauge(tmp_path / "power.jsonl", times(0, 80), watts)
+    windows = {"copy": [ORIGIN_S + 25, ORIGIN_S + 30], "matmul_bfloat16": [ORIGIN_S + 30, ORIGIN_S + 35]}
+    rates = {name: {"window_s": window} for name, window in windows.items()}
+    (tmp_path / "device.json").write_text(json.dumps(rates))
+    _, levels = import_campaign.device_facts(tmp_path)
+    own = levels.components["gpu0"]
+    assert (own.idle.median_w, own.standby.median_w, own.active.median_w) == (75.0, 120.0, 600.0)

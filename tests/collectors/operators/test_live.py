@@ -1,0 +1,102 @@
+"""The profiler itself, inside the engine's environment: in plain torch, killed and resumed, and with vLLM's experts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collectors.local.small_model import write_small_model
+from profiles.profile import Profile, read_profile
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.live
+
+PYTHON = ROOT / ".venv-engine" / "bin" / "python"
+SMALL = ["--max-tokens", "64", "--max-requests", "4", "--max-kv", "128", "--kv-cache-tokens", "2048"]
+
+
+def start(model: Path, out: Path, *words: str) -> subprocess.Popen[str]:
+    if not PYTHON.exists():
+        pytest.skip("no engine; run scripts/install_engine.sh")
+    command = [
+        PYTHON,
+        "-m",
+        "collectors.operators",
+        "--model",
+        model,
+        "--model-name",
+        "t/m",
+        "--out",
+        out,
+        *SMALL,
+        *words,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment["OMP_NUM_THREADS"] = "1"  # threads that wait for each other stand still beside other processes
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def measured(model: Path, out: Path, *words: str) -> Profile:
+    process = start(model, out, *words)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return read_profile(out)
+
+
+def test_plain_torch_measures_without_vllm_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    model, out = write_small_model(tmp_path / "model", "xs"), tmp_path / "profile"
+    words = ["--engine", "torch", "--budget-s", "8", "--collectives", "cpu:2"]
+    killed = start(model, out, *words)
+    shots = out.with_name("profile.recording") / "shots.jsonl"
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not (shots.exists() and shots.read_text().count('"kind":"shot"') > 20):
+        assert killed.poll() is None, "ended before it could be killed"
+        time.sleep(0.1)
+    killed.kill()
+    killed.communicate()
+    before = shots.read_text().count('"kind":"shot"')
+    assert before > 20
+    assert not out.exists()
+
+    profile = measured(model, out, *words)
+    assert not shots.exists()
+    assert profile.meta.engine is not None
+    assert profile.meta.engine.startswith("torch 2")
+    assert "kernels are plain torch's, not an engine's" in profile.meta.notes
+    tables = profile.tables[1]
+    assert tables.steps is not None
+    assert tables.steps.repeats.min() >= 3
+    assert tables.steps.spread is not None
+    assert np.isfinite(tables.steps.spread).all()
+    assert "aten::mm" in profile.meta.measured["kernels, tp 1"]["prefill"]["qkv_proj"]
+    assert profile.collectives is not None
+    assert profile.collectives.keys() == {"all_reduce", "all_gather", "reduce_scatter", "all_to_all"}
+
+
+def test_vllms_experts_are_reached_as_asked(tmp_path: Path) -> None:
+    model = write_small_model(tmp_path / "model", "qwen3-moe-xs")
+    profile = measured(model, tmp_path / "profile", "--budget-s", "10")
+    tables = profile.tables[1]
+    assert tables.moe is not None
+    reached = Counter(tables.moe.n_tokens.tolist())
+    assert reached == {1: 1, 4: 3, 16: 3, 64: 3}
+    assert set(tables.moe.n_experts.tolist()) == {4, 8, 16}
+    assert "qk_norm" in tables.dense
+    assert profile.meta.measured["attention_backend"] == "CPU_ATTN"
+    assert profile.meta.measured["kernels, tp 1"]["decode"]["moe"]
+
+
+def test_whole_steps_need_no_hooks(tmp_path: Path) -> None:
+    model = write_small_model(tmp_path / "model", "xs")
+    profile = measured(model, tmp_path / "profile", "--budget-s", "6", "--operators", "none")
+    assert profile.tables[1].steps is not None
+    assert profile.tables[1].dense == {}
+    assert profile.meta.composition.per_layer == ()
