@@ -87,16 +87,7 @@ class Service:
         # Ranks whose schedulers are told of shared prefixes only, and by the trace's own hashes.
         self._told_little: set[int] = set()
         self._network = Network()
-        pools: dict[str, list[Rank]] = {}
-        of_engines: list[list[Rank]] = []
-        for number, engine in enumerate(cluster.engines):
-            ranks = self._new_ranks(engine, cluster, names_batches=names_batches)
-            self._instance_of.update((rank.number, number) for rank in ranks)
-            each = len(engine.places) // engine.ranks
-            self._places.update((rank.number, engine.places[i * each : (i + 1) * each]) for i, rank in enumerate(ranks))
-            pools.setdefault(engine.role, []).extend(ranks)
-            self.ranks += ranks
-            of_engines.append(ranks)
+        of_engines = [self._new_ranks(engine, cluster, names_batches=names_batches) for engine in cluster.engines]
         ways = [
             put_tiers(cluster, engine, ranks, self._places, self.tiers, self._network)
             for engine, ranks in zip(cluster.engines, of_engines, strict=True)
@@ -106,7 +97,7 @@ class Service:
         # or with those of others, by instance.
         self._beside = beside_loads(cluster, ways)
         step_times = [self._beside.get(number, engine.step_time) for number, engine in enumerate(cluster.engines)]
-        of_kv = set() if self.handover is None else self.handover.links(pools["prefill"], pools["decode"])
+        of_kv = set() if self.handover is None else self.handover.links(self._of("prefill"), self._of("decode"))
         self._shared = shared_links(cluster, step_times, of_kv, self._network)
         for number, (engine, ranks) in enumerate(zip(cluster.engines, of_engines, strict=True)):
             instance = Instance(
@@ -121,16 +112,8 @@ class Service:
                 on_plan=self._on_plan(engine, self._shared.get(number)),
             )
             self.instances.append(instance)
-        make = partial(
-            new_router,
-            cluster.routing,
-            options=cluster.routing_options,
-            version=cluster.engines[0].rules.version,
-            steps_together=len(cluster.engines) == 1 and cluster.engines[0].ranks > 1,
-        )
-        first = pools["prefill" if self.handover else "both"]
-        self._first = Pool(first, make(seed=cluster.seed))
-        self._second = Pool(pools.get("decode", []), make(seed=cluster.seed + 1))
+        self._first = self._new_pool("prefill" if self.handover else "both", cluster, cluster.seed)
+        self._second = self._new_pool("decode", cluster, cluster.seed + 1)
         # What happens at a set time, with a number that keeps the order of equal times.
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._n_events = 0
@@ -142,19 +125,37 @@ class Service:
         check_together(cluster, self.ranks)
 
     def _new_ranks(self, engine: Engine, cluster: Cluster, *, names_batches: bool) -> list[Rank]:
-        """The ranks of an engine, empty."""
+        """The ranks of the next engine, empty, and put where they are."""
         # A user's own rules, tiers and vLLM's scheduler see every block.
         sees_all = engine.has_own_rules or engine.scheduler != "native" or cluster.kv_tiers or ":" in cluster.routing
         per_hash = 1 if sees_all else self._prefixes.blocks_per_hash(engine.options.block_size)
         sends_layers = engine.role == "prefill" and cluster.kv_transfer.when == "layer_by_layer"
         names_batches = names_batches or sends_layers or reads_batches(engine.step_time)
-        ranks: list[Rank] = []
-        for _ in range(engine.ranks):
-            number = len(self.ranks) + len(ranks)
-            ranks.append(engine.new_rank(number, blocks_per_hash=per_hash, names_batches=names_batches))
+        first, each = len(self.ranks), len(engine.places) // engine.ranks
+        instance = 1 + max(self._instance_of.values(), default=-1)
+        for number in range(first, first + engine.ranks):
+            self.ranks.append(engine.new_rank(number, blocks_per_hash=per_hash, names_batches=names_batches))
+            self._instance_of[number] = instance
+            self._places[number] = engine.places[(number - first) * each : (number - first + 1) * each]
             if not sees_all:
                 self._told_little.add(number)
-        return ranks
+        return self.ranks[first:]
+
+    def _of(self, role: Role) -> list[Rank]:
+        """The ranks of all engines of a role."""
+        return [rank for rank in self.ranks if self._roles[self._instance_of[rank.number]] == role]
+
+    def _new_pool(self, role: Role, cluster: Cluster, seed: int) -> Pool:
+        """The ranks of a role, behind a router."""
+        engines = cluster.engines
+        router = new_router(
+            cluster.routing,
+            options=cluster.routing_options,
+            version=engines[0].rules.version,
+            steps_together=len(engines) == 1 and engines[0].ranks > 1,
+            seed=seed,
+        )
+        return Pool(self._of(role), router)
 
     def run(self) -> None:
         """Serve the whole trace. Raises EngineError when a request can never go on, and says which."""

@@ -281,24 +281,8 @@ def _engines(
     if max_model_len is None:
         message = "is not said, and the model's config has none"
         raise InputError(message, file=scenario.path, field="engine.max_model_len")
-    talk, experts = (
-        talk_of(partition, model, options),
-        experts_of(partition, model, profile, spec.experts, scenario.file.seed),
-    )
-    stated = scenario.file.overhead
-    overhead = (
-        stated.overhead() if stated else profile_overhead(profile, model.num_layers, spec.tensor_parallel_size, experts)
-    )
-    notes.append(f"time of a step beside its operators: {overhead.source}")
-    bare = OperatorModel(
-        profile,
-        options,
-        num_layers=model.num_layers,
-        partition=partition,
-        talk=talk,
-        experts=experts,
-        overhead=overhead,
-    )
+    bare = _operators(scenario, kind, partition)
+    notes.append(f"time of a step beside its operators: {bare.overhead.source}")
     step_time: StepTimeModel = bare if near is None else NearMemoryModel(bare, near)
     if options.speculative_config is not None:
         with located(scenario):
@@ -339,6 +323,24 @@ def _engines(
         memories = Memories(fitted.step_time, near, channels, has_link, offload, len(places[0]) // kind.ranks)
     of_places = [replace(engine, places=own, exchanges=_exchanges(kind, own, topology)) for own in places]
     return _Engines(tuple(of_places), (*notes, *fitted.notes), fitted, memories)
+
+
+def _operators(scenario: Scenario, kind: _Kind, partition: Partition) -> OperatorModel:
+    """Steps of measured operators, of what devices say to each other, and of what the host takes beside them."""
+    spec, options, model, profile = kind.asked.spec, kind.asked.options, kind.model, kind.profile
+    experts = experts_of(partition, model, profile, spec.experts, scenario.file.seed)
+    stated = scenario.file.overhead
+    return OperatorModel(
+        profile,
+        options,
+        num_layers=model.num_layers,
+        partition=partition,
+        talk=talk_of(partition, model, options),
+        experts=experts,
+        overhead=stated.overhead()
+        if stated
+        else profile_overhead(profile, model.num_layers, spec.tensor_parallel_size, experts),
+    )
 
 
 def _exchanges(kind: _Kind, places: Sequence[Place], topology: Topology | None) -> tuple[Exchange, ...]:

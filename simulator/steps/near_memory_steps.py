@@ -88,7 +88,7 @@ class NearMemoryModel:
         ]
         turns_s = in_turn_s(device_s, self.memory.layers(parts, repeats), layers)
         assert whole.operators is not None
-        once_s = whole.operators.per_request_s + self.model.device_step_s
+        once_s = whole.operators.per_request_s + self.model.overhead.device_step_s
         operators = OperatorTimes(
             sum(one.dense_s for one in times),
             sum(one.padding_s for one in times),

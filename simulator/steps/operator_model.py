@@ -96,9 +96,9 @@ class OperatorModel:
         self._steps = 0
 
     @property
-    def device_step_s(self) -> float:
-        """What each step takes on the device beside its operators."""
-        return self._overhead.device_step_s
+    def overhead(self) -> Overhead:
+        """What a step takes beside its operators."""
+        return self._overhead
 
     @property
     def stage_layers(self) -> tuple[int, ...]:
