@@ -70,11 +70,17 @@ class Recorder:
         self._scheduler.abort(request, self._now_s)
 
 
+class NeverEndsError(Exception):
+    """Requests take each other's blocks for ever, as with the priority policy they may in vLLM too."""
+
+
 def recorded(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> Capture:
-    """What a recorder would have written of a scenario, run through our scheduler."""
+    """What a recorder would have written of a scenario, run through our scheduler. Raises NeverEndsError when cut off."""
     recorder = Recorder(our_scheduler(scenario, rules))
     for _ in states_of(scenario, recorder):
         pass
+    if any(request.is_open for request in recorder.requests):
+        raise NeverEndsError
     steps = _steps(recorder)
     outcomes = tuple(_outcome(request, steps) for request in recorder.requests)
     options = {**msgspec.to_builtins(scenario.options), "max_model_len": scenario.max_model_len}
