@@ -75,7 +75,7 @@ class NeverEndsError(Exception):
 
 
 def recorded(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> Capture:
-    """What a recorder would have written of a scenario, run through our scheduler. Raises NeverEndsError when cut off."""
+    """What a recorder would have written of a scenario, run through our scheduler. Raises NeverEndsError."""
     recorder = Recorder(our_scheduler(scenario, rules))
     for _ in states_of(scenario, recorder):
         pass
