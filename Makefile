@@ -22,7 +22,7 @@ unit: $(VENV)/.installed-dev
 gate: $(VENV)/.installed
 	$(BIN)/servetwin check harness/bundled/suite.yaml
 
-# The part that starts a real engine: 1.5 GiB in .venv-engine, under a minute to install.
+# The part that starts a real engine: 1.8 GiB in .venv-engine, a minute to install.
 live: $(VENV)/.installed-dev
 	PYTHON=$(PYTHON) scripts/install_engine.sh .venv-engine
 	$(BIN)/pytest -m live
