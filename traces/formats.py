@@ -15,7 +15,7 @@ from traces.decoding import read_bytes
 from traces.errors import InputError, nearest
 from traces.readers import azure, lengths, mooncake, otel, own, sharegpt, tracev2
 from traces.readers.jsonl import keys
-from traces.readers.source import Reader, Source, whole
+from traces.readers.source import Reader, Source, first_line, whole
 from traces.results import aiperf, guidellm, inference_perf, vllm_bench
 from traces.trace import Trace, TraceRow, is_trace, read_trace
 
@@ -100,14 +100,15 @@ class TraceStream:
             yield from self._whole.rows
             return
         previous_s = 0.0
-        for line, row in self._format.rows(self._source):
-            if row.arrival_s < previous_s:
-                accepted = (
-                    f"arrivals in ascending order, here at least second {previous_s}; read whole, a trace is sorted"
-                )
-                raise InputError(file=self._path, line=line, found=row.arrival_s, accepted=accepted)
-            previous_s = row.arrival_s
-            yield row
+        with self._source as source:
+            for line, row in self._format.rows(source):
+                if row.arrival_s < previous_s:
+                    accepted = (
+                        f"arrivals in ascending order, from second {previous_s} on; read whole, a trace is sorted"
+                    )
+                    raise InputError(file=self._path, line=line, found=row.arrival_s, accepted=accepted)
+                previous_s = row.arrival_s
+                yield row
 
     @property
     def share_read(self) -> float:
@@ -132,10 +133,10 @@ def _trace_format(path: Path, name: str | None) -> TraceFormat:
         accepted = "a file; of a folder of ServeGen's clients, what `servetwin trace synth --servegen` draws"
         raise InputError("is a folder", file=path, accepted=accepted)
     if name is None:
-        line, first_line = next(Source(path).lines(), (0, b""))
-        if not first_line:
+        line, text = first_line(path)
+        if not text:
             raise InputError("is empty", file=path, accepted="a trace with at least one request")
-        name = next((name for name, known in TRACE_FORMATS.items() if known.fits(first_line)), None)
+        name = next((name for name, known in TRACE_FORMATS.items() if known.fits(text)), None)
         if name is None:
             accepted = f"a trace in one of the formats {', '.join(TRACE_FORMATS)}; or any table with --map"
             raise InputError("is of no known format", file=path, line=line, accepted=accepted)

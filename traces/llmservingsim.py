@@ -94,8 +94,8 @@ def read_workload(path: Path, block_size: int = 16) -> Trace:
     Raises:
         InputError: with file, line and field.
     """
-    source = Source(path)
-    numbered = list(rows(source, block_size))
+    with Source(path) as source:
+        numbered = list(rows(source, block_size))
     checked = checked_rows([row for _, row in numbered], path, [line for line, _ in numbered])
     return Trace(checked, source.hash_block_size, str(path), source.sha256(), tuple(source.notes))
 

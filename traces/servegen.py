@@ -90,22 +90,22 @@ def _numbers(folder: Path) -> list[int]:
 
 def _read_windows(path: Path, first: Client | None, digest: hashlib._Hash) -> Windows:
     """A client's windows, which are those of the first client. Raises InputError."""
-    source = Source(path)
     starts, rates, laws, shapes, lines = [], [], [], [], []
-    for line, text in enumerate(source.text_lines(), start=1):
-        if not text.strip():
-            continue
-        row = _Row(path, line, text.strip().split(","))
-        starts.append(int(row.number("start_s", 0, 1e9, whole=True)))
-        lines.append(line)
-        rate_per_s = row.number("rate_per_s", 0, MOST_PER_S)
-        row.number("cv", 0, math.inf)
-        law = row.law(idle=rate_per_s == 0)
-        low, high = SHAPES[law] if rate_per_s else (0.0, math.inf)
-        shapes.append(row.number("shape", low, high))
-        row.number("scale", 0, math.inf)
-        rates.append(rate_per_s)
-        laws.append(law)
+    with Source(path) as source:
+        for line, text in enumerate(source.text_lines(), start=1):
+            if not text.strip():
+                continue
+            row = _Row(path, line, text.strip().split(","))
+            starts.append(int(row.number("start_s", 0, 1e9, whole=True)))
+            lines.append(line)
+            rate_per_s = row.number("rate_per_s", 0, MOST_PER_S)
+            row.number("cv", 0, math.inf)
+            law = row.law(idle=rate_per_s == 0)
+            low, high = SHAPES[law] if rate_per_s else (0.0, math.inf)
+            shapes.append(row.number("shape", low, high))
+            row.number("scale", 0, math.inf)
+            rates.append(rate_per_s)
+            laws.append(law)
     digest.update(source.sha256().encode())
     _check_starts(path, starts, lines, first)
     return Windows(np.array(starts), starts[1] - starts[0], np.array(rates), tuple(laws), np.array(shapes))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.traces.samples import NS, export, span
 from traces.errors import InputError
-from traces.formats import read_any_trace
+from traces.formats import read_any_trace, stream_trace
 from traces.hashes import chained
 from traces.trace import Trace
 
@@ -164,3 +164,12 @@ def test_a_conversation_of_spans_is_a_session(tmp_path: Path) -> None:
     one = span("a", NS, 9, 1)
     one["attributes"].append({"key": "gen_ai.conversation.id", "value": {"stringValue": "talk"}})
     assert read(tmp_path, export(one)).rows[0].session_id == "talk"
+
+
+def test_a_file_that_is_refused_is_closed_while_its_error_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_text(AZURE + "2023-12-31 23:59:59.9999999,5,3\r\n" + "2024-01-01 00:00:00,5\r\n")
+    for read in (read_any_trace, lambda path: list(stream_trace(path))):
+        with pytest.raises(InputError, match="has 2 cells") as kept:
+            read(path)
+        assert path not in [fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()], kept

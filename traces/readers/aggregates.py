@@ -15,7 +15,7 @@ from typing import Any
 
 from traces.decoding import decode_json
 from traces.errors import InputError
-from traces.readers.source import Source
+from traces.readers.source import Source, first_line
 from traces.readers.table import Cells, cells
 from traces.trace import Trace, TraceRow
 
@@ -62,18 +62,19 @@ def read_aggregates(path: Path, where: Sequence[str] = ()) -> tuple[list[Aggrega
 
     Raises InputError with file, line and field.
     """
-    source = Source(path)
     wanted = _wanted(where)
     found: list[Aggregate] = []
     left_out = 0
-    for row in _rows(source, [*_KNOWN, *wanted]):
-        for column in wanted:
-            if column not in row.text:
-                raise InputError("is missing", file=path, line=row.line, field=column, accepted="a column of the rows")
-        if any(row.text[column] != value for column, value in wanted.items()):
-            left_out += 1
-        else:
-            found.append(_aggregate(row))
+    with Source(path) as source:
+        for row in _rows(source, [*_KNOWN, *wanted]):
+            for column in wanted:
+                if column not in row.text:
+                    accepted = "a column of the rows"
+                    raise InputError("is missing", file=path, line=row.line, field=column, accepted=accepted)
+            if any(row.text[column] != value for column, value in wanted.items()):
+                left_out += 1
+            else:
+                found.append(_aggregate(row))
     if not found:
         raise InputError("no row is left" if left_out else "holds no rows", file=path, accepted="at least one row")
     if left_out:
@@ -104,7 +105,7 @@ def _wanted(where: Sequence[str]) -> dict[str, str]:
 
 
 def _rows(source: Source, known: Sequence[str]) -> Iterator[Cells]:
-    first = next(Source(source.path).lines(), (0, b""))[1]
+    _, first = first_line(source.path)
     if not first.lstrip().startswith(b"{"):
         yield from cells(source, (), known)
         return

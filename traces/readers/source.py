@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 import msgspec
 
@@ -31,6 +31,9 @@ Numbered = tuple[int, TraceRow]
 class Source:
     """A file that is being read. Its notes are complete once its rows are.
 
+    As a context manager it closes the file at the end: a row that is refused leaves generators half run, and with them
+    the file open for as long as anybody keeps the error.
+
     Attributes:
         path: the file.
         notes: what the reader assumed.
@@ -44,6 +47,13 @@ class Source:
     hash_block_size: int | None = None
     _file: IO[bytes] | None = None
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """The lines that are not blank, each with its number. Raises InputError when the file cannot be read."""
@@ -122,14 +132,20 @@ class Source:
         return True
 
 
+def first_line(path: Path) -> tuple[int, bytes]:
+    """The first line of a file that is not blank, and its number; (0, b"") where there is none. Raises InputError."""
+    with Source(path) as source:
+        return next(source.lines(), (0, b""))
+
+
 Reader = Callable[[Source], Iterable[Numbered]]
 """Yields the rows of a file in its order. Raises InputError with file, line and field."""
 
 
 def whole(path: Path, rows: Reader) -> Trace:
     """Everything that a reader yields, in order of arrival. Raises InputError."""
-    source = Source(path)
-    numbered = list(rows(source))
+    with Source(path) as source:
+        numbered = list(rows(source))
     late = sum(second[1].arrival_s < first[1].arrival_s for first, second in pairwise(numbered))
     if late:
         numbered.sort(key=lambda row: row[1].arrival_s)
