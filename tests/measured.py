@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.running.simulate import simulate_scenario
 from harness.terminal.facts import import_profiles_to
-from traces.capture import write_capture
+from traces.capture import Capture, Series, write_capture
 from traces.formats import import_capture, read_any_trace
-from traces.series import SeriesError, series_mape
+from traces.series import LogPhase, log_phase, series_mape
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUND_TRUTH = Path(os.environ.get("SERVETWIN_GROUND_TRUTH", ROOT.parent / "shared" / "ground-truth"))
@@ -41,8 +42,8 @@ def measured_run(name: str, work: Path) -> tuple[Path, Path]:
     return work / "scenario.yaml", work / "capture"
 
 
-def series_error_of(name: str, work: Path) -> SeriesError:
-    """Error of the simulated output tokens per second of one of `SERIES`.
+def series_run(name: str, work: Path) -> tuple[Capture, Series]:
+    """One of `SERIES`, simulated, and its measured output tokens per second.
 
     Options as the runs' description states them: eager, block size 16, max_num_batched_tokens 2048, prefix caching in
     SD+PC alone, round robin. What it does not state is vLLM 0.11's default on these devices: max_num_seqs 256, no
@@ -63,6 +64,28 @@ def series_error_of(name: str, work: Path) -> SeriesError:
     simulation, _ = simulate_scenario(scenario)
     file = case / "throughput" / "A6000" / "reference" / f"{name}_throughput.tsv"
     (series,) = import_capture(file, trace=read_any_trace(trace)).series.values()
-    error = series_mape(simulation.capture, series, "output_tokens_per_s")
+    return simulation.capture, series
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesScore:
+    """Errors of the output tokens per second of one of `SERIES`.
+
+    Attributes:
+        mape: with the rows' times as they stand.
+        phase: the likeliest phase of the log, and the error in it.
+        n: seconds.
+    """
+
+    mape: float
+    phase: LogPhase
+    n: int
+
+
+def series_score(name: str, work: Path) -> SeriesScore:
+    """Errors of one of `SERIES`."""
+    simulated, measured = series_run(name, work)
+    error, phase = series_mape(simulated, measured), log_phase(simulated, measured)
     assert error is not None
-    return error
+    assert phase is not None
+    return SeriesScore(error.mape, phase, error.n)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from traces.capture import Capture, Series
 from traces.outcome import Status
 from traces.steps import Batches, Floats, Ints, Steps
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,12 @@ def grid_like(series: Series) -> Grid | None:
 
 def derive(capture: Capture, grid: Grid) -> dict[str, Series]:
     """Every series of this module that the capture has the records for, by name."""
-    derived: dict[str, Callable[[Capture, Grid], Series | None]] = {
+    found = {name: function(capture, grid) for name, function in _derivations().items()}
+    return {name: series for name, series in found.items() if series is not None}
+
+
+def _derivations() -> dict[str, Callable[[Capture, Grid], Series | None]]:
+    return {
         "output_tokens_per_s": output_tokens_per_s,
         "prompt_tokens_per_s": prompt_tokens_per_s,
         "n_running": n_running,
@@ -72,8 +80,6 @@ def derive(capture: Capture, grid: Grid) -> dict[str, Series]:
         "gpu_memory_bytes": gpu_memory_bytes,
         "prefix_hit_rate": prefix_hit_rate,
     }
-    found = {name: function(capture, grid) for name, function in derived.items()}
-    return {name: series for name, series in found.items() if series is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +97,84 @@ class SeriesError:
     n_left_out: int
 
 
-def series_mape(simulated: Capture, measured: Series, name: str = "output_tokens_per_s") -> SeriesError | None:
+@dataclass(frozen=True, slots=True)
+class LogPhase:
+    """How far the windows of a log are from where their times put them, as the simulated run tells.
+
+    Attributes:
+        early_s: by how much they end before their times.
+        mape: the error of the series when they are read so.
+    """
+
+    early_s: float
+    mape: float
+
+
+N_PHASES = 20
+"""Phases of a log that are tried, evenly over one window."""
+
+
+def log_phase(simulated: Capture, measured: Series, name: str = "output_tokens_per_s") -> LogPhase | None:
+    """The phase of a log that numbers its windows, out of `N_PHASES`: the one with the least error; None if none has.
+
+    vLLM logs its throughput every VLLM_LOG_STATS_INTERVAL since the server was started (`_force_log`,
+    entrypoints/launchers/utils/server_utils.py of 0.32), whenever requests arrive. Numbered from the last row before
+    the first token, row k ends somewhere in (k - 1, k] windows after the load began, and nothing in the rows says
+    where. A series that was recorded and cannot be derived has no phase but its own.
+    """
+    grid = grid_like(measured)
+    if grid is None or name not in _derivations():
+        return None
+    phases = []
+    for early_s in grid.window_s * np.arange(N_PHASES) / N_PHASES:
+        error = series_mape(simulated, measured, name, early_s=float(early_s))
+        if error is not None:
+            phases.append(LogPhase(float(early_s), error.mape))
+    return min(phases, key=lambda phase: phase.mape, default=None)
+
+
+def series_mape(
+    simulated: Capture,
+    measured: Series,
+    name: str = "output_tokens_per_s",
+    *,
+    counted: Mask | None = None,
+    early_s: float = 0.0,
+) -> SeriesError | None:
     """The error of a simulated run's series against a measured one, window by window.
 
     The simulated series is derived on the measured one's own windows, so that a second is compared with the same
     second. After the simulated run's end it is 0, and counts. None where the run has no such series, the measured
     windows are not of equal width, or none counts.
+
+    Args:
+        simulated: the simulated run.
+        measured: the series.
+        name: what it is of.
+        counted: which of its windows count, [n]; all unless given.
+        early_s: by how much its windows end before their times, for a series that can be derived.
     """
     grid = grid_like(measured)
-    twin = None if grid is None else derive(simulated, grid).get(name, simulated.series.get(name))
-    return None if twin is None else series_error(measured, twin)
+    if grid is None:
+        return None
+    derive_one = _derivations().get(name)
+    twin = None if derive_one is None else derive_one(simulated, replace(grid, start_s=grid.start_s - early_s))
+    twin = simulated.series.get(name) if twin is None else Series(twin.time_s + early_s, twin.value)
+    return None if twin is None else series_error(measured, twin, counted)
 
 
-def series_error(measured: Series, simulated: Series) -> SeriesError | None:
+def series_error(measured: Series, simulated: Series, counted: Mask | None = None) -> SeriesError | None:
     """The error of one series against another at the times that both have, to a millionth of a second; None if none.
 
-    So does LLMServingSim's paper count its per-second error (docs/validity.md).
+    So does LLMServingSim's paper count its per-second error (docs/validity.md). `counted` says which measured windows
+    count, [n]; all unless given.
     """
     if not len(measured.time_s) or not len(simulated.time_s):
         return None
     at = np.clip(np.searchsorted(simulated.time_s, measured.time_s - 1e-6), 0, len(simulated.time_s) - 1)
     counts = (np.abs(simulated.time_s[at] - measured.time_s) <= 1e-6) & (measured.value > 0)
+    if counted is not None:
+        counts &= counted
     if not counts.any():
         return None
     off = np.abs(simulated.value[at][counts] - measured.value[counts]) / measured.value[counts]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from calibrate.attribution import Attribution
 from calibrate.intervals import Intervals
@@ -15,11 +14,10 @@ from harness.descriptions.scenario import Scenario
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES, itl_by_request, requests, throughput
 from traces.outcome import Outcome, Status
-from traces.series import Grid, derive, grid_like, grid_over
+from traces.series import Grid, Mask, derive, grid_like, grid_over, log_phase, series_mape
 from traces.statistics import STATISTICS, pooled_error_ci, relative_error_ci, statistic
 from traces.steps import Floats
 
-Mask = npt.NDArray[np.bool_]
 PAIRED = ("ttft_s", "tpot_s", "e2el_s")
 SERIES = ("output_tokens_per_s", "power_w", "kv_usage", "prefix_hit_rate", "gpu_memory_bytes")
 FEWEST_REQUESTS = 20
@@ -198,7 +196,8 @@ def _paired(measured: Floats, simulated: Floats) -> dict[str, Any] | None:
 def _series_errors(measured: Capture, simulated: Capture, scored: Sequence[Outcome] | None) -> dict[str, Any]:
     """Mean |error| per window over the windows in which the measured value is above 0; None where not measured.
 
-    With `scored`, only windows in which one of these requests was served.
+    With `scored`, only windows in which one of these requests was served. A capture of series alone says nothing of how
+    their clock stands to the requests' (`traces.series.log_phase`): then also the error in the likeliest phase.
     """
     errors: dict[str, Any] = dict.fromkeys(SERIES)
     derived = derive(measured, grid_over(measured))
@@ -207,14 +206,13 @@ def _series_errors(measured: Capture, simulated: Capture, scored: Sequence[Outco
         grid = None if series is None else grid_like(series)
         if series is None or grid is None:
             continue
-        twin = derive(simulated, grid).get(name) or simulated.series.get(name)
-        counted = series.value > 0
-        if scored is not None:
-            counted &= _served(scored, grid)
-        if twin is None or len(twin.value) != grid.n or not counted.any():
+        error = series_mape(simulated, series, name, counted=None if scored is None else _served(scored, grid))
+        if error is None:
             continue
-        relative = np.abs(twin.value[counted] - series.value[counted]) / series.value[counted]
-        errors[name] = {"mape": float(relative.mean()), "n": int(counted.sum())}
+        errors[name] = {"mape": error.mape, "n": error.n}
+        phase = None if measured.outcomes else log_phase(simulated, series, name)
+        if phase is not None:
+            errors[name]["in_phase"] = {"mape": phase.mape, "early_s": phase.early_s}
     return errors
 
 

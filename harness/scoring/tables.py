@@ -72,7 +72,7 @@ def verdict(result: dict[str, Any]) -> str:
         return "INVALID, not to be relied on: " + "; ".join(result["reasons"])
     if not result["n_requests"]:
         scored = {name: error for name, error in result["series"].items() if error is not None}
-        parts = [f"{name} {error['mape']:.1%} over {error['n']} windows" for name, error in scored.items()]
+        parts = [_series_part(name, error) for name, error in scored.items()]
         return f"VALID over series alone, mean |error| by the window: {', '.join(parts)}."
     parts = []
     for name in ("ttft_s", "tpot_s", "e2el_s"):
@@ -84,6 +84,15 @@ def verdict(result: dict[str, Any]) -> str:
         ci95 = interval(figures["mean"]["ci95"])
         parts.append(f"mean {LABELS[name]} is {abs(error):.1%} {side} the measured one (95 % interval {ci95})")
     return f"VALID over {result['n_scored']} requests: the simulated " + ", ".join(parts) + "."
+
+
+def _series_part(name: str, error: dict[str, Any]) -> str:
+    """The error of one series, and in the phase in which it is least where its clock is not known."""
+    part = f"{name} {error['mape']:.1%} over {error['n']} windows"
+    phase = error.get("in_phase")
+    if phase is None or not phase["early_s"]:
+        return part
+    return f"{part} ({phase['mape']:.1%} if they end {phase['early_s']:.2f} s before their times)"
 
 
 def print_validation(result: dict[str, Any], repeat: Repeat | None = None) -> None:

@@ -18,7 +18,7 @@ from harness.scoring.validate import validate
 from harness.terminal.console import console, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, `tests` is not on the path
-from tests.measured import GROUND_TRUTH, RUNS, SERIES, measured_run, series_error_of
+from tests.measured import GROUND_TRUTH, RUNS, SERIES, measured_run, series_score
 
 METRICS = ("ttft_s", "tpot_s", "e2el_s")
 
@@ -52,9 +52,13 @@ def main() -> None:
     console().print(table("Error with nothing fitted", [*columns, "simulate s"], rows))
     if GROUND_TRUTH.is_dir():
         with tempfile.TemporaryDirectory() as folder:
-            errors = [(name, series_error_of(name, Path(folder))) for name in SERIES]
-        series = [(name, f"{error.mape:.2%}", str(error.n)) for name, error in errors]
-        console().print(table("Output tokens per second, A6000", ["load", "error", "seconds"], series))
+            scores = [(name, series_score(name, Path(folder))) for name in SERIES]
+        series = [
+            (name, f"{score.mape:.2%}", f"{score.phase.mape:.2%}", f"{score.phase.early_s:.2f}", str(score.n))
+            for name, score in scores
+        ]
+        columns = ["load", "error", "in the log's phase", "early_s", "seconds"]
+        console().print(table("Output tokens per second, A6000", columns, series))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from traces.capture import Capture, Series, read_capture, write_capture
 from traces.errors import InputError
 from traces.formats import import_capture
 from traces.outcome import Outcome
-from traces.series import SeriesError, series_error, series_mape
+from traces.series import LogPhase, SeriesError, log_phase, series_error, series_mape
 from traces.series_file import read_series
 from traces.trace import Trace, TraceRow
 
@@ -116,6 +116,31 @@ def test_a_simulated_run_is_compared_on_the_measured_windows(
     assert series_mape(run, Series(np.array([0.0, 1.0, 5.0]), np.ones(3))) is None
     run.series["power_w"] = Series(measured.time_s, np.full(4, 2.0))
     assert series_mape(run, measured, "power_w") == SeriesError(pytest.approx((0.5 + 1 + 1) / 3), 3, 1)
+
+
+@pytest.mark.parametrize("early_s", [0.0, 0.35, 0.95])
+def test_the_phase_of_a_log_is_found(
+    served: Callable[..., Outcome], captured: Callable[..., Capture], early_s: float
+) -> None:
+    """A log whose windows end `early_s` before their times, of tokens that come faster and faster."""
+    token_times_s = tuple(np.sqrt(np.arange(0.5, 200) / 8))
+    run = captured([served("0", output_tokens=len(token_times_s), token_times_s=token_times_s)])
+    tokens = np.histogram(np.add(token_times_s, early_s), np.arange(-1, 7))[0].astype(float)
+    log = Series(np.arange(7.0), tokens)
+    assert log_phase(run, log) == LogPhase(pytest.approx(early_s), 0.0)
+    stamped = series_mape(run, log)
+    assert stamped is not None
+    assert (stamped.mape == 0.0) == (early_s == 0.0)
+
+
+def test_a_series_that_was_recorded_has_no_other_phase(
+    served: Callable[..., Outcome], captured: Callable[..., Capture]
+) -> None:
+    run = captured([served("0", output_tokens=1, token_times_s=(0.5,))])
+    drawn = Series(np.arange(4.0), np.full(4, 2.0))
+    run.series["power_w"] = drawn
+    assert log_phase(run, drawn, "power_w") is None
+    assert log_phase(run, Series(np.array([0.0, 1.0, 5.0]), np.ones(3))) is None
 
 
 @pytest.mark.ground_truth
