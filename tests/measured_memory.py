@@ -8,15 +8,14 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import theilslopes
 
 from harness.running.simulate import simulate_scenario
 from harness.terminal.facts import import_profiles_to
 from tests.measured import GROUND_TRUTH
 from traces.capture import Capture
-from traces.formats import read_any_trace
-from traces.series import Grid, gpu_memory_bytes, prefix_hit_rate
+from traces.series import Grid, counted_at_s, gpu_memory_bytes, prefix_hit_rate
 from traces.steps import Floats
-from traces.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ def memory_errors(work: Path) -> MemoryErrors:
         "async_scheduling: false, enable_prefix_caching: true}\n"
     )
     capture = simulate_scenario(scenario)[0].capture
-    return _errors(capture, case / "memory", read_any_trace(trace))
+    return _errors(capture, case / "memory")
 
 
-def _errors(capture: Capture, folder: Path, trace: Trace) -> MemoryErrors:
+def _errors(capture: Capture, folder: Path) -> MemoryErrors:
     with (folder / "kv_metrics_sd.csv").open() as file:
         rows = list(csv.DictReader(file))
     started = datetime.fromisoformat(rows[0]["timestamp"])
@@ -72,7 +71,7 @@ def _errors(capture: Capture, folder: Path, trace: Trace) -> MemoryErrors:
     queries = np.array([float(row["vllm:prefix_cache_queries_total"]) for row in rows])
     hits = np.array([float(row["vllm:prefix_cache_hits_total"]) for row in rows])
     asked = queries > 0
-    at_s = read_s[asked] - _offset_s(read_s, queries, trace)
+    at_s = read_s[asked] - _offsets_s(read_s, queries, capture)[asked]
     # The published table has the same readings, numbered from the first at which something was asked for.
     with (folder / "SD+PC.tsv").open() as file:
         mib = np.array([float(row["gpu_mem_mb"]) for row in csv.DictReader(file, delimiter="\t")])
@@ -86,17 +85,25 @@ def _errors(capture: Capture, folder: Path, trace: Trace) -> MemoryErrors:
     return MemoryErrors(float(ape.mean()), np.abs(errors), float(abs(errors[-1])))
 
 
-def _offset_s(read_s: Floats, queries: Floats, trace: Trace) -> float:
-    """Second 0 of the trace on the readings' clock: the readings are 1.027 s apart and not of the trace's clock.
+def _offsets_s(read_s: Floats, queries: Floats, capture: Capture) -> Floats:
+    """Second 0 of the trace on the readings' clock, [n] for each reading.
 
-    The counter of tokens asked for is the sum of the first prompts, and so says who had arrived: a reading that moved
-    falls between two arrivals. The median over readings between which no pause of the load lies.
+    The counter of tokens asked for is the sum of the first prompts, and so says whose admission it had seen. It moves
+    when the step that admitted a request is over (`traces.series.prefix_hit_rate`): a reading that moved falls between
+    two such moments of the simulated run. A client that waits from one request to the next, as vLLM's of then does, is
+    later by a little with each of them: the offset is a line in the number of requests, through readings between which
+    no pause of the load lies, by the median of their slopes (Theil and Sen).
     """
-    arrival_s = np.array([row.arrival_s for row in trace.rows])
-    asked_for = np.cumsum([row.prompt_tokens for row in trace.rows])
-    between = []
-    for i in np.flatnonzero(np.diff(queries) > 0) + 1:
-        k = int(np.searchsorted(asked_for, queries[i]))
-        if k + 1 < len(trace) and arrival_s[k + 1] - arrival_s[k] < 1:
-            between.append(read_s[i] - (arrival_s[k] + arrival_s[k + 1]) / 2)
-    return float(np.median(between))
+    outcomes = capture.outcomes
+    counted_s = counted_at_s(capture, np.array([o.scheduled_s for o in outcomes], dtype=np.float64))
+    order = np.argsort(counted_s, kind="stable")
+    counted_s = counted_s[order]
+    last = np.searchsorted(np.cumsum(np.array([o.prompt_tokens for o in outcomes])[order]), queries)
+    moved = np.flatnonzero(np.diff(queries) > 0) + 1
+    moved = moved[last[moved] + 1 < len(outcomes)]
+    until_s = counted_s[last[moved] + 1]
+    known = until_s - counted_s[last[moved]] < 1
+    between = moved[known]
+    middle_s = (counted_s[last[between]] + until_s[known]) / 2
+    line = theilslopes(read_s[between] - middle_s, last[between])
+    return np.asarray(line.intercept + line.slope * last, dtype=np.float64)

@@ -263,7 +263,7 @@ def prefix_hit_rate(capture: Capture, grid: Grid) -> Series | None:
         return None
     if any(o.scheduled_s is None and o.status is Status.FINISHED for o in capture.outcomes):
         return None
-    time_s = _counted_s(capture, np.array([o.scheduled_s for o in asked], dtype=np.float64))
+    time_s = counted_at_s(capture, np.array([o.scheduled_s for o in asked], dtype=np.float64))
     order = np.argsort(time_s, kind="stable")
     hits = np.concatenate([[0], np.cumsum(np.array([o.cached_tokens for o in asked], dtype=np.float64)[order])])
     queries = np.concatenate([[0], np.cumsum(np.array([o.prompt_tokens for o in asked], dtype=np.float64)[order])])
@@ -272,7 +272,7 @@ def prefix_hit_rate(capture: Capture, grid: Grid) -> Series | None:
     return Series(grid.ends_s()[some], hits[n][some] / queries[n][some])
 
 
-def _counted_s(capture: Capture, scheduled_s: Floats) -> Floats:
+def counted_at_s(capture: Capture, scheduled_s: Floats) -> Floats:
     """When the steps that were planned at these times were over; the times themselves where none was recorded."""
     steps = capture.steps
     if steps is None or not len(steps):

@@ -72,9 +72,8 @@ def test_memory_and_prefix_hits_of_an_a6000_by_the_second(ground_truth: Path, tm
     errors = memory_errors(tmp_path)
     assert errors.memory_mape <= 0.003
     assert errors.final_hit_rate <= 1e-9
-    assert errors.hit_rate.mean() <= 0.15
-    assert errors.hit_rate.max() <= 1.14
-    assert (errors.hit_rate > 1).sum() <= 1  # of 132 readings
+    assert errors.hit_rate.mean() <= 0.14
+    assert errors.hit_rate.max() <= 0.68
 
 
 def test_tiers_save_prompts_from_being_computed_again() -> None:
