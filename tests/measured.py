@@ -73,12 +73,14 @@ class SeriesScore:
 
     Attributes:
         mape: with the rows' times as they stand.
-        phase: the likeliest phase of the log, and the error in it.
+        phase: of the log, and the error in it over the seconds that did not tell it.
+        in_phase_mape: the error in it over all seconds.
         n: seconds.
     """
 
     mape: float
     phase: LogPhase
+    in_phase_mape: float
     n: int
 
 
@@ -88,4 +90,6 @@ def series_score(name: str, work: Path) -> SeriesScore:
     error, phase = series_mape(simulated, measured), log_phase(simulated, measured)
     assert error is not None
     assert phase is not None
-    return SeriesScore(error.mape, phase, error.n)
+    in_phase = series_mape(simulated, measured, early_s=phase.early_s)
+    assert in_phase is not None
+    return SeriesScore(error.mape, phase, in_phase.mape, error.n)

@@ -99,15 +99,17 @@ class SeriesError:
 
 @dataclass(frozen=True, slots=True)
 class LogPhase:
-    """How far the windows of a log are from where their times put them, as the simulated run tells.
+    """How far the windows of a log are from where their times put them, as its first third tells.
 
     Attributes:
         early_s: by how much they end before their times.
-        mape: the error of the series when they are read so.
+        mape: the error of the others, the last two thirds, when they are read so.
+        n: how many of those count.
     """
 
     early_s: float
     mape: float
+    n: int
 
 
 N_PHASES = 20
@@ -115,22 +117,27 @@ N_PHASES = 20
 
 
 def log_phase(simulated: Capture, measured: Series, name: str = "output_tokens_per_s") -> LogPhase | None:
-    """The phase of a log that numbers its windows, out of `N_PHASES`: the one with the least error; None if none has.
+    """The phase of a log that numbers its windows, out of `N_PHASES`, and the error in it.
 
     vLLM logs its throughput every VLLM_LOG_STATS_INTERVAL since the server was started (`_force_log`,
     entrypoints/launchers/utils/server_utils.py of 0.32), whenever requests arrive. Numbered from the last row before
     the first token, row k ends somewhere in (k - 1, k] windows after the load began, and nothing in the rows says
-    where. A series that was recorded and cannot be derived has no phase but its own.
+    where. The phase is the one in which the first third of the windows has the least error. None where either part has
+    no window that counts, and of a series that was recorded and cannot be derived: it has no phase but its own.
     """
     grid = grid_like(measured)
     if grid is None or name not in _derivations():
         return None
-    phases = []
-    for early_s in grid.window_s * np.arange(N_PHASES) / N_PHASES:
-        error = series_mape(simulated, measured, name, early_s=float(early_s))
-        if error is not None:
-            phases.append(LogPhase(float(early_s), error.mape))
-    return min(phases, key=lambda phase: phase.mape, default=None)
+    fitted = np.arange(grid.n) < grid.n / 3
+
+    def error(early_s: float, counted: Mask) -> SeriesError | None:
+        return series_mape(simulated, measured, name, counted=counted, early_s=early_s)
+
+    found = [(error(early_s, fitted), early_s) for early_s in (grid.window_s * np.arange(N_PHASES) / N_PHASES).tolist()]
+    errors = [(of_fitted.mape, early_s) for of_fitted, early_s in found if of_fitted is not None]
+    if not errors or (scored := error(early_s := min(errors)[1], ~fitted)) is None:
+        return None
+    return LogPhase(early_s, scored.mape, scored.n)
 
 
 def series_mape(

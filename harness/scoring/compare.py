@@ -197,7 +197,7 @@ def _series_errors(measured: Capture, simulated: Capture, scored: Sequence[Outco
     """Mean |error| per window over the windows in which the measured value is above 0; None where not measured.
 
     With `scored`, only windows in which one of these requests was served. A capture of series alone says nothing of how
-    their clock stands to the requests' (`traces.series.log_phase`): then also the error in the likeliest phase.
+    their clock stands to the requests': then also the error in their phase (`traces.series.log_phase`).
     """
     errors: dict[str, Any] = dict.fromkeys(SERIES)
     derived = derive(measured, grid_over(measured))
@@ -212,7 +212,7 @@ def _series_errors(measured: Capture, simulated: Capture, scored: Sequence[Outco
         errors[name] = {"mape": error.mape, "n": error.n}
         phase = None if measured.outcomes else log_phase(simulated, series, name)
         if phase is not None:
-            errors[name]["in_phase"] = {"mape": phase.mape, "early_s": phase.early_s}
+            errors[name]["in_phase"] = {"mape": phase.mape, "n": phase.n, "early_s": phase.early_s}
     return errors
 
 

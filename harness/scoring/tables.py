@@ -87,12 +87,13 @@ def verdict(result: dict[str, Any]) -> str:
 
 
 def _series_part(name: str, error: dict[str, Any]) -> str:
-    """The error of one series, and in the phase in which it is least where its clock is not known."""
+    """The error of one series, and in its log's phase where its clock is not known."""
     part = f"{name} {error['mape']:.1%} over {error['n']} windows"
     phase = error.get("in_phase")
     if phase is None or not phase["early_s"]:
         return part
-    return f"{part} ({phase['mape']:.1%} if they end {phase['early_s']:.2f} s before their times)"
+    first = "if they end {early_s:.2f} s before their times, as the first third tells".format(**phase)
+    return f"{part} ({phase['mape']:.1%} over the last {phase['n']} {first})"
 
 
 def print_validation(result: dict[str, Any], repeat: Repeat | None = None) -> None:
