@@ -12,13 +12,12 @@ from calibrate.explain import Cause
 from calibrate.kv_transfer import Sent, transfer_causes
 from calibrate.parameters import Basis
 from calibrate.pricing import Priced, Served, all_priced
-from calibrate.split import Mask
 from simulator.engine import Engine
 from simulator.steps.correction import AXES, CorrectedModel
 from traces.capture import Capture
 from traces.metrics import requests
 from traces.outcome import Outcome
-from traces.steps import Floats, Ints
+from traces.steps import Floats, Ints, Mask
 
 WORST = 10
 
@@ -160,7 +159,7 @@ def step_groups(
     parts: Sequence[Priced], basis: Basis, values: Mapping[str, float], *, asynchronous: bool
 ) -> dict[str, list[Group]]:
     """Recorded steps by kind, by requests, by tokens and by history, each with its part in the error."""
-    changes = basis.array(values) - basis.neutral
+    changes = basis.changes(values)
     rows = [part.rows(changes, asynchronous=asynchronous) for part in parts]
     priced_s = np.concatenate([base_s + design @ changes for base_s, design in rows])
     cycle_s = np.concatenate([part.cycle_s for part in parts])

@@ -52,7 +52,7 @@ def request_causes(
     outcomes: Sequence[Outcome], served: Served, basis: Basis, values: Mapping[str, float], *, asynchronous: bool
 ) -> list[Cause]:
     """The same for requests in order of arrival, whose steps are known from their simulation only; to first order."""
-    changes = basis.array(values) - basis.neutral
+    changes = basis.changes(values)
     rows = sensitivity(served, basis, changes, asynchronous=asynchronous)
     now = np.array([*basis.array(values), *(values[parameter.name] for parameter in FRONT_END)])
     lines = request_equations(outcomes, served.capture.outcomes, rows, now)

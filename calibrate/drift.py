@@ -146,7 +146,7 @@ def _by_requests(subject: Subject, calibration: Calibration) -> _Found:
     outcomes = subject.outcomes(np.ones(len(subject.measured.outcomes), dtype=bool))
     own = np.array([place[outcome.request_id] for outcome in outcomes], dtype=np.int64)
     causes = request_causes(outcomes, served, basis, values, asynchronous=asynchronous)
-    rows = sensitivity(served, basis, basis.array(values) - basis.neutral, asynchronous=asynchronous).e2el[own]
+    rows = sensitivity(served, basis, basis.changes(values), asynchronous=asynchronous).e2el[own]
     after = moved(values, causes)
     measured_s = requests(outcomes).e2el_s
     calibrated_s = requests([served.capture.outcomes[i] for i in own]).e2el_s

@@ -24,7 +24,7 @@ from calibrate.kv_transfer import Sent, fit_handover, fit_transfers, handovers_s
 from calibrate.parameters import FRONT_END, HANDOVER, KV_TRANSFER, RESIDUAL, Basis, Parameter
 from calibrate.pricing import Priced, Served, corrected, reprice, serve
 from calibrate.regression import Estimate
-from calibrate.split import Mask, Split
+from calibrate.split import Split
 from calibrate.whole_step import EVERY, Unpriced, whole_step_basis
 from simulator.cluster import Cluster
 from simulator.engine import Engine
@@ -32,8 +32,8 @@ from simulator.steps.correction import AXES
 from traces.capture import Capture
 from traces.errors import InputError
 from traces.metrics import requests
-from traces.outcome import Outcome
-from traces.steps import Floats
+from traces.outcome import Outcome, Status
+from traces.steps import Floats, Mask
 from traces.trace import Trace
 
 Source = Literal["auto", "steps", "requests", "whole-step"]
@@ -141,7 +141,7 @@ def fit(subjects: Sequence[Subject], split: Split, source: Source = "auto") -> C
     subjects = [subject.unprofiled() for subject in subjects] if source == "whole-step" else subjects
     chosen = [(s, mask) for s in subjects if (mask := split.requests(s.measured, s.name)).any()]
     _check(subjects, chosen, split)
-    kind = ("steps" if all(s.has_batches for s, _ in chosen) else "requests") if source == "auto" else source
+    kind = source if source != "auto" else "steps" if all(s.has_batches for s, _ in chosen) else "requests"
     sent = _fit_sent(chosen)
     between = (*KV_TRANSFER, HANDOVER)
     told = {} if sent is None else dict(zip([p.name for p in between], sent.values.tolist(), strict=True))
@@ -157,7 +157,7 @@ def fit(subjects: Sequence[Subject], split: Split, source: Source = "auto") -> C
     unsure = [i for i, parameter in enumerate(parameters) if parameter.name not in never]
     covariance, errors, held = estimate.covariance, estimate.errors, estimate.held
     return Calibration(
-        kind="requests" if kind == "requests" else "whole-step" if kind == "whole-step" else "steps",
+        kind=kind,
         model=first.engine.model,
         device=first.engine.device,
         engine=first.measured.meta.engine,
@@ -192,6 +192,10 @@ def fit(subjects: Sequence[Subject], split: Split, source: Source = "auto") -> C
     )
 
 
+def _finished(capture: Capture) -> Mask:
+    return np.array([outcome.status is Status.FINISHED for outcome in capture.outcomes])
+
+
 _SAME: dict[str, Callable[[Subject], str | bool | None]] = {
     "models": lambda subject: subject.engine.model,
     "devices": lambda subject: subject.engine.device,
@@ -208,9 +212,9 @@ def _check(subjects: Sequence[Subject], chosen: Chosen, split: Split) -> None:
         found = {of(subject) for subject, _ in chosen}
         if len(found) > 1:
             raise InputError(f"captures of different {what} cannot be fitted together", found=sorted(map(str, found)))
-    n = sum(int(mask.sum()) for _, mask in chosen)
+    n = sum(int((mask & _finished(subject.measured)).sum()) for subject, mask in chosen)
     if n < FEWEST_REQUESTS:
-        message = f"chooses {n} requests"
+        message = f"chooses {n} requests that finished"
         raise InputError(message, field="--fit-on", found=split.text, accepted=f"at least {FEWEST_REQUESTS} requests")
 
 

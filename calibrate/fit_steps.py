@@ -62,6 +62,6 @@ def step_equations(captures: Sequence[Priced], basis: Basis, *, asynchronous: bo
 
 def relative_residuals(part: Priced, basis: Basis, values: Mapping[str, float], *, asynchronous: bool) -> Floats:
     """(measured - corrected) / corrected of every step, [n]."""
-    changes = basis.array(values) - basis.neutral
+    changes = basis.changes(values)
     base_s, design = part.rows(changes, asynchronous=asynchronous)
     return np.asarray(part.cycle_s / (base_s + design @ changes) - 1)

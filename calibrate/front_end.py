@@ -8,7 +8,7 @@ censored observations is maximised (Lawless, Statistical Models and Methods for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,9 +17,8 @@ from scipy.stats import norm
 
 from calibrate.parameters import FRONT_END, Parameter
 from calibrate.regression import IDENTIFIED_BELOW, Estimate
-from calibrate.split import Mask
 from traces.capture import Capture
-from traces.steps import Floats
+from traces.steps import Floats, Mask
 
 FEWEST = 5
 """Requests from which a mean and a spread are told."""
@@ -139,11 +138,9 @@ def _maximise(observed: Ways, start: Floats, *, per_token: bool) -> tuple[Floats
     return found.x * scale, np.sqrt(np.maximum(np.diag(covariance), 0.0)) * np.abs(scale)
 
 
-def _hessian(function: object, at: Floats) -> Floats:
+def _hessian(function: Callable[[Floats], float], at: Floats) -> Floats:
     """Second differences of a function of [k], [k, k]."""
-    assert callable(function)
-    k = len(at)
-    steps = 1e-3 * np.maximum(np.abs(at), 1.0) * np.eye(k)
+    steps = 1e-3 * np.maximum(np.abs(at), 1.0) * np.eye(len(at))
     return np.array(
         [
             [

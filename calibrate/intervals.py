@@ -72,7 +72,7 @@ def intervals(
     rng = np.random.default_rng(seed)
     basis, values = calibration.basis(), calibration.values()
     names = (*basis.names, *(parameter.name for parameter in FRONT_END))
-    changes = basis.array(values) - basis.neutral
+    changes = basis.changes(values)
     rows = sensitivity(served, basis, changes, asynchronous=calibration.async_scheduling)
     moved = rng.standard_normal((N_DRAWS, len(names))) @ root(calibration.covariance_matrix(names)).T
     wandered = rng.standard_normal(N_DRAWS)

@@ -19,7 +19,6 @@ import numpy as np
 from calibrate.explain import Cause, explain
 from calibrate.parameters import HANDOVER, KV_TRANSFER
 from calibrate.regression import Equations, Estimate, identify
-from calibrate.split import Mask
 from simulator.cluster import Cluster
 from simulator.engine import Engine
 from simulator.handover import KVResidual, paths_between
@@ -27,7 +26,7 @@ from simulator.network.topology import Place
 from simulator.network.transfers import Network, Path
 from traces.capture import Capture
 from traces.errors import InputError
-from traces.steps import Floats
+from traces.steps import Floats, Mask
 from traces.transfers import KVTransfers
 
 FEWEST_TRANSFERS = 10

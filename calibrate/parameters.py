@@ -62,6 +62,10 @@ class Basis:
         """Their values out of a mapping, [k]."""
         return np.array([values[name] for name in self.names])
 
+    def changes(self, values: Mapping[str, float]) -> Floats:
+        """Their values out of a mapping, less what corrects nothing, [k]."""
+        return self.array(values) - self.neutral
+
 
 RESIDUAL = Basis(
     (

@@ -19,7 +19,8 @@ import msgspec
 import numpy as np
 
 from profiles.device import DevicePower
-from simulator.power import Machine, NodePower, PowerRun, power_run
+from simulator.power.nodes import NodePower
+from simulator.power.run import Machine, PowerRun, power_run
 from traces.capture import Series
 from traces.errors import InputError
 from traces.series import Grid, grid_like

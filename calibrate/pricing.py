@@ -5,23 +5,22 @@ Runs of steps in which the same requests decode are priced in one sweep, as the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from calibrate.kv_transfer import kv_residual_of
 from calibrate.parameters import Basis
-from calibrate.split import Mask
 from simulator.cluster import Cluster
 from simulator.front_end import FrontEnd, simulate_behind
-from simulator.scheduling.plan import StepPlan, plan_of
+from simulator.scheduling.plan import StepPlan, recorded_plans
 from simulator.simulate import Simulation
-from simulator.steps.correction import AXES, CorrectedModel, Terms, axes
+from simulator.steps.correction import AXES, CorrectedModel, Terms, axes, kv_tokens
 from simulator.steps.step_time import StepCost, StepTimeModel
 from traces.capture import Capture
 from traces.errors import InputError
-from traces.steps import STEP_COLUMNS, Batches, Floats, Ints, Steps
+from traces.steps import STEP_COLUMNS, Batches, Floats, Ints, Mask, Steps
 from traces.trace import Trace
 
 
@@ -108,7 +107,7 @@ class _Columns:
                 if (at := self._place.get(name)) is not None:
                     columns[:, at] = value[:times] if isinstance(value, np.ndarray) else value
         place = np.tile(np.array(axes(plan), dtype=np.int64), (times, 1))
-        place[:, -1] += plan.n_decode * np.arange(times)
+        place[:, -1] = kv_tokens(plan, times)
         self._parts.append((bare.device_s[:times], bare.host_s[:times], terms[0], terms[1], place))
 
     def priced(self, end_s: Floats, cycle_s: Floats, paused: Mask) -> Priced:
@@ -277,7 +276,7 @@ def reprice(capture: Capture, model: StepTimeModel, basis: Basis) -> list[Repric
         own = _of_instance(steps, steps.batches, instance)
         assert own.batches is not None
         columns = _Columns(basis.names)
-        for plan in recorded_plans(own, own.batches):
+        for plan in recorded_plans(own.batches, np.arange(len(own))):
             bare = model.price(plan)
             columns.add(plan, plan.repeat, bare, *basis.terms(plan, bare))
         cycles = _cycles(_came_s(capture, steps, steps.batches, instance), own, own.batches)
@@ -319,42 +318,6 @@ def _came_s(capture: Capture, steps: Steps, batches: Batches, instance: int) -> 
         own = sent.target == instance
         came_s[sent.request[own]] = sent.end_s[own]
     return came_s
-
-
-def recorded_plans(steps: Steps, batches: Batches) -> Iterator[StepPlan]:
-    """The recorded batches as plans; steps that only grow by a token per request are repeats of one."""
-    first = 0
-    for step in range(1, len(steps) + 1):
-        if step == len(steps) or not _repeats(batches, step):
-            yield _plan(steps, batches, first, step - first)
-            first = step
-
-
-def _repeats(batches: Batches, step: int) -> bool:
-    """Whether a step is the one before once more, every request a token further."""
-    before, start, stop = (int(batches.offsets[i]) for i in (step - 1, step, step + 1))
-    return (
-        stop - start == start - before
-        and bool((batches.new_tokens[before:stop] == 1).all())
-        and np.array_equal(batches.request[before:start], batches.request[start:stop])
-        and np.array_equal(batches.computed_tokens[before:start] + 1, batches.computed_tokens[start:stop])
-    )
-
-
-def _plan(steps: Steps, batches: Batches, step: int, repeat: int) -> StepPlan:
-    own = slice(int(batches.offsets[step]), int(batches.offsets[step + 1]))
-    plan = plan_of(
-        [],
-        batches.new_tokens[own],
-        batches.computed_tokens[own],
-        first_step=step,
-        repeat=repeat,
-        n_preempted=int(steps.n_preempted[step]),
-        n_running=int(steps.n_running[step]),
-        n_waiting=int(steps.n_waiting[step]),
-        kv_blocks=int(steps.kv_blocks[step]),
-    )
-    return replace(plan, n_requests=own.stop - own.start)
 
 
 def _cycles(came_s: Floats, steps: Steps, batches: Batches) -> tuple[Floats, Mask]:

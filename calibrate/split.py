@@ -12,13 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from traces.capture import Capture
 from traces.errors import InputError
-from traces.steps import Floats
-
-Mask = npt.NDArray[np.bool_]
+from traces.steps import Floats, Mask
 
 FORMS = "all, first:SHARE, time:FROM:TO, load:LEAST:MOST or capture:NAME"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -36,9 +37,24 @@ app.add_typer(collect_app, name="collect")
 
 
 def main() -> None:
-    """Entry point: what servetwin raises on purpose is a message and an exit code, never a traceback."""
+    """Entry point: what servetwin raises on purpose is a message and an exit code, never a traceback.
+
+    So is what the system says of a file: that it may not be read, that its name is too long, that the disk is full.
+    """
     try:
         app()
     except ServetwinError as error:
-        sys.stderr.write(f"error: {error}\n")
+        _complain(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        _complain(f"{where}cannot be used ({error.strerror})")
+        sys.exit(2)
+
+
+def _complain(message: str) -> None:
+    """Say what is wrong on stderr; what a file's text would do to the terminal is shown as an escape."""
+    shown = (c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in message)
+    sys.stderr.write(f"error: {''.join(shown)}\n")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 
 from profiles.device import Above0
-from simulator.power import AtLeast0
+from simulator.power.nodes import AtLeast0
 from traces.capture import Capture
 from traces.errors import InputError
 from traces.metrics import Slo, n_meeting

@@ -20,7 +20,7 @@ from harness.descriptions.scenario import read_scenario
 from harness.files import new_file
 from harness.running.predicted import run
 from harness.scoring.validate import at_measured_arrivals
-from simulator.power import NodePower
+from simulator.power.nodes import NodePower
 from traces.capture import Series, read_capture
 from traces.errors import InputError
 from traces.formats import read_any_trace

@@ -25,7 +25,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from profiles.interpolation import (
     bracket,
@@ -38,9 +37,7 @@ from profiles.interpolation import (
 )
 from profiles.profile import AttentionRows, SkewRows
 from traces.errors import ProfileError
-from traces.steps import Floats
-
-Mask = npt.NDArray[np.bool_]
+from traces.steps import Floats, Mask
 
 
 @dataclass(frozen=True, slots=True)

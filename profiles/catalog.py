@@ -74,7 +74,9 @@ def find_profile(device: str, model: str, dtype: str, kv_cache_dtype: str, folde
     keys = list(dict.fromkeys(info.key for info in sorted(there, key=distance)))
     nearest_first = "; ".join(keys[:_MOST_LISTED]) or "none"
     more = f" and {len(keys) - _MOST_LISTED} more" if len(keys) > _MOST_LISTED else ""
-    raise ProfileError(f"no profile of {key}", accepted=f"a measured one; there are: {nearest_first}{more}")
+    raise ProfileError(
+        f"no profile of {key}", accepted=f"a measured one, or a source of times; there are: {nearest_first}{more}"
+    )
 
 
 _MOST_LISTED = 8

@@ -132,7 +132,7 @@ def _asked(simulator: Simulator, device: str, shapes: list[Shape]) -> Floats:
         )
     except FileNotFoundError:
         raise InputError("no such command", field="command", found=simulator.command[0]) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a word with a null byte is a ValueError
         raise InputError(f"cannot be started ({error})", field="command", found=name) from None
     except subprocess.TimeoutExpired:
         message = f"`{name}` took longer than {simulator.timeout_s:g} s for {len(shapes)} shapes (timeout_s)"

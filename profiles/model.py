@@ -125,7 +125,6 @@ class ModelSpec:
         attention = 2 * self.hidden_size * (q_width + kv_width)
         attention += (q_width + 2 * kv_width) * self.qkv_bias + self.hidden_size * self.output_bias
         mlp = 3 * self.hidden_size * self._share("intermediate_size", self.intermediate_size, tp)
-        router = self.hidden_size
         norm = self.hidden_size * (2 if self.norm_bias else 1)
         norms = 2 * norm + (2 * self.head_dim if self.qk_norm else 0)
         rows = self._share("vocab_size", _padded(self.vocab_size), tp)
@@ -133,10 +132,20 @@ class ModelSpec:
             "embedding": rows * self.hidden_size,
             "attention": self.num_layers * attention,
             "mlp": 0 if self.num_experts else self.num_layers * mlp,
-            "experts": self.num_layers * self.num_experts * (mlp + router),
+            "experts": self.expert_parameters(tp),
             "norms": self.num_layers * norms + norm,
             "lm_head": (0 if self.tie_word_embeddings else rows * self.hidden_size) + rows * self.head_bias,
         }
+
+    def expert_parameters(self, devices: int = 1) -> int:
+        """Parameters of experts and router that one of `devices` holds, each expert split among them; 0: no experts.
+
+        Raises InputError for a number that experts cannot be split by.
+        """
+        if not self.num_experts:
+            return 0
+        expert = 3 * self.hidden_size * self._share("intermediate_size", self.intermediate_size, devices)
+        return self.num_layers * self.num_experts * (expert + self.hidden_size)
 
     def weight_bytes(self, dtype: str, tensor_parallel_size: int = 1) -> int:
         """Bytes of weights on one of `tensor_parallel_size` devices. Raises InputError."""

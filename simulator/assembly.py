@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from simulator.cluster import Cluster
 from simulator.engine import Engine
-from simulator.handover import Handover
+from simulator.handover import Handover, check_block_sizes
 from simulator.kv.host_link import HostWay
 from simulator.kv.tier_links import NicWay
 from simulator.kv.tiers import KVTiers, Tier, new_tier
@@ -22,6 +22,9 @@ from simulator.steps.contention import SharedLinks
 from simulator.steps.step_time import StepTimeModel
 from traces.errors import InputError
 from traces.trace import Trace
+
+_APART = ("prefill", "decode")
+"""Roles of engines that send KV to each other, the sender first."""
 
 
 def put_tiers(
@@ -50,7 +53,7 @@ def put_tiers(
     if not engine.options.enable_prefix_caching:
         raise InputError("has no effect without enable_prefix_caching", field="kv_tiers")
     readers = [one for one in cluster.engines if one.role != "decode"]
-    kinds = {(one.model, one.kv_bytes_per_token, one.options.block_size) for one in readers}
+    kinds = {(one.model, one.kept_kv_bytes_per_token, one.options.block_size) for one in readers}
     if len(kinds) > 1 and any(file.shared for file in cluster.kv_tiers):
         raise InputError("is shared by engines of different models or block sizes", field="kv_tiers")
     crosses_host_link = any(file.link == "host" for file in cluster.kv_tiers)
@@ -66,7 +69,7 @@ def put_tiers(
         for file in cluster.kv_tiers:
             tier = next((tier for tier in tiers if tier.serves(file, node)), None)
             if tier is None:
-                tier = new_tier(file, rank.block_size, engine.kv_bytes_per_token, node)
+                tier = new_tier(file, rank.block_size, engine.kept_kv_bytes_per_token, node)
                 tiers.append(tier)
             own.append(tier)
         host_way = None
@@ -74,7 +77,7 @@ def put_tiers(
             host_way = HostWay(engine.host_link)
             host_ways.append(host_way)
         way = _nic_way(cluster, places[rank.number], network)
-        rank.scheduler.tiers = KVTiers(own, rank.block_size, node, way, host_way)
+        rank.scheduler.kv_cache_manager.tiers = KVTiers(own, rank.block_size, node, way, host_way)
     return host_ways
 
 
@@ -106,7 +109,7 @@ def shared_links(
         of_kv: links that KV may cross.
         network: the KV on them.
     """
-    crossed = [{link for one in engine.exchanges for link in one.link_bytes(1, 1)} for engine in cluster.engines]
+    crossed = [{link for one in engine.exchanges for link in one.links} for engine in cluster.engines]
     users = Counter(link for links in crossed for link in links)
     talked_over = {link for link, count in users.items() if count > 1}
     return {
@@ -117,10 +120,18 @@ def shared_links(
             network,
             stages=engine.pipeline_parallel_size,
             talked_over=talked_over,
+            ranks=engine.ranks,
+            dummy_tokens=_dummy_tokens(engine),
         )
         for number, (engine, links) in enumerate(zip(cluster.engines, crossed, strict=True))
         if not links.isdisjoint(talked_over.union(of_kv))
     }
+
+
+def _dummy_tokens(engine: Engine) -> int:
+    """Tokens that a rank without requests computes beside others (vLLM 0.32 `gpu_worker.py::execute_dummy_batch`)."""
+    drafter = engine.options.speculative_config
+    return 1 if drafter is None else 1 + drafter.num_speculative_tokens
 
 
 def new_handover(cluster: Cluster, places: dict[int, tuple[Place, ...]], network: Network) -> Handover | None:
@@ -133,15 +144,16 @@ def new_handover(cluster: Cluster, places: dict[int, tuple[Place, ...]], network
     if cluster.topology is None:
         raise InputError("is missing", field="fabric", accepted="the links over which KV is sent")
     check_drafters_apart(engine.options.speculative_config for engine in cluster.engines)
-    kv_bytes = {engine.kv_bytes_per_token for engine in cluster.engines}
-    if len(kv_bytes) > 1:
+    if len({engine.kv_bytes_per_token for engine in cluster.engines}) > 1:
         accepted = "prefill and decode engines of one model and one kv_cache_dtype"
         raise InputError("KV of one cannot be read by the other", field="instances", accepted=accepted)
+    sizes = {role: {one.options.block_size for one in cluster.engines if one.role == role} for role in _APART}
+    check_block_sizes(*sizes.values(), is_layer_by_layer=cluster.kv_transfer.when == "layer_by_layer")
     layers = max(engine.num_layers for engine in cluster.engines)
     return Handover(
         cluster.topology,
         places,
-        kv_bytes.pop(),
+        dict(enumerate(one.kept_kv_bytes_per_token for one in cluster.engines for _ in range(one.ranks))),
         cluster.kv_transfer,
         num_layers=layers,
         seed=cluster.seed,

@@ -12,6 +12,7 @@ from simulator.scheduling.choice import SchedulerKind, new_scheduler
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.policies import new_eviction, new_order
 from simulator.scheduling.rules import OPTIONS_SINCE, REFERENCE_RULES, Rules
+from simulator.scheduling.spec import SchedulerSpec
 from simulator.scheduling.speculation import check_speculation
 from simulator.steps.contention import Exchange
 from simulator.steps.step_time import StepTimeModel
@@ -38,7 +39,9 @@ class Engine:
         pipeline_parallel_size: stages, each with some of the layers, and as many batches under way.
         role: what it does of a request: all, its prompt, or its answer.
         places: its devices, rank by rank, where it matters which they are.
-        kv_bytes_per_token: keys and values of one token, over all layers and all devices of a rank.
+        kv_bytes_per_token: keys and values of one token, over all layers, a drafter's own among them.
+        kv_copies: how many devices of a rank keep each of them, on the average: above 1 where a layer has fewer heads
+            of them than devices share it.
         weight_bytes: of one device; None when it is not known or devices hold different shares.
         kv_block_bytes: of one KV block on one device; None likewise.
         num_layers: of the model, where KV leaves layer by layer.
@@ -63,6 +66,7 @@ class Engine:
     role: Role = "both"
     places: tuple[Place, ...] = ()
     kv_bytes_per_token: float = 0.0
+    kv_copies: float = 1.0
     weight_bytes: int | None = None
     kv_block_bytes: int | None = None
     num_layers: int = 1
@@ -72,6 +76,11 @@ class Engine:
     host_link: HostLink | None = None
     offload: WeightOffload | None = None
     seed: int = 0
+
+    @property
+    def kept_kv_bytes_per_token(self) -> float:
+        """Bytes of one token's keys and values on all devices of a rank, those included that several keep."""
+        return self.kv_bytes_per_token * self.kv_copies
 
     @property
     def steps_in_flight(self) -> int:
@@ -102,13 +111,12 @@ class Engine:
         Raises:
             EngineError: vLLM's scheduler is asked for and cannot be had.
         """
-        scheduler = new_scheduler(
-            self.scheduler,
+        spec = SchedulerSpec(
             self.options,
-            num_gpu_blocks=self.num_gpu_blocks,
-            max_model_len=self.max_model_len,
-            rules=self.rules,
-            stages=self.pipeline_parallel_size,
+            self.num_gpu_blocks,
+            self.max_model_len,
+            self.rules,
+            self.pipeline_parallel_size,
             order=None if self.scheduling_order is None else new_order(self.scheduling_order),
             eviction=None if self.cache_eviction is None else new_eviction(self.cache_eviction),
             blocks_per_hash=blocks_per_hash,
@@ -116,10 +124,10 @@ class Engine:
             seed=self.seed,
         )
         return Rank(
-            scheduler,
+            new_scheduler(self.scheduler, spec),
             number,
             max_num_seqs=self.options.max_num_seqs,
-            num_blocks=self.num_gpu_blocks - 1,
+            num_blocks=spec.num_blocks,
             block_size=self.options.block_size,
             keeps_batches=names_batches,
         )

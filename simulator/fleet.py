@@ -56,15 +56,15 @@ class Scaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         min_instances: in use from the start, and never fewer.
         up_above: load above which one more is started.
         down_below: load below which one is taken out.
-        start_s: from the decision until it takes requests.
-        interval_s: between decisions.
+        start_s: from the decision until it takes requests, a day at most.
+        interval_s: between decisions, a millisecond at least.
     """
 
     min_instances: Annotated[int, msgspec.Meta(ge=1)] = 1
     up_above: Above0 = 0.8
     down_below: Seconds = 0.3
-    start_s: Seconds = 60.0
-    interval_s: Above0 = 15.0
+    start_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 60.0
+    interval_s: Annotated[float, msgspec.Meta(ge=1e-3)] = 15.0
 
 
 class Autoscaling(Scaling, frozen=True, kw_only=True, forbid_unknown_fields=True):

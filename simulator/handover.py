@@ -3,9 +3,13 @@
 Either of two ways. At the end, as vLLM's NixlConnector (0.32 `distributed/kv_transfer/kv_connector/v1/nixl/`): the
 prefill engine computes the prompt and one token, and keeps the blocks; the decode engine reserves its own as soon as it
 has a seat and room, and reads the KV that it has not cached itself. The prefill engine's blocks are free when all is
-read, so that a decode engine without room holds up the prefill engine too. Or layer by layer, as its P2pNcclConnector
-pushes (`p2p_nccl_connector.py`): each layer's KV leaves when it is computed, into memory of the decode engine that is
-not counted here; nothing waits for a reservation, and nothing that is cached there is left out.
+read, so that a decode engine without room holds up the prefill engine too. Or layer by layer, as vLLM's
+P2pNcclConnector pushed before 0.32 (`p2p/p2p_nccl_connector.py`) and its MoRIIOConnector does in 0.32 when it writes
+(`moriio/moriio_connector.py`, `_is_final_prefill_chunk`): with the last chunk of a prompt, each layer's KV of all of it
+leaves when it is computed, into memory of the decode engine that is not counted here; nothing waits for a reservation,
+and nothing that is cached there is left out.
+
+Whole blocks are sent, the prompt's last one too, however few of its slots are filled (`sent_blocks`).
 
 Either way the decode engine computes the prompt's last token again and goes on from there. KV that is lost on the way,
 or with the engine that keeps it, is computed again by the decode engine (vLLM's `kv_load_failure_policy: recompute`),
@@ -15,7 +19,7 @@ or the request is sent again through a prefill engine (`fail`, and a router that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -37,7 +41,8 @@ class KVTransfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How KV goes from prefill to decode engines.
 
     Attributes:
-        when: all of it when the decode engine asks for it, or each layer's as it is computed.
+        when: all of it when the decode engine asks for it, or each layer's as it is computed in the step that ends the
+            prompt.
         failure_probability: that the KV of a prompt is lost on the way.
         kv_load_failure_policy: what becomes of a request whose KV cannot be had: its decode engine computes the prompt,
             or it is sent again through a prefill engine. vLLM's default was `recompute` and is `fail` in 0.32
@@ -119,7 +124,7 @@ class Handover:
         self,
         topology: Topology,
         places: dict[int, tuple[Place, ...]],
-        kv_bytes_per_token: float,
+        kv_bytes_per_token: Mapping[int, float],
         settings: KVTransfer,
         *,
         num_layers: int = 1,
@@ -132,7 +137,8 @@ class Handover:
         Args:
             topology: the links between devices.
             places: devices of each rank, by its number.
-            kv_bytes_per_token: keys and values of one token, over all layers and devices.
+            kv_bytes_per_token: keys and values of one token over all layers, as a rank's devices keep them, by the
+                rank's number. Each of the target's devices reads what it keeps (vLLM 0.32 `nixl/tp_mapping.py`).
             settings: how and how surely it is sent.
             num_layers: of the model: the first of them is computed before anything can leave.
             seed: of which prompts are lost.
@@ -213,7 +219,7 @@ class Handover:
         return self._prompts[index].target
 
     def planned(self, plan: StepPlan, scheduled_s: Floats, end_s: Floats) -> None:
-        """A prefill rank will run a plan: what it computes of each prompt leaves layer by layer.
+        """A prefill rank will run a plan: each prompt whose last chunk is in it leaves layer by layer.
 
         The link has it from the end of the first layer on, as much as it can carry; a layer's KV that is computed
         later than the link could carry it is not told apart.
@@ -221,11 +227,8 @@ class Handover:
         from_s = float(scheduled_s[0] + (end_s[0] - scheduled_s[0]) / self._num_layers)
         for request, new, computed in zip(plan.requests, plan.new_tokens, plan.computed_tokens, strict=True):
             prompt = self._prompts.get(request.index)
-            if prompt is None or not request.kept:
-                continue
-            # What was found in the cache goes with the first chunk.
-            first = computed == (request.cached_tokens or 0)
-            self._send(prompt, int(new) + (int(computed) if first else 0), from_s)
+            if prompt is not None and request.kept and int(computed) + int(new) >= request.row.prompt_tokens:
+                self._send(prompt, blocks_of(request.row.prompt_tokens, prompt.source.block_size), from_s)
 
     def ended(self, request: Request) -> None:
         """A prefill rank will have computed a prompt when its step ends."""
@@ -247,7 +250,9 @@ class Handover:
         prompt = self._prompts[request.index]
         prompt.answer = request
         if not self.is_layer_by_layer:
-            self._send(prompt, request.row.prompt_tokens - (request.cached_tokens or 0), now_s)
+            assert prompt.target is not None
+            sizes = prompt.source.block_size, prompt.target.block_size
+            self._send(prompt, sent_blocks(request.row.prompt_tokens, request.cached_tokens or 0, *sizes), now_s)
             prompt.is_sent = True
         elif prompt.has_arrived:
             self._use(prompt)
@@ -337,11 +342,11 @@ class Handover:
         if prompt.ended is not None and _scheduler(prompt.source).keeps(prompt.ended):
             _scheduler(prompt.source).release(prompt.ended)
 
-    def _send(self, prompt: Prompt, n_tokens: int, start_s: float) -> None:
-        """Each device sends its part to the one that needs it."""
+    def _send(self, prompt: Prompt, n_blocks: int, start_s: float) -> None:
+        """Each device sends its part of so many of the source's blocks to the one that needs it."""
         assert prompt.target is not None
         paths = self._paths(prompt.source, prompt.target)
-        n_bytes = n_tokens * self._kv_bytes_per_token
+        n_bytes = n_blocks * prompt.source.block_size * self._kv_bytes_per_token[prompt.target.number]
         told, each = self._residual, self._residual.kv_transfer * n_bytes / len(paths)
         for path in paths:
             self.network.start(path, each, start_s + told.kv_transfer_s, prompt)
@@ -389,6 +394,50 @@ class Handover:
         """A number from 0 to 1 of the request's own, and of each of its sendings, whatever happens before it."""
         sending = (self._n_failed[index],) if self._n_failed[index] else ()
         return float(np.random.default_rng((self._seed, index, *sending)).random())
+
+
+def blocks_of(n_tokens: int, block_size: int) -> int:
+    """Blocks that so many tokens take."""
+    return -(-n_tokens // block_size)
+
+
+def sent_blocks(prompt_tokens: int, cached_tokens: int, source_size: int, target_size: int) -> int:
+    """Blocks of the source that the target reads of a prompt, of which `cached_tokens` are in its prefix cache.
+
+    vLLM 0.32 `nixl/pull_scheduler.py::update_state_after_alloc`, as many as the target's blocks that have no hash yet
+    (`get_unhashed_block_ids_all_groups`); `nixl/base_worker.py::_map_block_ids_for_block_size_ratio` and
+    `_apply_prefix_caching`: where the source's blocks are smaller, so many of them as fill the target's, and no more
+    than the prompt has. Its NixlPushConnector and its MooncakeConnector cut them alike.
+
+    Args:
+        prompt_tokens: of the prompt.
+        cached_tokens: whole blocks of the target.
+        source_size: tokens of a block of the source.
+        target_size: likewise of the target, a multiple (`check_block_sizes`).
+    """
+    missing = blocks_of(prompt_tokens, target_size) - cached_tokens // target_size
+    return min(missing * (target_size // source_size), blocks_of(prompt_tokens, source_size))
+
+
+def check_block_sizes(sources: Collection[int], targets: Collection[int], *, is_layer_by_layer: bool) -> None:
+    """Raise InputError for blocks that vLLM cannot send: its NixlConnector maps one onto several of the source's.
+
+    vLLM 0.32 `kv_transfer/kv_connector/utils.py::TransferTopology.block_size_ratio`; its P2pNcclConnector copies block
+    by block.
+
+    Args:
+        sources: tokens of a block, of all prefill engines.
+        targets: likewise of all decode engines.
+        is_layer_by_layer: whether they are pushed as they are computed.
+    """
+    for source in sorted(set(sources)):
+        for target in sorted(set(targets)):
+            if target % source or (is_layer_by_layer and target != source):
+                accepted = f"{source}, as the prefill engines have"
+                if not is_layer_by_layer:
+                    accepted = f"a multiple of {source}, which the prefill engines have"
+                message = "vLLM cannot send KV from prefill to decode engines of these block sizes"
+                raise InputError(message, field="block_size", found=target, accepted=accepted)
 
 
 def paths_between(topology: Topology, senders: Sequence[Place], receivers: Sequence[Place]) -> list[Path]:

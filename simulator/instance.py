@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from simulator.rank import Rank
+from simulator.scheduling.lockstep_scheduler import LockstepScheduler
 from simulator.scheduling.plan import StepPlan
 from simulator.scheduling.request import Request
 from simulator.scheduling.scheduler import Scheduler
@@ -77,6 +78,7 @@ class Instance:
         on_finish: Tell | None = None,
         on_reserve: Tell | None = None,
         on_plan: Callable[[StepPlan, Floats, Floats], None] | None = None,
+        on_step: Callable[[StepPlan, Floats, Floats], None] | None = None,
     ) -> None:
         """An engine at second 0, with nothing to do.
 
@@ -91,6 +93,7 @@ class Instance:
             on_finish: told of requests that have ended, or were rejected.
             on_reserve: told of requests for whose KV, computed elsewhere, blocks were reserved.
             on_plan: told of each rank's plan that is run, and when its steps are planned and end.
+            on_step: likewise of the plan of all ranks together.
         """
         self.ranks = tuple(ranks)
         self.now_s = 0.0
@@ -100,6 +103,7 @@ class Instance:
         self._on_finish = on_finish
         self._on_reserve = on_reserve
         self._on_plan = on_plan
+        self._on_step = on_step
         self.holds_sweeps = False
         self._held: _Sweep | None = None
         self._in_flight: deque[_InFlight] = deque()
@@ -255,6 +259,8 @@ class Instance:
             rank.record.add(own, scheduled_s, end_s, rank.scheduler.num_cached_free)
             if self._on_plan is not None:
                 self._on_plan(own, np.array([scheduled_s]), np.array([end_s]))
+        if self._on_step is not None:
+            self._on_step(plan, np.array([scheduled_s]), np.array([end_s]))
         if self._beside is not None:
             self._beside.ran(plan, end_s - float(cost.device_s[0]), end_s)
         self._put_under_way(planned, 1, scheduled_s + host_s, end_s)
@@ -320,6 +326,8 @@ class Instance:
             rank.record.add_sweep(own, scheduled_s, end_s, kv_blocks, kv_cached)
             if self._on_plan is not None:
                 self._on_plan(own, scheduled_s, end_s)
+        if self._on_step is not None:
+            self._on_step(plan, scheduled_s, end_s)
         if self._beside is not None:
             self._beside.ran(plan, float(end_s[-1]) - float(cost.device_s[times - 1]), float(end_s[-1]))
         self._stage_free_s = [float(end_s[-1])]
@@ -386,4 +394,4 @@ def _plans_again(rank: Rank) -> bool:
 def _cache_stays(sweep: _Sweep, times: int) -> bool:
     """Whether the first so many steps of a sweep leave the prefix caches as they are."""
     schedulers = [rank.scheduler for rank, _ in sweep.planned]
-    return all(isinstance(scheduler, Scheduler) and scheduler.cache_stays(times) for scheduler in schedulers)
+    return all(isinstance(scheduler, LockstepScheduler) and scheduler.cache_stays(times) for scheduler in schedulers)

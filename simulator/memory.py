@@ -159,17 +159,19 @@ def weight_bytes(model: ModelSpec, dtype: str, partition: Partition = ALONE, sta
 def weights_by_part(model: ModelSpec, dtype: str, partition: Partition = ALONE, stage: int = 0) -> dict[str, float]:
     """Bytes of weights on one device of a pipeline stage, by part.
 
-    The first stage has the embedding, the last the final norm and the head; with expert parallelism a device holds
-    whole experts, one in as many as there are devices in all ranks. Raises InputError for a degree that the model
-    cannot be split by.
+    The first stage has the embedding, the last the final norm and the head. Experts are spread over the devices of all
+    ranks: whole ones with expert parallelism, else a share of each (vLLM 0.32 `fused_moe/config.py`,
+    `flatten_tp_across_dp_and_pcp`). Raises InputError for a degree that the model cannot be split by.
     """
     layers = stage_layers(model.num_layers, partition.pipeline_parallel_size)
     last = stage == len(layers) - 1
     parts = model.parameters(partition.tensor_parallel_size)
-    if partition.enable_expert_parallel:
-        devices = partition.tensor_parallel_size * partition.data_parallel_size
+    devices = partition.tensor_parallel_size * partition.data_parallel_size
+    if not partition.enable_expert_parallel:
+        parts["experts"] = model.expert_parameters(devices)
+    else:
         router = model.num_layers * model.num_experts * model.hidden_size
-        parts["experts"] = router - (router - model.parameters()["experts"]) // devices
+        parts["experts"] = router - (router - model.expert_parameters()) // devices
     share = layers[stage] / model.num_layers
     held = {name: parts[name] * share for name in ("attention", "mlp", "experts", "norms")}
     held["embedding"] = parts["embedding"] if stage == 0 or (model.tie_word_embeddings and last) else 0

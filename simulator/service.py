@@ -30,7 +30,6 @@ from simulator.rank import Arrival, Part, Rank, token_times_s
 from simulator.routing import Router, new_router, reads
 from simulator.scheduling.plan import StepPlan, without_drafts
 from simulator.scheduling.request import Request, RequestStatus
-from simulator.scheduling.speculation import drafter_kv_notes
 from simulator.steps.contention import SharedLinks, shared_notes
 from simulator.steps.step_time import reads_batches
 from simulator.steps.talking import Neighbour
@@ -72,7 +71,6 @@ class Service:
         self._failures = cluster.failures
         self._goes_on = cluster.after_failure == "go_on"
         self._roles: list[Role] = [engine.role for engine in cluster.engines]
-        self._drafters = [engine.options.speculative_config for engine in cluster.engines]
         self._scalings = scalings(cluster.autoscaling, self._roles)
         # Requests sent again, and how often each was; instances started, by role.
         self._sent_again: Counter[int] = Counter()
@@ -109,7 +107,8 @@ class Service:
                 fast_forward=fast_forward,
                 on_finish=self._on_finish(engine),
                 on_reserve=self._reserved if engine.role == "decode" else None,
-                on_plan=self._on_plan(engine, self._shared.get(number)),
+                on_plan=self._on_plan(engine),
+                on_step=self._shared[number].ran if number in self._shared else None,
             )
             self.instances.append(instance)
         self._first = self._new_pool("prefill" if self.handover else "both", cluster, cluster.seed)
@@ -228,8 +227,6 @@ class Service:
             of = f"{self._roles.count(role)}{'' if role == 'both' else f' {role}'}"
             least, started = scaling.min_instances, self._started[role]
             notes.append(f"autoscaling from {least} instances of {of}: {started} started")
-        if self.tiers or self.handover is not None:
-            notes += drafter_kv_notes(self._drafters)
         if self.tiers and self.handover is not None:
             notes.append("KV tiers stand behind prefill instances alone")
         return [*notes, *tier_notes(self.tiers)]
@@ -516,18 +513,15 @@ class Service:
 
     # -- from prefill to decode --------------------------------------------------------------------------------
 
-    def _on_plan(self, engine: Engine, shared: SharedLinks | None) -> Callable[[StepPlan, Floats, Floats], None] | None:
-        """What is to be told of the plans that an engine runs."""
-        sends = self.handover is not None and self.handover.is_layer_by_layer and engine.role == "prefill"
-        if not sends:
-            return None if shared is None else shared.ran
+    def _on_plan(self, engine: Engine) -> Callable[[StepPlan, Floats, Floats], None] | None:
+        """What is to be told of the plans that an engine's ranks run."""
+        handover = self.handover
+        if handover is None or not handover.is_layer_by_layer or engine.role != "prefill":
+            return None
 
         def planned(plan: StepPlan, scheduled_s: Floats, end_s: Floats) -> None:
             """What a prefill rank computes can leave."""
-            assert self.handover is not None
-            self.handover.planned(without_drafts(plan), scheduled_s, end_s)
-            if shared is not None:
-                shared.ran(plan, scheduled_s, end_s)
+            handover.planned(without_drafts(plan), scheduled_s, end_s)
 
         return planned
 

@@ -19,7 +19,7 @@ from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import read_scenario
 from harness.running.predicted import run
 from harness.terminal.facts import import_profiles_to
-from simulator.power import power_run
+from simulator.power.run import power_run
 from tests.measured import GROUND_TRUTH
 from traces.capture import Series
 from traces.formats import read_any_trace

@@ -18,6 +18,9 @@ from traces.steps import Floats
 LAWS = ("constant", "poisson", "gamma", "weibull")
 """Of gaps."""
 
+MOST_REQUESTS = 10**8
+"""Of a synthetic trace, which is made in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:

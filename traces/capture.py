@@ -161,9 +161,11 @@ class OutcomeWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._waiting:
-            self._write(self._waiting)
-        self._writer.close()
+        try:
+            if self._waiting:
+                self._write(self._waiting)
+        finally:
+            self._writer.close()
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Write these outcomes behind those before, as soon as there are enough for a row group."""
@@ -216,12 +218,17 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def check_new_folder(out: Path) -> None:
     """Raise InputError unless `out` can become a new folder; makes the folder it is to stand in."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("already exists", file=out, accepted="a new or empty folder")
+    refuse_taken_folder(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror})", file=out) from None
+
+
+def refuse_taken_folder(out: Path) -> None:
+    """Raise InputError when a new folder cannot be called so; asked before long work, and again when it is written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("already exists", file=out, accepted="a new or empty folder")
 
 
 def _umask() -> int:

@@ -65,7 +65,7 @@ def read_bytes(path: Path) -> bytes:
         raise InputError("no such file", file=path) from None
     except IsADirectoryError:
         raise InputError("is a folder", file=path, accepted="a file") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # a name with a null byte is a ValueError
         raise InputError(f"cannot be read ({error})", file=path) from None
 
 
@@ -104,12 +104,20 @@ def _json_error(error: Exception, data: bytes, type_: Any, file: str | Path, lin
 
 
 def _not_finite(value: Any) -> list[str | int] | None:
-    """Where the first NaN or infinity stands; JSON has neither, but Python's own reader and writer know them."""
+    """Where the first NaN or infinity stands; JSON has neither, but Python's own reader and writer know them.
+
+    What YAML's aliases put in several places is looked at once.
+    """
     stack: list[tuple[list[str | int], Any]] = [([], value)]
+    seen: set[int] = set()
     while stack:
         keys, part = stack.pop()
         if isinstance(part, float) and not math.isfinite(part):
             return keys
+        if isinstance(part, dict | list):
+            if id(part) in seen:
+                continue
+            seen.add(id(part))
         inner = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
         stack.extend(reversed([([*keys, key], item) for key, item in inner]))
     return None
@@ -194,17 +202,48 @@ def read_document(path: Path) -> Document:
         raise InputError(f"is not YAML ({getattr(error, 'problem', error)})", file=path, line=line) from None
     except UnicodeDecodeError as error:
         raise InputError(f"is not text ({error})", file=path) from None
+    except RecursionError:
+        raise InputError("is nested too deeply", file=path) from None
     if not isinstance(value, dict) or tree is None:
         raise InputError(file=path, found=value, accepted="a mapping of keys to values")
+    if (line := _held_by_itself(tree)) is not None:
+        raise InputError("an anchor holds its own alias", file=path, line=line)
     document = Document(path, value, tree)
     if (keys := _not_finite(value)) is not None:
         raise document.error(keys, accepted="a finite number")
     return document
 
 
+def _held_by_itself(tree: yaml.Node) -> int | None:
+    """Line of a list or mapping that an alias within it stands for, so that it has no end; None: there is none."""
+    stack, above, ended = [(tree, False)], set(), set()
+    while stack:
+        node, is_left = stack.pop()
+        if is_left:
+            above.discard(id(node))
+            ended.add(id(node))
+        elif id(node) in above:
+            return int(node.start_mark.line) + 1
+        elif id(node) not in ended and isinstance(node, yaml.CollectionNode):
+            above.add(id(node))
+            stack.append((node, True))
+            pairs = isinstance(node, yaml.MappingNode)
+            stack += [(inner, False) for item in node.value for inner in (item if pairs else (item,))]
+    return None
+
+
 def yaml_value(text: str) -> Any:
     """A YAML value by the rules of the files. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_YamlLoader)
+    loader = _YamlLoader(text)
+    try:
+        tree = loader.get_single_node()
+        if tree is None:
+            return None
+        if _held_by_itself(tree) is not None:
+            raise yaml.YAMLError("an anchor holds its own alias")
+        return loader.construct_document(tree)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
 
 
 def decode_yaml(path: Path, type_: type[T]) -> T:

@@ -94,8 +94,11 @@ def shorten(value: object, limit: int = 60) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to say of an unknown name: the nearest known one, or all of them."""
+    """What to say of an unknown name: those that it is the beginning of, or the nearest known one, or all of them."""
     names = sorted(known)
+    longer = [one for one in names if name and one.casefold().startswith(name.casefold())]
+    if longer:
+        return ", ".join(longer) if len(longer) > 1 else f"'{longer[0]}' is the nearest known name"
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"'{close[0]}' is the nearest known name"

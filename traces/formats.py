@@ -5,7 +5,7 @@ A format is told by what the file holds, never by its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,8 +93,11 @@ class TraceStream:
         self._source = Source(path)
         self._whole = None if self._format.rows is not None else self._format.read(path)
 
-    def __iter__(self) -> Iterator[TraceRow]:
-        """The rows. Raises InputError, also where arrivals do not ascend."""
+    def __iter__(self) -> Generator[TraceRow]:
+        """The rows; whoever leaves off before their end closes them.
+
+        Raises InputError, also where arrivals do not ascend.
+        """
         if self._format.rows is None:
             assert self._whole is not None
             yield from self._whole.rows
@@ -123,7 +126,7 @@ class TraceStream:
         return Trace((), source.hash_block_size, str(self._path), source.sha256(), source.all_notes())
 
 
-def stream_trace(path: Path, format: str | None = None) -> Iterator[TraceRow]:
+def stream_trace(path: Path, format: str | None = None) -> Generator[TraceRow]:
     """The rows of a `TraceStream`. Raises InputError."""
     return iter(TraceStream(path, format))
 

@@ -12,13 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from traces.capture import Capture, Series
 from traces.outcome import Status
-from traces.steps import Batches, Floats, Ints, Steps
-
-Mask = npt.NDArray[np.bool_]
+from traces.steps import Batches, Floats, Ints, Mask, Steps
 
 
 @dataclass(frozen=True, slots=True)

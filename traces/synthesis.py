@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traces.arrivals import Rate, arrivals_s
+from traces.arrivals import MOST_REQUESTS, Rate, arrivals_s
 from traces.decoding import sha256
 from traces.errors import InputError
 from traces.steps import Ints
@@ -88,8 +88,8 @@ def synthetic_trace(
     cv: float | None = None,
 ) -> Trace:
     """`n_requests` with no shared prefixes, the first at second 0. Raises InputError."""
-    if n_requests < 1:
-        raise InputError(field="--requests", found=n_requests, accepted="at least 1")
+    if not 1 <= n_requests <= MOST_REQUESTS:
+        raise InputError(field="--requests", found=n_requests, accepted=f"1 to {MOST_REQUESTS}")
     rng = np.random.default_rng(seed)
     times_s = arrivals_s(n_requests, rate, law, cv, rng)
     prompts, outputs = prompt.draw(n_requests, rng), output.draw(n_requests, rng)

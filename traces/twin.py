@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traces.arrivals import Rate, unit_gaps
+from traces.arrivals import MOST_REQUESTS, Rate, unit_gaps
 from traces.decoding import sha256
 from traces.errors import InputError
 from traces.steps import Floats, Ints
@@ -108,8 +108,8 @@ def twin(model: TraceModel, n_requests: int, seed: int, source: str, rate_per_s:
     The rate's course is stretched over them, so that its mean stays, or becomes `rate_per_s`. Of a trace whose requests
     all arrive at once the twin's arrivals are Poisson. Raises InputError.
     """
-    if n_requests < 1:
-        raise InputError(field="--requests", found=n_requests, accepted="at least 1")
+    if not 1 <= n_requests <= MOST_REQUESTS:
+        raise InputError(field="--requests", found=n_requests, accepted=f"1 to {MOST_REQUESTS}")
     if rate_per_s is not None and not 0 < rate_per_s < np.inf:
         raise InputError(field="--rate", found=rate_per_s, accepted="requests per second, above 0")
     if rate_per_s is None and model.rate is None:

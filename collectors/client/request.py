@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import msgspec
 
 from collectors.client.prompts import prompt_text, prompt_token_ids
+from traces.errors import InputError
 from traces.trace import Trace, TraceRow
 
 if TYPE_CHECKING:
@@ -25,6 +27,21 @@ PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 MOST_OF_A_MESSAGE = 200
 """Characters of a server's error that are kept."""
+
+
+def base_url(url: str) -> str:
+    """Scheme, host, port and path of a server; a user's name and password, if there, are not for a journal.
+
+    Raises InputError when it is no such address.
+    """
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        parts, is_one = urlsplit(""), False
+    if not is_one or parts.username is not None or parts.query:
+        raise InputError(field="--url", found=url, accepted="the server's address, as http://127.0.0.1:8000")
+    return url.rstrip("/")
 
 
 @dataclass(slots=True)

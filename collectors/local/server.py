@@ -75,8 +75,11 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path, t
             with direct.open(f"{url}/health", timeout=2) as answer:
                 if answer.status == 200:
                     return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
+        except urllib.error.HTTPError as error:  # it holds the answer, open
+            error.close()
+        except OSError:
+            pass
+        time.sleep(0.5)
     raise EngineError(f"the server did not answer within {timeout_s:.0f} s:\n{_tail(log)}")
 
 

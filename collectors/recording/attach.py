@@ -15,10 +15,10 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import msgspec
 
+from collectors.client.request import base_url
 from collectors.engine.step_file import FLUSHED_WITHIN_S
 from collectors.interrupts import until_interrupted
 from collectors.journal import Journal, say
@@ -145,7 +145,7 @@ async def record_attached(
     """
     import aiohttp
 
-    base = _base_url(url)
+    base = base_url(url)
     if any((folder / name).exists() for name in (METRICS, SPANS, KV_EVENTS)):
         raise InputError("holds a recording", file=folder, accepted="another folder")
     begun = False
@@ -209,14 +209,6 @@ async def _record(
             task.cancel()
         await asyncio.gather(waiting, scraping, *beside, return_exceptions=True)
         await parts.scraper.close()
-
-
-def _base_url(url: str) -> str:
-    """Scheme, host, port and path; a user's name and password, if there, are not for a journal."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None or parts.query:
-        raise InputError(field="url", found=url, accepted="the server's address, as http://127.0.0.1:8000")
-    return url.rstrip("/")
 
 
 def _new_folder(folder: Path) -> None:

@@ -45,7 +45,9 @@ def calibrate(
     from calibrate.fit import Source
     from harness.calibrate import calibrate as run
     from harness.calibrate import write_calibration
+    from harness.files import refuse_taken_file
 
+    refuse_taken_file(out)
     if source == "power":
         _calibrate_power(scenario, captures, out, fit_on, overrides or (), as_json=as_json)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,14 +92,14 @@ def collect_replay(
     import datetime
 
     from collectors.client.load import Pacing
-    from collectors.client.request import Target
+    from collectors.client.request import Target, base_url
     from collectors.recording.folder import About
     from collectors.recording.replay import replay
     from harness.terminal.progress import progress, replay_progress
     from traces.formats import read_any_trace
 
     target = Target(
-        url=url.rstrip("/"),
+        url=base_url(url),
         model=model,
         api="chat" if chat else "completions",
         words=words,
@@ -108,8 +109,8 @@ def collect_replay(
         api_key=_secret(api_key_env),
         extra=_object(extra_body),
     )
-    if time_scale <= 0:
-        raise InputError(field="--time-scale", found=time_scale, accepted="a number above 0")
+    if not 0 < time_scale < math.inf:
+        raise InputError(field="--time-scale", found=time_scale, accepted="a finite number above 0")
     if concurrency is not None and time_scale != 1.0:
         raise InputError(field="--time-scale", found=time_scale, accepted="no time scale in a closed loop")
     if transfers is not None and steps is None:

@@ -31,7 +31,9 @@ def simulate(
     from harness.running.simulate import simulate_scenario, write_simulation
     from harness.terminal.progress import simulation_progress, stream_progress
     from harness.terminal.summary import print_summary
+    from traces.capture import refuse_taken_folder
 
+    refuse_taken_folder(out)
     if stream:
         from harness.running.stream import stream_scenario
 
@@ -77,7 +79,10 @@ def validate(
     from harness.reports.validation_folder import write_validation
     from harness.scoring.tables import print_validation
     from harness.scoring.validate import validate as run
+    from traces.capture import refuse_taken_folder
 
+    if out is not None:
+        refuse_taken_folder(out)
     if steps:
         if calibration or score_fitted or noise_floor or explain or draws:
             raise typer.BadParameter("goes with none of the options that are about times", param_hint="--steps")

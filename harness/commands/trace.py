@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.files import new_file, refuse_taken_file
 from harness.terminal.console import console, print_facts, print_json, table
 from harness.terminal.options import Format, Json, Out
 from traces.errors import InputError
@@ -57,6 +58,7 @@ def trace_import(
     """
     from traces import reshape
 
+    refuse_taken_file(out)
     trace = _read(source, format, mapping, hash_block_size, tokenizer)
     if rate is not None:
         trace = _paced(trace, rate, seed)
@@ -259,7 +261,6 @@ def _write(trace: Trace, out: Path, to: str) -> None:
     """Write the trace's files, whole or not at all, and say what they hold and what was lost."""
     from contextlib import ExitStack
 
-    from harness.files import new_file
     from harness.terminal.facts import trace_facts
     from traces.writers import trace_as
 

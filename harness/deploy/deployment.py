@@ -12,7 +12,7 @@ import msgspec
 
 from calibrate.calibration import Calibration
 from harness.deploy.calibrated import Calibrated, calibrated
-from harness.deploy.drafter import drafter_of
+from harness.deploy.drafter import Drafter, drafter_kv_bytes, drafter_kv_notes, drafter_of
 from harness.deploy.near_memory import (
     attention_of,
     channel_power,
@@ -31,14 +31,15 @@ from harness.descriptions.llmservingsim_prefix import prefix_tiers
 from harness.descriptions.scenario import Routing, Scenario
 from harness.descriptions.source import model_from, profile_from, source_notes
 from profiles.catalog import find_device, with_bundled
+from profiles.device import DeviceSpec
 from profiles.model import ModelSpec, compute_dtype, kv_dtype
 from profiles.profile import Profile
-from simulator.beside_power import Memories
 from simulator.cluster import Cluster
 from simulator.engine import Engine, check_options
 from simulator.front_end import DIRECT, FrontEnd
 from simulator.memory import MemoryAccount, block_bytes, device_weight_bytes, memory_account
 from simulator.network.topology import Place, Topology
+from simulator.power.beside import Memories
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.rules import REFERENCE, REFERENCE_RULES, Rules, rules_notes, rules_of, version_of
 from simulator.steps.contention import Exchange, exchanges
@@ -162,8 +163,9 @@ def deploy(scenario: Scenario, measured: CaptureMeta | None = None, calibration:
     kinds = [_kind(_asked(scenario, one, measured)) for one in spec.instances]
     with _located_in(spec.document):
         placed = place(spec, [kind.copies for kind in kinds])
+    moves_kv = bool(spec.kv_tiers) or any(one.role != "both" for one in spec.instances)
     made = [
-        _engines(scenario, kind, places, placed.topology, calibration)
+        _engines(scenario, kind, places, placed.topology, calibration, moves_kv=moves_kv)
         for kind, places in zip(kinds, placed.places, strict=True)
     ]
     notes = [
@@ -261,8 +263,10 @@ def _engines(
     places: Sequence[tuple[Place, ...]],
     topology: Topology | None,
     calibration: Path | None,
+    *,
+    moves_kv: bool,
 ) -> _Engines:
-    """Engines of one kind: KV capacity settled, steps priced. Raises InputError."""
+    """Engines of one kind: KV capacity settled, steps priced; `moves_kv`: sent or kept elsewhere. Raises InputError."""
     spec, options, model, profile = kind.asked.spec, kind.asked.options, kind.model, kind.profile
     notes: list[str] = list(source_notes(spec.source, profile))
     with located(spec):
@@ -284,17 +288,24 @@ def _engines(
     bare = _operators(scenario, kind, partition)
     notes.append(f"time of a step beside its operators: {bare.overhead.source}")
     step_time: StepTimeModel = bare if near is None else NearMemoryModel(bare, near)
+    drafter = None
     if options.speculative_config is not None:
         with located(scenario):
             check_options(options, max_model_len, kind.asked.rules)
             drafter = drafter_of(options.speculative_config, spec, options, kind.asked.folders, places[0], topology)
         rows = row_times(profile, model, partition, options)
-        step_time = SpeculativeModel(bare, options.speculative_config, rows, drafter)
+        step_time = SpeculativeModel(
+            bare, options.speculative_config, rows, None if drafter is None else drafter.passes
+        )
         notes += speculation_notes(kind.asked.rules)
     step_time = step_time if offload is None else OffloadedModel(step_time, offload)
     fitted = calibrated(
         step_time, calibration, model=spec.model, device=spec.device, profile=profile.sha256, options=options
     )
+    kv_bytes, kept_bytes = (_kv_bytes(kind, drafter, devices) for devices in (1, spec.tensor_parallel_size))
+    if moves_kv:
+        with located(scenario):
+            notes += drafter_kv_notes(options.speculative_config, drafter)
     engine = Engine(
         spec.model,
         spec.device,
@@ -307,7 +318,8 @@ def _engines(
         ranks=kind.ranks,
         pipeline_parallel_size=spec.pipeline_parallel_size,
         role=spec.role,
-        kv_bytes_per_token=model.kv_bytes_per_token(kv_dtype(options.dtype, options.kv_cache_dtype)),
+        kv_bytes_per_token=kv_bytes,
+        kv_copies=kept_bytes / kv_bytes,
         weight_bytes=device_weight_bytes(model, options, partition, offload),
         kv_block_bytes=block_bytes(model, options, partition) if spec.pipeline_parallel_size == 1 else None,
         num_layers=model.num_layers,
@@ -323,6 +335,14 @@ def _engines(
         memories = Memories(fitted.step_time, near, channels, has_link, offload, len(places[0]) // kind.ranks)
     of_places = [replace(engine, places=own, exchanges=_exchanges(kind, own, topology)) for own in places]
     return _Engines(tuple(of_places), (*notes, *fitted.notes), fitted, memories)
+
+
+def _kv_bytes(kind: _Kind, drafter: Drafter | None, devices: int) -> int:
+    """Bytes of one token's KV on so many devices that share each layer, with those of a drafter's own layers."""
+    options = kind.asked.options
+    of_kv = kv_dtype(options.dtype, options.kv_cache_dtype)
+    of_drafter = drafter_kv_bytes(options.speculative_config, drafter, kind.model, of_kv, devices)
+    return devices * (kind.model.kv_bytes_per_token(of_kv, devices) + (of_drafter or 0))
 
 
 def _operators(scenario: Scenario, kind: _Kind, partition: Partition) -> OperatorModel:
@@ -347,7 +367,7 @@ def _exchanges(kind: _Kind, places: Sequence[Place], topology: Topology | None) 
     """What devices of an engine send each other, where KV or other engines may share their links."""
     spec = kind.asked.spec
     tensor, stages = spec.tensor_parallel_size, spec.pipeline_parallel_size
-    if kind.ranks > 1 or tensor * stages == 1 or topology is None:
+    if len(places) == 1 or topology is None:
         return ()
     dtype = compute_dtype(kind.asked.options.dtype)
     return exchanges(topology, places, kind.model, dtype, tensor=tensor, stages=stages)
@@ -437,6 +457,16 @@ def _options(said: dict[str, Any], scenario: Scenario) -> EngineOptions:
         raise InputError(f"engine options cannot be used ({error})", file=scenario.path, field="engine") from None
 
 
+def _described(name: str, folders: Sequence[Path]) -> DeviceSpec:
+    """The device whose memory holds the KV blocks. Raises InputError, which says that stated blocks would do."""
+    try:
+        return find_device(name, folders)
+    except InputError as error:
+        message = "its memory is not described, so that KV blocks cannot be predicted"
+        accepted = f"engine.num_gpu_blocks, or a device that is: {error.accepted}"
+        raise InputError(message, field="device", found=name, accepted=accepted) from None
+
+
 def engine_memory(
     asked: EngineAsked, model: ModelSpec, partition: Partition, offload: WeightOffload | None = None
 ) -> MemoryAccount:
@@ -444,7 +474,7 @@ def engine_memory(
     refuse_unknown_memory(asked.options)
     spec, memory_bytes, multiprocessors = asked.spec, asked.spec.memory_bytes, None
     if memory_bytes is None and asked.options.kv_cache_memory_bytes is None:
-        device = find_device(spec.device, asked.folders)
+        device = _described(spec.device, asked.folders)
         memory_bytes, multiprocessors = device.memory_bytes, device.multiprocessors
     return memory_account(
         model,

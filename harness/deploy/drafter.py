@@ -1,20 +1,30 @@
-"""The model that drafts for an engine, priced by a profile of its own on as many devices."""
+"""The model that drafts for an engine, priced by a profile of its own on as many devices; and a drafter's KV."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.deploy.partitioning import drafter_partition, talk_of
 from harness.descriptions.cluster import InstanceSpec
 from harness.descriptions.source import model_from, profile_from
+from profiles.model import ModelSpec
 from simulator.network.topology import Place, Topology
 from simulator.scheduling.options import EngineOptions
-from simulator.scheduling.speculation import FIELD, SpeculativeConfig
+from simulator.scheduling.speculation import FIELD, LOOKS_AHEAD, SpeculativeConfig
 from simulator.steps.operator_model import OperatorModel
 from simulator.steps.profile_overhead import profile_overhead
 from simulator.steps.speculative_steps import DraftModel
 from traces.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """A model that drafts: its passes in a step, and its dimensions."""
+
+    passes: DraftModel
+    model: ModelSpec
 
 
 def drafter_of(
@@ -24,7 +34,7 @@ def drafter_of(
     folders: Sequence[Path],
     places: Sequence[Place],
     topology: Topology | None,
-) -> DraftModel | None:
+) -> Drafter | None:
     """The passes of a step; None where what they take is stated.
 
     Its tensor-parallel degree is the engine's, as vLLM has it (0.32 `v1/spec_decode/draft_model.py`:
@@ -47,7 +57,7 @@ def drafter_of(
     if model.num_experts:
         field = f"{FIELD}.model"
         raise InputError("is a mixture of experts", field=field, found=config.model, accepted="a dense model")
-    partition = drafter_partition(profile, degree, places, topology)
+    partition = drafter_partition(profile, degree, spec.pipeline_parallel_size, places, topology)
     passes = OperatorModel(
         profile,
         options,
@@ -56,4 +66,43 @@ def drafter_of(
         talk=talk_of(partition, model, options),
         overhead=profile_overhead(profile, model.num_layers, degree),
     )
-    return DraftModel(passes, config.model, config.num_speculative_tokens)
+    return Drafter(DraftModel(passes, config.model, config.num_speculative_tokens), model)
+
+
+def drafter_kv_bytes(
+    config: SpeculativeConfig | None, drafter: Drafter | None, model: ModelSpec, dtype: str, tensor_parallel_size: int
+) -> int | None:
+    """Bytes of one token's keys and values on one device, in the drafter's own layers; None: not known, 0: none.
+
+    vLLM's KV cache is that of all attention layers there are, the drafter's among them (0.32
+    `v1/worker/gpu_model_runner.py::get_kv_cache_spec`), and so are the blocks that its NixlConnector sends and its
+    OffloadingConnector keeps (`nixl/base_worker.py::register_kv_caches`, `offloading/config.py`:
+    `worker_kv_bytes_per_block`). The head of EAGLE (`model_executor/models/llama_eagle.py`, `llama_eagle3.py`) and the
+    module of MTP are taken as one layer more of the model's shape.
+
+    Args:
+        config: who drafts; None: nobody.
+        drafter: the model that does; None: it is none by itself, or is not said.
+        model: that is drafted for.
+        dtype: of keys and values.
+        tensor_parallel_size: devices that share each layer, of both.
+    """
+    if config is None or config.method not in LOOKS_AHEAD:
+        return 0
+    if config.method != "draft_model":
+        return model.kv_bytes_per_token(dtype, tensor_parallel_size) // model.num_layers
+    return None if drafter is None else drafter.model.kv_bytes_per_token(dtype, tensor_parallel_size)
+
+
+def drafter_kv_notes(config: SpeculativeConfig | None, drafter: Drafter | None) -> list[str]:
+    """What to say where KV is sent or kept elsewhere. Raises InputError where a drafter's is not known."""
+    if config is None or config.method not in LOOKS_AHEAD:
+        return []
+    if config.method != "draft_model":
+        return [f"KV that is sent or kept elsewhere has one layer more than the model's, of {config.method}'s drafter"]
+    if drafter is None:
+        accepted = "model in its place, where prefill and decode are apart or KV tiers are"
+        message = "does not say how much KV the draft model has, which is sent and kept with the model's"
+        raise InputError(message, field=f"{FIELD}.draft_s", found=config.draft_s, accepted=accepted)
+    layers = drafter.model.num_layers
+    return [f"KV that is sent or kept elsewhere has {layers} layers more than the model's, of {drafter.model.name}"]

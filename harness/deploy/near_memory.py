@@ -10,7 +10,7 @@ from harness.descriptions.memories import Attention, NearMemoryFile
 from profiles.dram import DramChannel, find_dram
 from profiles.model import ModelSpec, compute_dtype, dtype_bytes, kv_dtype
 from profiles.near_memory import find_rate
-from simulator.beside_power import ChannelPower
+from simulator.power.beside import ChannelPower
 from simulator.scheduling.options import EngineOptions
 from simulator.steps.near_memory import NearMemory
 from simulator.steps.partition import stage_layers

@@ -45,15 +45,19 @@ def partition_of(
         pipeline,
         ranks,
         spec.enable_expert_parallel,
-        _times(profile, places[:tensor], topology) if tensor > 1 else None,
-        _times(profile, places[:: tensor * pipeline], topology) if ranks > 1 else None,
-        _next_stage(places[: 2 * tensor], topology) if pipeline > 1 else None,
+        _times(profile, _shares_of_layers(places, tensor, pipeline), topology) if tensor > 1 else None,
+        _times(profile, [places[i :: tensor * pipeline] for i in range(tensor)], topology) if ranks > 1 else None,
+        _next_stage(places, tensor, pipeline, topology) if pipeline > 1 else None,
     )
 
 
-def drafter_partition(profile: Profile, tensor: int, places: Sequence[Place], topology: Topology | None) -> Partition:
+def drafter_partition(
+    profile: Profile, tensor: int, pipeline: int, places: Sequence[Place], topology: Topology | None
+) -> Partition:
     """The partition of a model that drafts, over the `tensor` devices that share each of the engine's layers."""
-    return ALONE if tensor == 1 else Partition(tensor, tensor=_times(profile, places[:tensor], topology))
+    if tensor == 1:
+        return ALONE
+    return Partition(tensor, tensor=_times(profile, _shares_of_layers(places, tensor, pipeline), topology))
 
 
 def check_degrees(spec: InstanceSpec, model: ModelSpec) -> None:
@@ -100,18 +104,24 @@ def talk_of(partition: Partition, model: ModelSpec, options: EngineOptions) -> C
     )
 
 
-def _times(profile: Profile, places: Sequence[Place], topology: Topology | None) -> CollectiveTimes:
-    """Collectives among these devices."""
-    measured = profile.collectives or {}
-    if any(len(places) in by_ranks for by_ranks in measured.values()):
-        return MeasuredCollectives(measured, len(places), source=str(profile.path / "collectives.csv"))
-    return LinkCollectives(group_of(_described(topology), places))
+def _shares_of_layers(places: Sequence[Place], tensor: int, pipeline: int) -> list[Sequence[Place]]:
+    """Of each rank the devices that share the layers of its first stage; ranks step together."""
+    return [places[i : i + tensor] for i in range(0, len(places), tensor * pipeline)]
 
 
-def _next_stage(places: Sequence[Place], topology: Topology | None) -> Hop:
+def _times(profile: Profile, groups: Sequence[Sequence[Place]], topology: Topology | None) -> CollectiveTimes:
+    """Collectives among the devices of each group, all at once."""
+    measured, (first, *others) = profile.collectives or {}, groups
+    if any(len(first) in by_ranks for by_ranks in measured.values()):
+        return MeasuredCollectives(measured, len(first), source=str(profile.path / "collectives.csv"))
+    return LinkCollectives(group_of(_described(topology), first, others))
+
+
+def _next_stage(places: Sequence[Place], tensor: int, pipeline: int, topology: Topology | None) -> Hop:
+    """From each device of a first stage to its like in the second, of all ranks at once."""
     links = _described(topology)
-    half = len(places) // 2
-    return at_once([links.path(a, b) for a, b in zip(places[:half], places[half:], strict=True)])
+    senders = [i + j for i in range(0, len(places), tensor * pipeline) for j in range(tensor)]
+    return at_once([links.path(places[i], places[i + tensor]) for i in senders])
 
 
 def _described(topology: Topology | None) -> Topology:

@@ -16,10 +16,11 @@ from profiles.catalog import find_device
 from profiles.device import DevicePower, DeviceSpec, power_fault
 from profiles.model import ModelSpec, compute_dtype, dtype_bytes
 from profiles.power_cap import read_cap_table
-from simulator.beside_power import Memories, beside
 from simulator.engine import Engine
 from simulator.network.topology import Place
-from simulator.power import Machine, NodePower, PowerRun, power_run
+from simulator.power.beside import Memories, beside
+from simulator.power.nodes import NodePower
+from simulator.power.run import Machine, PowerRun, power_run
 from simulator.simulate import Simulation
 from simulator.steps.power_cap import CappedModel
 from traces.capture import Capture

@@ -11,19 +11,20 @@ from typing import Annotated, Any
 import msgspec
 
 from harness.descriptions.memories import Attention, NearMemoryFile, OffloadFile
-from harness.descriptions.scenario import Routing, Scenario, VLLMVersion
+from harness.descriptions.scenario import Routing, Scenario, VLLMVersion, check_routing
 from harness.descriptions.source import Aiconfigurator, External, Source, SourceKind
 from simulator.engine import Role
 from simulator.fleet import AfterFailure, Autoscaling, Failure
 from simulator.handover import KVTransfer
 from simulator.kv.tiers import LIKE, KVTierFile
 from simulator.network.topology import FabricFile, InterNodeFile, NodeFile, Place, PortFile, Topology, TopologyFile
-from simulator.power import NodePower
+from simulator.power.nodes import NodePower
 from simulator.scheduling.options import EngineOptions
 from simulator.steps.experts import Mode
 from traces.decoding import Document, read_document
 
-Degree = Annotated[int, msgspec.Meta(ge=1)]
+Degree = Annotated[int, msgspec.Meta(ge=1, le=65536)]
+"""Of devices or engines: more than any cluster has is a slip of the pen, and would be simulated for days."""
 
 
 class ExpertsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,7 +105,7 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         failures: of engines.
         after_failure: what becomes of answers whose engine fails.
         autoscaling: of the engines, or of prefill and of decode engines; None: all are in use all the time.
-        power: what each node draws (`simulator.power`); None: nothing is said of power.
+        power: what each node draws (`simulator.power.nodes`); None: nothing is said of power.
         kv_tiers: behind the engines' prefix caches, the nearest first (`simulator.kv.tiers`).
     """
 
@@ -273,6 +274,7 @@ def cluster_document(scenario: Scenario) -> Document:
 def read_own_cluster(document: Document) -> ClusterSpec:
     """Our own description. Raises InputError with file, line and field for what is wrong or not modelled."""
     file = document.convert(ClusterFile)
+    check_routing(document, file.routing)
     kinds = []
     for number, instance in enumerate(file.instances):
         at: tuple[str | int, ...] = ("instances", number)

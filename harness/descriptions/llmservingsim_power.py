@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from profiles.device import Above0, DevicePower
-from simulator.power import AtLeast0, HostPower, NodePower, PartPower
+from simulator.power.nodes import AtLeast0, HostPower, NodePower, PartPower
 from traces.decoding import Document
 
 PJ = 1e-12

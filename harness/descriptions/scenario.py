@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,7 +72,7 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     trace: Text
-    cluster: str | dict[str, Any]
+    cluster: Text | dict[str, Any]
     profiles: tuple[str, ...] = ()
     calibration: Text | None = None
     engine: EngineOptions = EngineOptions()
@@ -81,7 +82,7 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attention: Attention | None = None
     prefix: PrefixFile | None = None
     deadline_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=2**31)] | None = None
     think_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     think: Think = "constant"
     overhead: OverheadFile | None = None
@@ -142,9 +143,16 @@ def read_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
 def scenario_of(document: Document) -> Scenario:
     """A scenario from its document, whatever was set in it since it was read. Raises InputError."""
     file = document.convert(ScenarioFile)
+    check_routing(document, file.routing)
     if file.scheduler == "vllm" and file.engine_version is not None:
         raise document.error(["engine_version"], "has no effect with scheduler 'vllm': the installed version counts")
     return Scenario(document.path, document.value, file, document)
+
+
+def check_routing(document: Document, routing: Routing | None) -> None:
+    """Raise InputError where a router has options and no name."""
+    if isinstance(routing, dict) and not isinstance(routing.get("name"), str):
+        raise document.error(["routing", "name"], accepted="a router's name, its options beside it")
 
 
 def _parsed(override: str) -> tuple[str, Any]:
@@ -176,6 +184,7 @@ def set_key(requested: dict[str, Any], key: str, value: Any, *, field: str) -> N
         if after is None:
             at[place] = value
             return
-        at = at.setdefault(place, {}) if isinstance(at, dict) else at[place]
-        if not isinstance(at, dict | list):
+        inner = at.setdefault(place, {}) if isinstance(at, dict) else at[place]
+        if not isinstance(inner, dict | list):
             raise InputError(field=f"{field} {key}", found=name, accepted="a key that holds a mapping")
+        at[place] = at = copy(inner)  # an alias of YAML may have put the same mapping elsewhere, too

@@ -45,6 +45,9 @@ def check(
     from harness.gate.outputs import outputs_of, write_outputs
     from harness.gate.terminal import print_checked
 
+    for path in (junit, markdown, result, benchmark, history):
+        if path is not None and path.is_dir():
+            raise InputError("is a folder", file=path, accepted="a file")
     with console(stderr=True).status("checking") as status:
         checked = run(
             suite,

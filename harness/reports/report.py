@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from calibrate.calibration import read_calibration
-from harness.files import new_file
+from harness.files import new_file, refuse_taken_file, replace_file
 from harness.gate.result import Kept, read_results
 from harness.reports.calibration_page import calibration_page
 from harness.reports.calibrations_page import calibrations_page
@@ -65,13 +65,14 @@ def report(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
         InputError: something cannot be read, has no page, or is of another kind than what it should stand beside.
     """
     if out is not None:
+        refuse_taken_file(out)
         html = page_of(paths).html()
         with new_file(out) as file:
             file.write_text(html, encoding="utf-8")
         return [out]
     pages = [(_place(path), page_of([path]).html()) for path in paths]  # all of them, before one is written
     for file, html in pages:
-        file.write_text(html, encoding="utf-8")
+        replace_file(file, html.encode())
     return [file for file, _ in pages]
 
 

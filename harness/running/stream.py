@@ -10,7 +10,8 @@ import gzip
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -53,15 +54,15 @@ def stream_scenario(
     _check(scenario, deployment)
     loaded = time.perf_counter()
     read = TraceStream(scenario.trace_path)
-    rows = iter(read)
-    if (first := next(rows, None)) is None:
-        raise InputError("holds no requests", file=scenario.trace_path, accepted="at least one request")
     figures = Figures()
-    with new_folder(out) as folder, located(scenario):
+    with closing(iter(read)) as rows, new_folder(out) as folder, located(scenario):
+        if (first := next(rows, None)) is None:
+            raise InputError("holds no requests", file=scenario.trace_path, accepted="at least one request")
         stream = Stream(read.trace(), deployment.cluster)
         rows_file = folder / "rows.gz"
-        with OutcomeWriter(folder / "outcomes.parquet") as outcomes:
-            for piece in stream.serve(_kept(chain([first], rows), rows_file)):
+        kept = _kept(chain([first], rows), rows_file)
+        with closing(kept), OutcomeWriter(folder / "outcomes.parquet") as outcomes:
+            for piece in stream.serve(kept):
                 outcomes.add(piece)
                 figures.add(piece)
                 if watch is not None:
@@ -101,7 +102,7 @@ def _check(scenario: Scenario, deployment: Deployment) -> None:
             raise InputError("is not told while streaming", file=scenario.path, field=field, accepted=accepted)
 
 
-def _kept(rows: Iterable[TraceRow], file: Path) -> Iterator[TraceRow]:
+def _kept(rows: Iterable[TraceRow], file: Path) -> Generator[TraceRow]:
     """The rows, each written to a packed file as it passes."""
     with gzip.GzipFile(file, "wb", compresslevel=6, mtime=0) as packed:
         for row in rows:

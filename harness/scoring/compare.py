@@ -14,9 +14,9 @@ from harness.descriptions.scenario import Scenario
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES, itl_by_request, requests, throughput
 from traces.outcome import Outcome, Status
-from traces.series import Grid, Mask, derive, grid_like, grid_over, log_phase, series_mape
+from traces.series import Grid, derive, grid_like, grid_over, log_phase, series_mape
 from traces.statistics import STATISTICS, pooled_error_ci, relative_error_ci, statistic
-from traces.steps import Floats
+from traces.steps import Floats, Mask
 
 PAIRED = ("ttft_s", "tpot_s", "e2el_s")
 SERIES = ("output_tokens_per_s", "power_w", "kv_usage", "prefix_hit_rate", "gpu_memory_bytes")

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from harness.files import replace_file
 from harness.sweeps.points import Point, Result, text_of
 from traces.decoding import decode_json, read_bytes
 from traces.errors import InputError
@@ -74,13 +74,6 @@ class StudyFolder:
 
     def _file(self, point: Point) -> Path:
         return self.points / f"{point.fingerprint}.json"
-
-
-def replace_file(file: Path, data: bytes) -> None:
-    """Write a file whole, in place of what was there."""
-    written = file.with_name(f".{file.name}.{os.getpid()}")
-    written.write_bytes(data)
-    written.replace(file)
 
 
 def csv_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:

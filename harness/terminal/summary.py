@@ -61,7 +61,8 @@ def slo_lines(slo: dict[str, Any] | None) -> list[str]:
     """How many requests met the objective."""
     if slo is None or slo["n_meeting"] is None:
         return [] if slo is None else ["slo: not known, a limited duration was not measured"]
-    return [f"slo met by {slo['n_meeting']} requests, {slo['goodput_per_s']:.4g} per second"]
+    goodput = slo["goodput_per_s"]  # null where no time passed, as when no request finished
+    return [f"slo met by {slo['n_meeting']} requests" + ("" if goodput is None else f", {goodput:.4g} per second")]
 
 
 def cost_lines(cost: dict[str, Any] | None) -> list[str]:
@@ -72,7 +73,7 @@ def cost_lines(cost: dict[str, Any] | None) -> list[str]:
     if cost["total"] is not None:
         units = ("per_million_tokens", "per_million_output_tokens", "per_request", "per_slo_request")
         per = [f"{cost[unit]:.4g} {money} {unit.replace('_', ' ')}" for unit in units if cost[unit] is not None]
-        lines.append(f"cost {cost['total']:.4g} {money}: {', '.join(per)}")
+        lines.append(f"cost {cost['total']:.4g} {money}" + (f": {', '.join(per)}" if per else ""))
     else:
         lines.append("cost not known: no price of devices or energy, or energy that is not known")
     if cost["carbon_kg"] is not None:

@@ -117,19 +117,25 @@ def switched_group(n_ranks: int, bandwidth_bytes_per_s: float, latency_s: float)
     return Group(n_ranks, Hop(bandwidth_bytes_per_s, latency_s), pair, fully_connected=True)
 
 
-def group_of(topology: Topology, places: Sequence[Place]) -> Group:
+def group_of(topology: Topology, places: Sequence[Place], beside: Sequence[Sequence[Place]] = ()) -> Group:
     """Ranks at these places; a ring goes through them in this order. Raises InputError for a place that is not there.
+
+    Args:
+        topology: the links between them.
+        places: of the ranks.
+        beside: of other groups, as large, that exchange as much at the same moments.
 
     Raises:
         InputError: a device that does not exist, or that is named twice.
     """
     if len(set(places)) < len(places):
         raise InputError("names a device twice", field="places", found=[tuple(place) for place in places])
+    groups = (places, *beside)
     return Group(
         len(places),
-        at_once([topology.path(a, b) for a, b in _neighbours(places)]),
-        at_once([topology.path(a, b) for a, b in permutations(places, 2)]),
-        _node_group(topology, places),
+        at_once([topology.path(a, b) for group in groups for a, b in _neighbours(group)]),
+        at_once([topology.path(a, b) for group in groups for a, b in permutations(group, 2)]),
+        _node_group(topology, groups),
         topology.is_fully_connected(places),
     )
 
@@ -160,18 +166,24 @@ def _neighbours(places: Sequence[Place]) -> list[tuple[Place, Place]]:
     return list(zip(places, [*places[1:], places[0]], strict=True)) if len(places) > 1 else []
 
 
-def _node_group(topology: Topology, places: Sequence[Place]) -> NodeGroup | None:
+def _node_group(topology: Topology, groups: Sequence[Sequence[Place]]) -> NodeGroup | None:
+    """Groups that exchange at the same moments, by nodes; None where they are not spread alike, each evenly."""
+    by_nodes = [_by_node(places) for places in groups]
+    shapes = {tuple(map(len, nodes)) for nodes in by_nodes}
+    n_nodes, ranks_per_node = len(by_nodes[0]), len(by_nodes[0][0])
+    if n_nodes < 2 or ranks_per_node < 2 or shapes != {(ranks_per_node,) * n_nodes}:
+        return None
+    inside = at_once([topology.path(a, b) for nodes in by_nodes for ranks in nodes for a, b in _neighbours(ranks)])
+    across = [ranks for nodes in by_nodes for ranks in zip(*nodes, strict=True)]
+    between = at_once([topology.path(a, b) for ranks in across for a, b in _neighbours(ranks)])
+    return NodeGroup(n_nodes, ranks_per_node, inside, between)
+
+
+def _by_node(places: Sequence[Place]) -> list[list[Place]]:
     by_node: dict[int, list[Place]] = {}
     for place in places:
         by_node.setdefault(place.node, []).append(place)
-    nodes = list(by_node.values())
-    ranks_per_node = len(nodes[0])
-    if len(nodes) < 2 or ranks_per_node < 2 or any(len(ranks) != ranks_per_node for ranks in nodes):
-        return None
-    inside = at_once([topology.path(a, b) for ranks in nodes for a, b in _neighbours(ranks)])
-    across = zip(*nodes, strict=True)
-    between = at_once([topology.path(a, b) for ranks in across for a, b in _neighbours(ranks)])
-    return NodeGroup(len(nodes), ranks_per_node, inside, between)
+    return list(by_node.values())
 
 
 # -- formulas --------------------------------------------------------------------------------------------------------

@@ -14,11 +14,13 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
-from profiles.device import Above0
 from simulator.network.transfers import Link, Path
 from traces.errors import InputError
 
-AtLeast0 = Annotated[float, msgspec.Meta(ge=0)]
+Bandwidth = Annotated[float, msgspec.Meta(ge=1)]
+"""Bytes per second, one at least."""
+Latency = Annotated[float, msgspec.Meta(ge=0, le=60)]
+"""Seconds, a minute at most."""
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -36,8 +38,8 @@ class FabricFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     kind: Literal["full_mesh", "switch", "ring", "bus"]
-    bandwidth_bytes_per_s: Above0
-    latency_s: AtLeast0
+    bandwidth_bytes_per_s: Bandwidth
+    latency_s: Latency
 
 
 class InterNodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,23 +56,23 @@ class InterNodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     kind: Literal["switch", "full_mesh"]
-    bandwidth_bytes_per_s: Above0
-    latency_s: AtLeast0
+    bandwidth_bytes_per_s: Bandwidth
+    latency_s: Latency
     nics_per_node: Count = 1
 
 
 class PortFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A device's way to its host, such as PCIe: a link up, to the host, and one down, of these figures each."""
 
-    bandwidth_bytes_per_s: Above0
-    latency_s: AtLeast0
+    bandwidth_bytes_per_s: Bandwidth
+    latency_s: Latency
 
 
 class MemoryFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A memory beside the devices': one link that all its readers and writers share."""
 
-    bandwidth_bytes_per_s: Above0
-    latency_s: AtLeast0
+    bandwidth_bytes_per_s: Bandwidth
+    latency_s: Latency
 
 
 class NodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,13 +6,11 @@ from collections.abc import Collection, Sequence
 from typing import Literal, Protocol
 
 from simulator.kv.kv_cache import BlockHash
-from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.lockstep_scheduler import LockstepScheduler
 from simulator.scheduling.oracle import Oracle
 from simulator.scheduling.plan import StepPlan
-from simulator.scheduling.policies import Eviction, Order
 from simulator.scheduling.request import Request
-from simulator.scheduling.rules import REFERENCE_RULES, Rules
-from simulator.scheduling.scheduler import Scheduler
+from simulator.scheduling.spec import SchedulerSpec
 from simulator.scheduling.speculation import Speculation
 from simulator.scheduling.speculative_scheduler import SpeculativeScheduler
 from traces.errors import InputError
@@ -89,53 +87,18 @@ class RequestScheduler(Protocol):
         ...
 
 
-def new_scheduler(
-    kind: SchedulerKind,
-    options: EngineOptions,
-    *,
-    num_gpu_blocks: int,
-    max_model_len: int,
-    rules: Rules = REFERENCE_RULES,
-    stages: int = 1,
-    order: Order | None = None,
-    eviction: Eviction | None = None,
-    blocks_per_hash: int = 1,
-    names_batches: bool = True,
-    seed: int = 0,
-) -> RequestScheduler:
-    """A scheduler with empty queues and an empty KV cache; `seed` decides which drafted tokens are accepted.
+def new_scheduler(kind: SchedulerKind, spec: SchedulerSpec) -> RequestScheduler:
+    """A scheduler with empty queues and an empty KV cache.
 
     Raises EngineError when vLLM's is asked for, and vllm is not installed or refuses the options; InputError for
     pipeline stages or a user's own rules behind it.
     """
     match kind:
         case "vllm":
-            if stages > 1 or order is not None or eviction is not None:
-                what = "pipeline_parallel_size above 1" if stages > 1 else "an order or an eviction rule of one's own"
+            if spec.stages > 1 or spec.order is not None or spec.eviction is not None:
+                is_pipeline = spec.stages > 1
+                what = "pipeline_parallel_size above 1" if is_pipeline else "an order or an eviction rule of one's own"
                 raise InputError(field="scheduler", found=kind, accepted=f"native with {what}")
-            return Oracle(options, num_gpu_blocks=num_gpu_blocks, max_model_len=max_model_len, seed=seed)
-        case "native" if options.speculative_config is not None:
-            return SpeculativeScheduler(
-                options,
-                options.speculative_config,
-                num_gpu_blocks=num_gpu_blocks,
-                max_model_len=max_model_len,
-                seed=seed,
-                rules=rules,
-                stages=stages,
-                order=order,
-                eviction=eviction,
-                blocks_per_hash=blocks_per_hash,
-            )
+            return Oracle(spec)
         case "native":
-            return Scheduler(
-                options,
-                num_gpu_blocks=num_gpu_blocks,
-                max_model_len=max_model_len,
-                rules=rules,
-                stages=stages,
-                order=order,
-                eviction=eviction,
-                blocks_per_hash=blocks_per_hash,
-                names_batches=names_batches,
-            )
+            return LockstepScheduler(spec) if spec.options.speculative_config is None else SpeculativeScheduler(spec)

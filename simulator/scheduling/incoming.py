@@ -10,7 +10,8 @@ import heapq
 
 import numpy as np
 
-from simulator.kv.kv_cache import Found, KVCache, n_blocks
+from simulator.kv.kv_cache import Found, n_blocks
+from simulator.scheduling.kv_cache_manager import KVCacheManager
 from simulator.scheduling.request import PromptKV, Request
 
 
@@ -22,12 +23,10 @@ class IncomingKV:
         reserved: those of them whose KV another engine computed, and that nobody has asked for yet (`take_reserved`).
     """
 
-    def __init__(self, kv_cache: KVCache) -> None:
+    def __init__(self, kv_cache_manager: KVCacheManager) -> None:
         self.holding: list[Request] = []
         self.reserved: list[Request] = []
-        self._kv_cache = kv_cache
-        # Blocks that each holds.
-        self._blocks: dict[Request, int] = {}
+        self._kv_cache_manager = kv_cache_manager
         # Tokens whose KV is there once a load is; the whole prompt but its last token where another engine computed it.
         self._loaded_tokens: dict[Request, int] = {}
         # Loads under way: when each is there, a number that keeps the order of equal times, and whose it is.
@@ -35,7 +34,7 @@ class IncomingKV:
         self._n_loads = 0
 
     def __contains__(self, request: Request) -> bool:
-        return request in self._blocks
+        return request.kv in (PromptKV.RECEIVING, PromptKV.RECEIVED)
 
     @property
     def next_load_s(self) -> float:
@@ -46,10 +45,6 @@ class IncomingKV:
     def arrived(self) -> list[Request]:
         """Requests whose KV is there, in order of reservation."""
         return [request for request in self.holding if request.kv is PromptKV.RECEIVED]
-
-    def blocks_of(self, request: Request) -> int:
-        """Blocks that a request holds."""
-        return self._blocks[request]
 
     def hit_of(self, request: Request) -> int:
         """Tokens of a request that need not be computed once its KV is there."""
@@ -78,11 +73,8 @@ class IncomingKV:
         heapq.heappush(self._loads, (done_s, self._n_loads, request))
 
     def _hold(self, request: Request, found: Found, new_blocks: int) -> None:
-        n_found = n_blocks(found)
-        request.blocks, request.num_shared_blocks = self._kv_cache.hold(found), n_found
-        self._kv_cache.allocate(new_blocks)
+        self._kv_cache_manager.hold(request, found, new_blocks)
         request.kv = PromptKV.RECEIVING
-        self._blocks[request] = n_found + new_blocks
         self.holding.append(request)
 
     def advance(self, now_s: float) -> None:
@@ -92,22 +84,18 @@ class IncomingKV:
             if request in self._loaded_tokens:
                 request.kv = PromptKV.RECEIVED
 
-    def admit(self, request: Request) -> tuple[int, int]:
-        """A request whose KV is there begins to run. Returns the blocks that it holds, and what need not be computed.
-
-        The latter in tokens.
-        """
-        request.kv = PromptKV.COMPUTED_HERE
-        self.holding.remove(request)
+    def admit(self, request: Request) -> int:
+        """A request whose KV is there begins to run. Returns the tokens that need not be computed."""
         hit = self.hit_of(request)
-        self._loaded_tokens.pop(request, None)
-        return self._blocks.pop(request), hit
+        self._leave(request)
+        return hit
 
     def lose(self, request: Request) -> None:
         """What a request waits for will not come: it gives its blocks back."""
-        self._kv_cache.free(request.blocks, 0, self._blocks.pop(request) - request.num_shared_blocks)
-        request.blocks.clear()
-        request.num_shared_blocks = 0
+        self._kv_cache_manager.free_unfilled(request)
+        self._leave(request)
+
+    def _leave(self, request: Request) -> None:
         request.kv = PromptKV.COMPUTED_HERE
-        self._loaded_tokens.pop(request, None)
         self.holding.remove(request)
+        self._loaded_tokens.pop(request, None)

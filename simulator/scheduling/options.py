@@ -8,8 +8,10 @@ import msgspec
 
 from simulator.scheduling.speculation import SpeculativeConfig
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+MOST = 2**24
+"""Tokens, requests and layers: more than any engine takes, and few enough for tables by their number."""
+Positive = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
@@ -57,7 +59,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     block_size: Positive = 16
     num_gpu_blocks: Annotated[int, msgspec.Meta(ge=2)] | None = None
     gpu_memory_utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
-    kv_cache_memory_bytes: Positive | None = None
+    kv_cache_memory_bytes: Annotated[int, msgspec.Meta(ge=1)] | None = None
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: Count = 0

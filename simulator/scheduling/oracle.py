@@ -20,14 +20,14 @@ import numpy as np
 from simulator.kv.kv_cache import BlockHash
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan, plan_of
-from simulator.scheduling.request import Request, RequestStatus, new_request
+from simulator.scheduling.request import Request, RequestStatus
+from simulator.scheduling.spec import SchedulerSpec
 from simulator.scheduling.speculation import (
     Acceptance,
     Speculation,
     SpeculativeConfig,
     acceptance_of,
     no_speculation,
-    slots_ahead,
     together,
 )
 from traces.errors import EngineError
@@ -75,11 +75,8 @@ class Oracle:
         speculation: what was drafted and accepted so far, by vLLM's own count; None where nothing is drafted.
     """
 
-    def __init__(self, options: EngineOptions, *, num_gpu_blocks: int, max_model_len: int, seed: int = 0) -> None:
-        """Build it. Raises EngineError when vllm is not installed or refuses the options.
-
-        `seed` decides which drafted tokens are accepted.
-        """
+    def __init__(self, spec: SchedulerSpec) -> None:
+        """Build it. Raises EngineError when vllm is not installed or refuses the options."""
         if importlib.util.find_spec("vllm") is None:
             raise EngineError(
                 "scheduler 'vllm' needs vllm in the environment that runs servetwin, and it is not installed there; "
@@ -90,17 +87,16 @@ class Oracle:
         import vllm
 
         self.version = str(vllm.__version__)
-        self._options = options
-        self._num_blocks = num_gpu_blocks - 1
-        self._max_model_len = max_model_len
-        self.scheduler: Any = _vllm_scheduler(options, num_gpu_blocks, max_model_len)
+        self._spec = spec
+        self._options = options = spec.options
+        self.scheduler: Any = _vllm_scheduler(options, spec.num_gpu_blocks, spec.max_model_len)
         self._block_pool: Any = self.scheduler.kv_cache_manager.block_pool
         self._requests: dict[str, Request] = {}
         self.speculation: Speculation | None = None
         self._acceptance: Acceptance | None = None
         if (config := options.speculative_config) is not None:
             self.speculation = no_speculation(config.num_speculative_tokens)
-            self._acceptance = acceptance_of(config, seed)
+            self._acceptance = acceptance_of(config, spec.seed)
         self._next_step = 0
         self._finished_step = -1
         # Plans whose output is still to come.
@@ -132,16 +128,7 @@ class Oracle:
 
     def add_request(self, row: TraceRow, index: int, hashes: tuple[BlockHash, ...], now_s: float) -> Request:
         """Queue a request whose full blocks have these hashes, and others that nobody shares."""
-        request = new_request(
-            row,
-            index,
-            hashes,
-            now_s,
-            block_size=self._options.block_size,
-            num_blocks=self._num_blocks,
-            max_model_len=self._max_model_len,
-            slots_ahead=slots_ahead(self._options.speculative_config, asynchronous=self._options.async_scheduling),
-        )
+        request = self._spec.new_request(row, index, hashes, now_s)
         if request.status is RequestStatus.WAITING:
             self._requests[row.request_id] = request
             self.scheduler.add_request(_vllm_request(request, self._options))
@@ -262,7 +249,7 @@ class Oracle:
             n_preempted=len(preempted),
             n_running=len(self.scheduler.running),
             n_waiting=len(self.scheduler.waiting),
-            kv_blocks=self._num_blocks - self.num_free_blocks,
+            kv_blocks=self._spec.num_blocks - self.num_free_blocks,
             drafts=np.array(
                 [len(plan.scheduled_spec_decode_tokens.get(rid, ())) for rid in plan.num_scheduled_tokens],
                 dtype=np.int64,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from profiles.attention import Chunk
 from simulator.scheduling.request import Request
-from traces.steps import Ints
+from traces.steps import Batches, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,10 @@ class StepPlan:
     n_decode: int
     decode_kv_sum: int
     decode_kv_max: int
-    n_preempted: int
-    n_running: int
-    n_waiting: int
-    kv_blocks: int
+    n_preempted: int = 0
+    n_running: int = 0
+    n_waiting: int = 0
+    kv_blocks: int = 0
     alongside: tuple[StepPlan, ...] = ()
     drafts: Ints | None = None
     n_draft_tokens: int = 0
@@ -77,13 +78,16 @@ def plan_of(
     *,
     first_step: int,
     repeat: int,
-    n_preempted: int,
-    n_running: int,
-    n_waiting: int,
-    kv_blocks: int,
+    n_preempted: int = 0,
+    n_running: int = 0,
+    n_waiting: int = 0,
+    kv_blocks: int = 0,
     drafts: Ints | None = None,
 ) -> StepPlan:
-    """A plan from the batch itself: counts and sums are taken here, once; `drafts` [n_requests] of the new tokens."""
+    """A plan from the batch itself: counts and sums are taken here, once; `drafts` [n_requests] of the new tokens.
+
+    `requests` may be empty where nobody asks who they are; what queues hold matters only of plans that are run.
+    """
     n_drafts = np.zeros_like(new_tokens) if drafts is None else drafts
     n_draft_tokens = int(n_drafts.sum())
     chunked = (new_tokens > 1) & (n_drafts == 0)
@@ -94,7 +98,7 @@ def plan_of(
         requests=requests,
         new_tokens=new_tokens,
         computed_tokens=computed_tokens,
-        n_requests=len(requests),
+        n_requests=len(new_tokens),
         chunks=[Chunk(int(new_tokens[i]), int(computed_tokens[i])) for i in chunked.nonzero()[0]],
         n_prefill_tokens=int(new_tokens.sum()) - len(histories) - n_draft_tokens,
         n_decode=len(histories),
@@ -106,4 +110,38 @@ def plan_of(
         kv_blocks=kv_blocks,
         drafts=drafts,
         n_draft_tokens=n_draft_tokens,
+    )
+
+
+def recorded_plans(batches: Batches, own: Ints, requests: Sequence[Request] = ()) -> Iterator[StepPlan]:
+    """Recorded steps as plans; steps that only grow by a token per request are repeats of one.
+
+    Args:
+        batches: of all steps of a record.
+        own: the wanted ones, of one instance in order of time; a plan's `first_step` is its place among them.
+        requests: those that the batches' numbers stand for; none: plans do not say who is in them.
+    """
+    entries = [slice(int(batches.offsets[step]), int(batches.offsets[step + 1])) for step in own.tolist()]
+    first = 0
+    for after in range(1, len(entries) + 1):
+        if after < len(entries) and _goes_on(batches, entries[after - 1], entries[after]):
+            continue
+        at = entries[first]
+        yield plan_of(
+            [requests[i] for i in batches.request[at].tolist()] if requests else [],
+            batches.new_tokens[at],
+            batches.computed_tokens[at],
+            first_step=first,
+            repeat=after - first,
+        )
+        first = after
+
+
+def _goes_on(batches: Batches, before: slice, after: slice) -> bool:
+    """Whether a step is the one before it once more, every request a token further."""
+    return (
+        after.stop - after.start == before.stop - before.start
+        and bool((batches.new_tokens[before] == 1).all() and (batches.new_tokens[after] == 1).all())
+        and np.array_equal(batches.request[before], batches.request[after])
+        and np.array_equal(batches.computed_tokens[before] + 1, batches.computed_tokens[after])
     )

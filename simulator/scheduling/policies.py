@@ -1,15 +1,15 @@
-"""A user's own order of requests, and own rule of what the prefix cache evicts: classes as `module:Class`."""
+"""Who is served first and what the prefix cache evicts: by the scheduling policy, or by a user's own `module:Class`."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
-from typing import Any, Protocol
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 from simulator.kv.kv_cache import KVCache, Run
-from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.request import Request
-from simulator.scheduling.rules import Rules
 from simulator.user_class import load_class
 from traces.errors import InputError
 
@@ -31,6 +31,54 @@ class Eviction(Protocol):
     def freed(self, block: Run) -> float:
         """What blocks that nobody holds are compared by: the lowest is evicted first; asked when one becomes free."""
         ...
+
+
+class Precedence:
+    """Who is admitted first and preempted last: by the order of arrival, or by a key.
+
+    Attributes:
+        has_key: whether it is by a key: vLLM's policy `priority`, or a user's own order.
+    """
+
+    def __init__(self, policy: Literal["fcfs", "priority"], order: Order | None = None) -> None:
+        """`order`: a user's own, in place of the policy's."""
+        self.has_key = policy == "priority" or order is not None
+        self._key = _urgency if order is None else order.key
+        self._victim_key = _victim_urgency if order is None else order.key
+
+    def queue(self, waiting: deque[Request], request: Request) -> None:
+        """A new request goes behind all that came before, or where its key puts it."""
+        if self.has_key:
+            insort(waiting, request, key=self._key)
+        else:
+            waiting.append(request)
+
+    def requeue(self, waiting: deque[Request], request: Request) -> None:
+        """A request that was taken out of the queue before goes to its front, or where its key puts it."""
+        if self.has_key:
+            insort(waiting, request, key=self._key)
+        else:
+            waiting.appendleft(request)
+
+    def sorted(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Requests in the order of admission, those of equal right as they stand."""
+        return sorted(requests, key=self._key) if self.has_key else requests
+
+    def victim(self, running: Sequence[Request]) -> int:
+        """Place of the request to preempt: the one admitted last, or the first of those that are served last."""
+        if not self.has_key:
+            return len(running) - 1
+        return max(range(len(running)), key=lambda i: self._victim_key(running[i]))
+
+
+def _urgency(request: Request) -> tuple[Any, ...]:
+    """Order of the priority policy: vLLM 0.32.0 v1/request.py, `Request.__lt__`."""
+    return request.row.priority, request.row.arrival_s, request.row.request_id
+
+
+def _victim_urgency(request: Request) -> tuple[Any, ...]:
+    """Of two that came at one time, the one admitted first is preempted (vLLM 0.32.0 v1/core/sched/scheduler.py)."""
+    return request.row.priority, request.row.arrival_s
 
 
 class RankedKVCache(KVCache):
@@ -97,18 +145,3 @@ def _made(name: str, field: str, method: str) -> Any:
     if not callable(getattr(made, method, None)):
         raise InputError(field=field, found=name, accepted=f"a class with {method}()")
     return made
-
-
-def new_cache(
-    options: EngineOptions, num_gpu_blocks: int, rules: Rules, eviction: Eviction | None, blocks_per_hash: int
-) -> KVCache:
-    """An engine's KV blocks, all free, that evict by a user's rule or by the least recent use."""
-    caching, unfinished_first = options.enable_prefix_caching, rules.unfinished_blocks_first
-    if eviction is None:
-        return KVCache(
-            num_gpu_blocks,
-            prefix_caching=caching,
-            unfinished_first=unfinished_first,
-            blocks_per_hash=blocks_per_hash,
-        )
-    return RankedKVCache(num_gpu_blocks, prefix_caching=caching, unfinished_first=unfinished_first, eviction=eviction)

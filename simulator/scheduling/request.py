@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from simulator.kv.kv_cache import BlockHash, Held
@@ -64,7 +63,7 @@ class Request:
 
         num_tokens: and those that steps under way will bring (vLLM: plus `num_output_placeholders`).
         num_computed_tokens: tokens whose KV exists or is being computed.
-        num_blocks: KV blocks it holds.
+        num_blocks: KV blocks it holds; also while it waits for KV that comes into them.
         num_cached_tokens: tokens up to which its full blocks are in the prefix cache, whether or not others can know
             their hashes.
         span: first step of its present run of steps that each bring a token; -1 when there is none.
@@ -128,6 +127,12 @@ class Request:
                 self.token_spans.append((first, step))
         self.num_tokens = self.row.prompt_tokens + sum(last - first + 1 for first, last in self.token_spans)
 
+    def close_span(self) -> None:
+        """Its present run of steps that each bring a token ends; nothing when there is none."""
+        if self.span >= 0:
+            self.token_spans.append((self.span, self.last_step))
+            self.span = -1
+
     def add_tokens(self, step: int, count: int) -> None:
         """Note that a step brought so many tokens; steps in a row that each bring one are one span."""
         if count == 1 and self.token_spans and self.token_spans[-1][1] == step - 1:
@@ -135,33 +140,3 @@ class Request:
             self.token_spans.append((first, step))
         else:
             self.token_spans += [(step, step)] * count
-
-
-def new_request(
-    row: TraceRow,
-    index: int,
-    hashes: Sequence[BlockHash],
-    now_s: float,
-    *,
-    block_size: int,
-    num_blocks: int,
-    max_model_len: int,
-    slots_ahead: int = 0,
-) -> Request:
-    """A request as it enters an engine; REJECTED, with the reason, when the engine can never serve it.
-
-    `slots_ahead`: token slots that it may take beyond its last computed token, within max_model_len.
-    """
-    target = min(row.prompt_tokens + row.output_tokens, max_model_len)
-    request = Request(row, index, target, list(hashes), row.prompt_tokens)
-    slots = min(target - 1 + slots_ahead, max_model_len) if slots_ahead else target - 1
-    blocks = -(-slots // block_size)
-    if row.prompt_tokens >= max_model_len:
-        request.reason = f"prompt of {row.prompt_tokens} tokens, max_model_len is {max_model_len}"
-    elif blocks > num_blocks:
-        request.reason = f"needs {blocks} KV blocks, the engine has {num_blocks}"
-    if request.reason is not None:
-        request.status = RequestStatus.REJECTED
-    else:
-        request.queued_s = now_s
-    return request

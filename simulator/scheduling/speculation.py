@@ -224,13 +224,6 @@ def _check_rates(config: SpeculativeConfig) -> None:
             )
 
 
-def drafter_kv_notes(configs: Iterable[SpeculativeConfig | None]) -> list[str]:
-    """What to say where KV moves, and some of it is not counted."""
-    if any(one is not None and one.method in LOOKS_AHEAD for one in configs):
-        return ["KV of the drafter's own layers is not counted in what is sent and kept elsewhere"]
-    return []
-
-
 @dataclass(frozen=True, slots=True)
 class Acceptance:
     """How many tokens of a draft are accepted: drawn by request and place in its answer, whatever is scheduled when.

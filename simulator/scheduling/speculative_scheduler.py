@@ -17,15 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.kv.kv_cache import Found, n_blocks
-from simulator.kv.tiers import KVTiers
 from simulator.scheduling.budget import Budget, Grant, Limits
-from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan, plan_of
-from simulator.scheduling.policies import Eviction, Order
 from simulator.scheduling.request import PromptKV, Request, RequestStatus
-from simulator.scheduling.rules import REFERENCE_RULES, Rules
 from simulator.scheduling.scheduler import Scheduler
-from simulator.scheduling.speculation import SpeculativeConfig, acceptance_of, no_speculation
+from simulator.scheduling.spec import SchedulerSpec
+from simulator.scheduling.speculation import acceptance_of, no_speculation
 from traces.errors import EngineError
 from traces.steps import Ints
 
@@ -46,56 +43,15 @@ class SpeculativeScheduler(Scheduler):
         speculation: what was drafted and accepted so far.
     """
 
-    def __init__(
-        self,
-        options: EngineOptions,
-        config: SpeculativeConfig,
-        *,
-        num_gpu_blocks: int,
-        max_model_len: int,
-        seed: int,
-        rules: Rules = REFERENCE_RULES,
-        stages: int = 1,
-        order: Order | None = None,
-        eviction: Eviction | None = None,
-        blocks_per_hash: int = 1,
-    ) -> None:
-        """As `Scheduler`; `config` says what is drafted, `seed` decides what is accepted."""
-        super().__init__(
-            options,
-            num_gpu_blocks=num_gpu_blocks,
-            max_model_len=max_model_len,
-            rules=rules,
-            stages=stages,
-            order=order,
-            eviction=eviction,
-            blocks_per_hash=blocks_per_hash,
-        )
+    def __init__(self, spec: SchedulerSpec) -> None:
+        """An engine's queues, empty; its options say what is drafted."""
+        super().__init__(spec)
+        config = spec.options.speculative_config
+        assert config is not None
         self.speculation = self._counts = no_speculation(config.num_speculative_tokens)
-        self._together = False
         self._config = config
-        self._acceptance = acceptance_of(config, seed)
+        self._acceptance = acceptance_of(config, spec.seed)
         self._under_way: deque[_UnderWay] = deque()
-
-    def schedule(self, now_s: float) -> StepPlan | None:
-        """Plan the next step and take the blocks it needs; None when no request can compute anything now."""
-        self._now_s = now_s
-        self.incoming.advance(now_s)
-        while True:
-            self._stages.begin_planning()
-            threshold = self._prefill_threshold()
-            granted: dict[Request, Grant] = {}
-            most = self._options.max_num_batched_tokens
-            budget = Budget(most, most, self._config.draft_slots)
-            preempted = self._grant_running(granted, budget, threshold)
-            if not preempted:
-                self._grant_waiting(granted, budget, threshold, now_s)
-            self._n_preempted += preempted
-            if granted:
-                return self._step_of(granted)
-            self.plans_again = preempted > 0 or self._stages.come_nearer(self.running)
-            if not preempted or self._under_way or self._stages.plans_ahead:
-                return None
 
     def repeat(self, plan: StepPlan, times: int) -> tuple[Ints, Ints]:
         """Raises EngineError: where tokens are drafted, a plan is of one step."""
@@ -119,26 +75,25 @@ class SpeculativeScheduler(Scheduler):
 
     # -- running -----------------------------------------------------------------------------------------------
 
-    def _grant_running(self, granted: dict[Request, Grant], budget: Budget, threshold: int) -> int:
-        """Grant running requests what they compute next; who lacks blocks takes another's. Returns how many lost."""
-        preempted, i = 0, 0
+    def _grant_running(self, granted: dict[Request, Grant], budget: Budget, threshold: int) -> None:
+        """Grant running requests what they compute next; who lacks blocks takes another's."""
+        i = 0
         while i < len(self.running) and budget.most > 0:
             request = self.running[i]
             tokens = self._wanted_of(request, budget, threshold)
             while tokens and self._new_blocks(request, tokens) > self.kv_cache.num_free:
-                at = self._victim()
+                at = self._precedence.victim(self.running)
                 victim = self.running[at]
                 returned = granted.pop(victim, None)
                 if returned is not None:
                     budget.give_back(returned.tokens)
-                if at < i and (returned or not self._rules.skips_after_idle_victim):
+                if at < i and (returned or not self._spec.rules.skips_after_idle_victim):
                     i -= 1
                 self._preempt(at)
-                preempted += 1
                 if victim is request:
                     break
             if request.status is not RequestStatus.RUNNING:
-                if not self._by_priority or self._rules.step_ends_with_own_preemption:
+                if not self._precedence.has_key or self._spec.rules.step_ends_with_own_preemption:
                     break
                 continue
             if tokens:
@@ -146,7 +101,6 @@ class SpeculativeScheduler(Scheduler):
                 granted[request] = Grant(tokens, self._drafts_within(request, tokens))
                 budget.take(tokens)
             i += 1
-        return preempted
 
     def _wanted_of(self, request: Request, budget: Budget, threshold: int) -> int:
         """Tokens that a running request computes next."""
@@ -159,7 +113,7 @@ class SpeculativeScheduler(Scheduler):
         if 0 < threshold < tokens:
             tokens = threshold
         # The position after the last token that is computed must exist too.
-        return min(tokens, budget.most, self._max_model_len - computed - 1)
+        return min(tokens, budget.most, self._spec.max_model_len - computed - 1)
 
     def _drafts_within(self, request: Request, tokens: int) -> int:
         """Of the tokens that a request is given, those that were drafted; the others of its drafts are dropped."""
@@ -173,7 +127,7 @@ class SpeculativeScheduler(Scheduler):
         return max(self._blocks_for(request.num_computed_tokens + tokens) - request.num_blocks, 0)
 
     def _blocks_for(self, tokens: int) -> int:
-        slots = min(tokens + self._config.num_lookahead_tokens, self._max_model_len)
+        slots = min(tokens + self._config.num_lookahead_tokens, self._spec.max_model_len)
         return -(-slots // self._options.block_size)
 
     def _take_blocks(self, request: Request, tokens: int) -> None:
@@ -187,8 +141,8 @@ class SpeculativeScheduler(Scheduler):
         """A running request's first tokens are in the prefix cache, as far as they fill blocks."""
         if self._options.enable_prefix_caching:
             request.num_cached_tokens = max(request.num_cached_tokens, tokens)
-            if request in self._sharing:
-                self._share_one(request, request.num_cached_tokens)
+            if request in self.kv_cache_manager.sharing:
+                self.kv_cache_manager.share_one(request, request.num_cached_tokens)
 
     def _preempt(self, i: int) -> None:
         """Take the blocks and the drafts of a running request; what is under way for it will still be delivered."""
@@ -206,6 +160,7 @@ class SpeculativeScheduler(Scheduler):
         """
         pads = not any(request.is_prefill_chunk for request in granted)
         limits = Limits(budget, threshold, pads=pads, others_run=bool(granted))
+        tiers = self.kv_cache_manager.tiers
         skipped: list[Request] = []
         while (request := self._next_to_admit()) is not None and budget.most > 0 and len(self.running) < self._seats:
             if request.num_stale_tokens:
@@ -218,7 +173,7 @@ class SpeculativeScheduler(Scheduler):
                 continue
             if request.kv is PromptKV.RECEIVED:
                 grant = self._admit_with_kv(request, limits, now_s)
-            elif self.tiers is not None and self._load(request, self.tiers, now_s):
+            elif tiers is not None and self._load(request, tiers, now_s):
                 continue
             else:
                 grant = self._admit_first(request, limits, now_s)
@@ -231,15 +186,8 @@ class SpeculativeScheduler(Scheduler):
     def _next_to_admit(self) -> Request | None:
         """The first of those whose KV has come, or else of the waiting ones; None when there is none."""
         if arrived := self.incoming.arrived:
-            return min(arrived, key=self._key) if self._by_priority else arrived[0]
+            return self._precedence.sorted(arrived)[0]
         return self.waiting[0] if self.waiting else None
-
-    def _found(self, request: Request) -> Found:
-        """The cached prefix of a waiting request; without its last block where the drafter needs what is not cached."""
-        found = super()._found(request)
-        if self._config.drops_last_block and found:
-            return self.kv_cache.find(request.block_hashes, n_blocks(found) - 1)
-        return found
 
     def _first_grant(self, request: Request, hit: int, limits: Limits) -> Grant | None:
         """What a waiting request computes in its first step, `hit` tokens being there.
@@ -249,7 +197,7 @@ class SpeculativeScheduler(Scheduler):
         """
         k, budget = self._config.num_speculative_tokens, limits.budget
         tokens = request.num_tokens - hit
-        if tokens == 1 and limits.pads and (limits.others_run or hit) and hit + k + 2 <= self._max_model_len:
+        if tokens == 1 and limits.pads and (limits.others_run or hit) and hit + k + 2 <= self._spec.max_model_len:
             return None if 1 + k > budget.most else Grant(1 + k, k, padded=True)
         if 0 < limits.threshold < tokens:
             tokens = limits.threshold
@@ -259,22 +207,13 @@ class SpeculativeScheduler(Scheduler):
 
     def _admit_first(self, request: Request, limits: Limits, now_s: float) -> Grant | None:
         """Move the first waiting request to the running queue; None when budget or blocks are too few."""
-        size, found = self._options.block_size, self._found(request)
-        n_found = n_blocks(found)
-        grant = self._first_grant(request, n_found * size, limits)
-        if grant is None:
+        found = self.kv_cache_manager.find(request)
+        hit = n_blocks(found) * self._options.block_size
+        grant = self._first_grant(request, hit, limits)
+        if grant is None or not self._take_blocks_of_first(request, found, self._blocks_for(hit + grant.tokens)):
             return None
-        free = self.kv_cache.num_free_without(found) - (self._watermark_blocks if self.running else 0)
-        if self._options.scheduler_reserve_full_isl and -(-request.num_tokens // size) - n_found > free:
-            return None
-        blocks = self._blocks_for(n_found * size + grant.tokens)
-        if blocks - n_found > free:
-            return None
-        request.blocks, request.num_shared_blocks = self.kv_cache.hold(found), n_found
-        self.kv_cache.allocate(blocks - n_found)
-        self.waiting.popleft()
-        request.is_prefill_chunk = n_found * size + grant.tokens < request.num_tokens
-        self._run(request, blocks, n_found * size, grant.tokens, now_s)
+        request.is_prefill_chunk = hit + grant.tokens < request.num_tokens
+        self._run(request, hit, grant.tokens, now_s)
         return grant
 
     def _admit_with_kv(self, request: Request, limits: Limits, now_s: float) -> Grant | None:
@@ -282,54 +221,52 @@ class SpeculativeScheduler(Scheduler):
 
         What its drafts and its drafter write needs more blocks than were taken for its prompt.
         """
-        hit, held = self.incoming.hit_of(request), self.incoming.blocks_of(request)
+        hit = self.incoming.hit_of(request)
         grant = self._first_grant(request, hit, limits)
-        blocks = held if grant is None else max(self._blocks_for(hit + grant.tokens), held)
-        free = self.kv_cache.num_free - (self._watermark_blocks if self.running else 0)
-        if grant is None or blocks - held > free:
+        new_blocks = 0 if grant is None else max(self._blocks_for(hit + grant.tokens) - request.num_blocks, 0)
+        if grant is None or new_blocks > self._free_to_admit(()):
             self._share_received(request)
             return None
-        self.kv_cache.allocate(blocks - held)
+        self.kv_cache.allocate(new_blocks)
+        request.num_blocks += new_blocks
         self.incoming.admit(request)
         request.is_prefill_chunk = True  # vLLM counts it among those under way until the step is planned
-        self._run(request, blocks, hit, grant.tokens, now_s)
+        self._run(request, hit, grant.tokens, now_s)
         return grant
 
     # -- KV from elsewhere -------------------------------------------------------------------------------------
 
-    def _reserve(self, request: Request) -> bool:
-        """Take the blocks into which another engine's KV of the first waiting prompt will come; False: too few."""
-        size, found = self._options.block_size, self._found(request)
-        new_blocks = -(-request.num_tokens // size) - n_blocks(found)
-        if new_blocks > self._free_for_load(found):
-            return False
-        self.waiting.popleft()
-        self.incoming.expect(request, found, new_blocks, size)
-        return True
+    def _free_to_reserve(self, found: Found) -> int:
+        """As for a load: vLLM asks the same of both."""
+        return self._free_to_load(found)
 
-    def _reach(self, request: Request, tiers: KVTiers, n_found: int) -> int:
-        """Blocks of a prompt that tiers have, as `Scheduler`'s, or without the last chunk for the drafter's sake."""
-        if not self._config.drops_last_chunk:
-            return super()._reach(request, tiers, n_found)
-        most = min(request.num_tokens // self._options.block_size, len(request.block_hashes))
-        return tiers.reach(request.block_hashes, n_found, most, drops_last=True)
-
-    def _free_for_load(self, found: Found) -> int:
+    def _free_to_load(self, found: Found) -> int:
         """Free blocks that a load may take, beside what it has found.
 
         Those stay free that prompts under way still need, and the first steps behind them, and its own first step
         (vLLM: `_inflight_prefill_reserved_blocks`, `_spec_decode_step_blocks`).
         """
-        size, step_tokens = self._options.block_size, self._config.step_tokens
-        held = {request: self.incoming.blocks_of(request) for request in self.incoming.holding}
-        held |= {request: request.num_blocks for request in self.running if request.is_prefill_chunk}
+        step_tokens, blocks_of = self._config.step_tokens, self.kv_cache_manager.blocks_of
+        prompts = [*self.incoming.holding, *(request for request in self.running if request.is_prefill_chunk)]
         promised = sum(
-            max(-(-(min(request.num_tokens, self._max_model_len) + step_tokens) // size) - blocks, 0)
-            for request, blocks in held.items()
+            max(blocks_of(min(request.num_tokens, self._spec.max_model_len) + step_tokens) - request.num_blocks, 0)
+            for request in prompts
         )
-        return super()._free_for_load(found) - promised - -(-step_tokens // size)
+        return super()._free_to_load(found) - promised - blocks_of(step_tokens)
 
     # -- plan --------------------------------------------------------------------------------------------------
+
+    def _plan(self, now_s: float) -> StepPlan | None:
+        """Running requests first, then waiting ones, unless some have just lost their blocks."""
+        threshold = self._prefill_threshold()
+        granted: dict[Request, Grant] = {}
+        most = self._options.max_num_batched_tokens
+        budget = Budget(most, most, self._config.draft_slots)
+        n_before = self._n_preempted
+        self._grant_running(granted, budget, threshold)
+        if self._n_preempted == n_before:
+            self._grant_waiting(granted, budget, threshold, now_s)
+        return self._step_of(granted) if granted else None
 
     def _step_of(self, granted: dict[Request, Grant]) -> StepPlan:
         """The plan, and the counts after it."""

@@ -24,6 +24,7 @@ from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan
 from simulator.scheduling.request import Request
 from simulator.scheduling.rules import REFERENCE, Rules, rules_of, version_of
+from simulator.scheduling.spec import SchedulerSpec
 from traces.capture import Capture
 from traces.errors import InputError
 from traces.outcome import Outcome, Status
@@ -101,17 +102,12 @@ def replay_steps(
         message = "a capture does not say which drafted tokens were accepted: its steps cannot be planned again"
         raise InputError(message, field="engine.speculative_config")
     rules = rules or rules_of(version_of(capture.meta.engine) or REFERENCE)
+    spec = SchedulerSpec(options, options.num_gpu_blocks, options.max_model_len, rules)
     n_steps = n_preempted = 0
     notes: list[str] = []
     divergences = []
     for instance in np.unique(steps.instance).tolist():
-        scheduler = new_scheduler(
-            kind,
-            options,
-            num_gpu_blocks=options.num_gpu_blocks,
-            max_model_len=options.max_model_len,
-            rules=rules,
-        )
+        scheduler = new_scheduler(kind, spec)
         replay = _InstanceReplay(capture, steps, options, scheduler, instance)
         divergence = replay.run()
         n_steps += replay.n_steps

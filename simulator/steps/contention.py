@@ -8,6 +8,8 @@ would have: a step of `D` seconds with `S` bytes on a link of bandwidth `B` goes
 `D + S / share - S / B`, from one moment to the next at which some KV begins or ends, as far as that is known when the
 step is planned; on the worst link of each exchange.
 
+Ranks that step together send at the same moments: what they send on a link is one sum.
+
 KV that comes later in a step slows only the next one. Bytes are a ring's, whatever the algorithm, without padding.
 Other engines' collectives slow it as `talking.py` says, by what is known of these engines when the step is planned.
 Links that nobody else crosses change nothing.
@@ -17,13 +19,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 
 from profiles.model import ModelSpec, dtype_bytes
-from simulator.network.collectives import traffic
+from simulator.network.collectives import Operation, traffic
 from simulator.network.topology import Place, Topology
 from simulator.network.transfers import Link, Network, Path, fair_rates
 from simulator.scheduling.plan import StepPlan
@@ -38,54 +40,77 @@ class Exchange:
     """What devices send each other at once in a step: a group's collectives, or one stage's output to the next.
 
     Attributes:
-        per_token: bytes on each link for each token of the step.
+        per_token: bytes on each link for each token of the step, of ranks that step together of the largest.
         per_request: likewise for each request.
+        per_entering: likewise for each token of all ranks, which enters the experts that they share.
     """
 
     per_token: Mapping[Link, float]
     per_request: Mapping[Link, float]
+    per_entering: Mapping[Link, float] = field(default_factory=dict)
 
     def only(self, links: Collection[Link]) -> Exchange:
         """What of it crosses these links."""
-        return Exchange(
-            {link: n_bytes for link, n_bytes in self.per_token.items() if link in links},
-            {link: n_bytes for link, n_bytes in self.per_request.items() if link in links},
-        )
+        kinds = (self.per_token, self.per_request, self.per_entering)
+        return Exchange(*({link: n_bytes for link, n_bytes in kind.items() if link in links} for kind in kinds))
 
-    def link_bytes(self, n_tokens: int, n_requests: int) -> dict[Link, float]:
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The links that it crosses."""
+        return tuple(dict.fromkeys((*self.per_token, *self.per_request, *self.per_entering)))
+
+    def link_bytes(self, n_tokens: int, n_requests: int, n_entering: int = 0) -> dict[Link, float]:
         """Bytes of a step on each link."""
         found = {link: n_tokens * n_bytes for link, n_bytes in self.per_token.items()}
-        for link, n_bytes in self.per_request.items():
-            found[link] = found.get(link, 0.0) + n_requests * n_bytes
+        for count, kind in ((n_requests, self.per_request), (n_entering, self.per_entering)):
+            for link, n_bytes in kind.items():
+                found[link] = found.get(link, 0.0) + count * n_bytes
         return found
 
 
 def exchanges(
     topology: Topology, places: Sequence[Place], model: ModelSpec, dtype: str, *, tensor: int, stages: int
 ) -> tuple[Exchange, ...]:
-    """What a rank's devices send each other, as `simulator.steps.partition.communication` times it.
+    """What an engine's devices send each other, as `simulator.steps.partition.communication` times it.
+
+    Ranks that step together send at the same moments, and so they are one exchange.
 
     Args:
         topology: the links between them.
-        places: the devices, stage by stage.
+        places: the devices, rank by rank, and of a rank stage by stage.
         model: its dimensions.
         dtype: of hidden states.
         tensor: devices that share each layer.
         stages: pipeline stages.
     """
-    hidden = model.hidden_size * dtype_bytes(dtype)
-    groups = [places[i * tensor : (i + 1) * tensor] for i in range(stages)]
+    width = dtype_bytes(dtype)
+    hidden = model.hidden_size * width
+    starts = range(0, len(places), tensor * stages)
+    # By stage, the devices of each rank that share its layers.
+    groups = [[places[at + i * tensor : at + (i + 1) * tensor] for at in starts] for i in range(stages)]
     found = []
-    for i, (group, layers) in enumerate(zip(groups, stage_layers(model.num_layers, stages), strict=True)):
-        per_token = _summed(traffic(topology, group, "all_reduce", (2 * layers + (i == 0)) * hidden))
-        logits = model.vocab_size * dtype_bytes(dtype) if i == stages - 1 else 0.0
-        found.append(Exchange(per_token, _summed(traffic(topology, group, "all_gather", logits))))
-    for group, after in pairwise(groups):
+    for i, (of_ranks, layers) in enumerate(zip(groups, stage_layers(model.num_layers, stages), strict=True)):
+        logits = model.vocab_size * width if i == stages - 1 else 0.0
+        per_token = _of_all(topology, of_ranks, "all_reduce", (2 * layers + (i == 0)) * hidden)
+        found.append(Exchange(per_token, _of_all(topology, of_ranks, "all_gather", logits)))
+        # Hidden states and router logits of all ranks to each, and the sums back to whose they are: either pass of a
+        # ring sends as much of its bytes.
+        between_ranks = list(zip(*of_ranks, strict=True))
+        entering = layers * (2 * hidden + model.num_experts * width)
+        found.append(Exchange({}, {}, _of_all(topology, between_ranks, "all_gather", entering)))
+    for of_ranks, after in pairwise(groups):
         # Hidden states and residual; each device sends its share to its like, and the next stage gathers them.
-        share = 2 * hidden / tensor
-        found.append(Exchange(_summed([(topology.path(a, b), share) for a, b in zip(group, after, strict=True)]), {}))
-        found.append(Exchange(_summed(traffic(topology, after, "all_gather", 2 * hidden)), {}))
-    return tuple(one for one in found if one.per_token)
+        pairs = [pair for own, to in zip(of_ranks, after, strict=True) for pair in zip(own, to, strict=True)]
+        found.append(Exchange(_summed([(topology.path(a, b), 2 * hidden / tensor) for a, b in pairs]), {}))
+        found.append(Exchange(_of_all(topology, after, "all_gather", 2 * hidden), {}))
+    return tuple(one for one in found if one.links)
+
+
+def _of_all(
+    topology: Topology, groups: Sequence[Sequence[Place]], operation: Operation, n_bytes: float
+) -> dict[Link, float]:
+    """Bytes by link of an operation of so many bytes in each of these groups."""
+    return _summed([sent for group in groups for sent in traffic(topology, group, operation, n_bytes)])
 
 
 def _summed(sent: Sequence[tuple[Path, float]]) -> dict[Link, float]:
@@ -134,6 +159,8 @@ class SharedLinks:
         *,
         stages: int,
         talked_over: Collection[Link] = (),
+        ranks: int = 1,
+        dummy_tokens: int = 1,
     ) -> None:
         """Nothing is under way.
 
@@ -144,13 +171,17 @@ class SharedLinks:
             network: the KV on them.
             stages: pipeline stages, which several steps pass through at once.
             talked_over: links that other engines' collectives cross.
+            ranks: that step together.
+            dummy_tokens: of the batch that a rank without requests computes beside the others.
         """
         self.talk: Talk | None = None
         self.neighbours: tuple[Neighbour, ...] = ()
         self.reads_batches = reads_batches(model)
         crossing = [one.only({*links, *talked_over}) for one in own]
-        self._exchanges = [one for one in crossing if one.per_token or one.per_request]
-        self.links = tuple(dict.fromkeys(link for one in self._exchanges for link in one.link_bytes(1, 1)))
+        self._exchanges = [one for one in crossing if one.links]
+        self.links = tuple(dict.fromkeys(link for one in self._exchanges for link in one.links))
+        self._ranks = ranks
+        self._dummy_tokens = dummy_tokens
         self.now_s = 0.0
         self._on_links = frozenset(link for link in self.links if link in links)
         self._talked_over = frozenset(link for link in self.links if link in talked_over)
@@ -221,7 +252,7 @@ class SharedLinks:
             begin_s = np.maximum(scheduled_s, np.concatenate([[self._last_end_s], end_s[:-1]]))
         link_bytes: dict[Link, float] = {}
         for one in self._exchanges:
-            for link, n_bytes in one.link_bytes(plan.n_tokens, plan.n_requests).items():
+            for link, n_bytes in one.link_bytes(*self._sizes(plan)).items():
                 link_bytes[link] = link_bytes.get(link, 0.0) + n_bytes
         lasts_s = end_s - begin_s
         rates = {}
@@ -277,13 +308,16 @@ class SharedLinks:
         """When a step begins that is planned now."""
         return max(self.now_s, self._last_end_s) if self._in_turn else self.now_s
 
+    def _sizes(self, plan: StepPlan) -> tuple[int, int, int]:
+        """Tokens and requests of the largest rank in a step, and tokens of all ranks."""
+        together = (plan, *plan.alongside)
+        tokens = [one.n_tokens for one in together] + [self._dummy_tokens] * (self._ranks - len(together))
+        return max(tokens), max(one.n_requests for one in together), sum(tokens)
+
     def _alone_s(self, plan: StepPlan) -> list[dict[Link, float]]:
         """Of each exchange of a step the seconds that it takes alone on each link."""
         return [
-            {
-                link: n_bytes / link.bandwidth_bytes_per_s
-                for link, n_bytes in one.link_bytes(plan.n_tokens, plan.n_requests).items()
-            }
+            {link: n_bytes / link.bandwidth_bytes_per_s for link, n_bytes in one.link_bytes(*self._sizes(plan)).items()}
             for one in self._exchanges
         ]
 
@@ -300,7 +334,7 @@ class SharedLinks:
         longer_s = 0.0
         for exchange in self._exchanges:
             longest_s = 0.0
-            for link, n_bytes in exchange.link_bytes(plan.n_tokens, plan.n_requests).items():
+            for link, n_bytes in exchange.link_bytes(*self._sizes(plan)).items():
                 if n_bytes and link in self._on_links and any(link in one.path for one in kv):
                     pieces = _beside(link, n_bytes, step_s, kv)
                     longest_s = max(longest_s, sum(seconds for seconds, _ in pieces) - step_s)

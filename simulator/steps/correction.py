@@ -61,7 +61,7 @@ def axes(plan: StepPlan) -> tuple[int, int, int, int]:
     return tokens, prefill, requests, kv
 
 
-def _kv_tokens(plan: StepPlan, times: int) -> Ints:
+def kv_tokens(plan: StepPlan, times: int) -> Ints:
     """The plan's place on the last of `AXES` at each of its first repeats, [times]: all else stays as it is."""
     grown = np.arange(times)
     each = [
@@ -143,7 +143,7 @@ class CorrectedModel:
         self.model.count(plan, times)
         self._steps += times
         *places, _ = axes(plan)
-        for name, place in zip(AXES, (*places, _kv_tokens(plan, times)), strict=True):
+        for name, place in zip(AXES, (*places, kv_tokens(plan, times)), strict=True):
             low, high = self._ranges.get(name, (-np.inf, np.inf))
             values = np.full(times, place)
             if outside := int(np.count_nonzero((values < low) | (values > high))):

@@ -23,10 +23,9 @@ from typing import Literal
 
 import numpy as np
 
-from profiles.attention import Mask
 from simulator.scheduling.plan import StepPlan, plan_of
 from simulator.scheduling.request import Request
-from traces.steps import Floats, Ints
+from traces.steps import Floats, Ints, Mask
 
 Placing = Literal["balanced", "fixed"]
 """How requests come to channels: see `NearMemory.groups_of`."""
@@ -157,10 +156,6 @@ def part_of(plan: StepPlan, chosen: Mask) -> StepPlan:
         plan.computed_tokens[chosen],
         first_step=plan.first_step,
         repeat=plan.repeat,
-        n_preempted=plan.n_preempted,
-        n_running=plan.n_running,
-        n_waiting=plan.n_waiting,
-        kv_blocks=plan.kv_blocks,
     )
 
 

@@ -27,6 +27,10 @@ class OperatorModel:
     Token-wise operators see the step's tokens, padded to the next captured CUDA graph size where there is one;
     attention sees the batch itself; the logits and the sampler see one row per request (vLLM 0.19
     `v1/worker/gpu_model_runner.py`: `logits_indices` has one entry per request, unfinished chunks included).
+
+    Attributes:
+        overhead: what a step takes beside its operators.
+        stage_layers: layers of each pipeline stage.
     """
 
     reads_batches = False
@@ -74,36 +78,26 @@ class OperatorModel:
         self._attention = AttentionTable(compiled_attention(tables.attention, tables.skew))
         most = options.max_num_batched_tokens
         layers = Counter({name: count * num_layers for name, count in in_layers.items()})
-        layers_s, largest = _compiled(layers, tables.dense, most)
-        once_s, self._largest_tokens = _compiled(once, tables.dense, most)
+        layers_s, largest = compiled(layers, tables.dense, most)
+        once_s, self._largest_tokens = compiled(once, tables.dense, most)
         self._largest_tokens = min(self._largest_tokens, largest)
         per_request = Counter(composition.per_request)
-        requests_s, self._largest_requests = _compiled(per_request, tables.per_request, options.max_num_seqs)
+        requests_s, self._largest_requests = compiled(per_request, tables.per_request, options.max_num_seqs)
         # Plain numbers: a step reads one of each, which is no work for numpy.
         self._once_s: list[float] = once_s.tolist()
         self._tokens_s: list[float] = (layers_s + once_s).tolist()
         self._requests_s: list[float] = requests_s.tolist()
         self._padded: list[int] = _padding(options.capture_sizes(), most).tolist()
         self._largest_graph = max(options.capture_sizes(), default=0)
-        self._overhead = overhead or Overhead()
+        self.overhead = overhead or Overhead()
         self._talk = talk
         # vLLM 0.32 v1/worker/gpu_worker.py: `execute_dummy_batch` is of `uniform_decode_query_len` tokens.
         drafter = options.speculative_config
         self._dummy_tokens = 1 if drafter is None else 1 + drafter.num_speculative_tokens
-        self._stage_layers = stage_layers(num_layers, partition.pipeline_parallel_size)
+        self.stage_layers = stage_layers(num_layers, partition.pipeline_parallel_size)
         self._partition = partition
         self._outside: Counter[str] = Counter()
         self._steps = 0
-
-    @property
-    def overhead(self) -> Overhead:
-        """What a step takes beside its operators."""
-        return self._overhead
-
-    @property
-    def stage_layers(self) -> tuple[int, ...]:
-        """Layers of each pipeline stage."""
-        return self._stage_layers
 
     def price(self, plan: StepPlan, attending: StepPlan | None = None) -> StepCost:
         """Seconds of each repeat of the plan, [repeat].
@@ -124,7 +118,7 @@ class OperatorModel:
         padded = self._padded[n_tokens]
         dense_s, bare_s = self._tokens_s[padded], self._tokens_s[n_tokens]
         per_request_s = self._requests_s[n_requests]
-        device_s = attention_s + (dense_s + per_request_s + self._overhead.device_step_s)
+        device_s = attention_s + (dense_s + per_request_s + self.overhead.device_step_s)
         moe_s: float | Floats = 0.0
         talk_s, entering = 0.0, 0
         if self._experts is not None:
@@ -134,11 +128,11 @@ class OperatorModel:
         if self._talk is not None:
             talk_s = self._talk_s(self._talk, padded, entering, n_requests)
             device_s = device_s + talk_s
-        host_s = self._overhead.host_step_s + self._overhead.host_request_s * n_requests
+        host_s = self.overhead.host_step_s + self.overhead.host_request_s * n_requests
         each_s = _each(attention_s, plan.repeat)
         operators = OperatorTimes(dense_s, dense_s - bare_s, each_s, per_request_s, moe_s, talk_s)
         cost = StepCost(_each(device_s, plan.repeat), _each(host_s, plan.repeat), operators)
-        if len(self._stage_layers) == 1:
+        if len(self.stage_layers) == 1:
             return cost
         return replace(cost, stages=self._stages(float(cost.device_s[0]), padded, n_requests))
 
@@ -146,7 +140,7 @@ class OperatorModel:
         """What the devices take to communicate in a step."""
         in_layer_s = talk.layer_s.item(padded) + talk.experts_s.item(entering)
         talk_s = self._num_layers * in_layer_s + talk.once_s.item(padded)
-        return talk_s + (talk.request_s.item(n_requests) + (len(self._stage_layers) - 1) * talk.stage_s.item(padded))
+        return talk_s + (talk.request_s.item(n_requests) + (len(self.stage_layers) - 1) * talk.stage_s.item(padded))
 
     def _tokens_of_experts(self, plan: StepPlan) -> int:
         """Tokens that enter a layer's experts, of all ranks; one without requests computes a dummy decode.
@@ -165,12 +159,12 @@ class OperatorModel:
     def _stages(self, device_s: float, padded: int, n_requests: int) -> tuple[float, ...]:
         """Share of a step that each pipeline stage takes: its layers, and at the ends what runs once."""
         first_s, sent_s = self._once_s[padded], 0.0
-        last_s = self._requests_s[n_requests] + self._overhead.device_step_s
+        last_s = self._requests_s[n_requests] + self.overhead.device_step_s
         if self._talk is not None:
             first_s, sent_s = first_s + self._talk.once_s[padded], self._talk.stage_s[padded]
             last_s += self._talk.request_s[n_requests]
-        in_layers_s = device_s - first_s - last_s - (len(self._stage_layers) - 1) * sent_s
-        stages_s = [in_layers_s * layers / self._num_layers + sent_s for layers in self._stage_layers]
+        in_layers_s = device_s - first_s - last_s - (len(self.stage_layers) - 1) * sent_s
+        stages_s = [in_layers_s * layers / self._num_layers + sent_s for layers in self.stage_layers]
         stages_s[0] += first_s - sent_s
         stages_s[-1] += last_s
         return tuple(float(stage_s / device_s) for stage_s in stages_s)
@@ -232,7 +226,7 @@ def _each(seconds: float | Floats, repeat: int) -> Floats:
     return np.array([seconds]) if repeat == 1 else np.full(repeat, seconds)
 
 
-def _compiled(counts: Counter[str], curves: dict[str, Curve], largest: int) -> tuple[Floats, float]:
+def compiled(counts: Counter[str], curves: dict[str, Curve], largest: int) -> tuple[Floats, float]:
     """Seconds of all counted operators together for 0..largest tokens (or requests), and the largest measured.
 
     Piecewise linear between measured points; none below the smallest; linear from the last two beyond the largest.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from profiles.power_cap import Slowdown
 from simulator.scheduling.plan import StepPlan
@@ -49,12 +49,4 @@ class CappedModel:
 
 
 def _slowed(times: OperatorTimes, factor: float) -> OperatorTimes:
-    return OperatorTimes(
-        times.dense_s * factor,
-        times.padding_s * factor,
-        times.attention_s * factor,
-        times.per_request_s * factor,
-        times.moe_s * factor,
-        times.communication_s * factor,
-        times.waiting_s * factor,
-    )
+    return OperatorTimes(*(getattr(times, each.name) * factor for each in fields(times)))

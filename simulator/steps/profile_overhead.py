@@ -63,8 +63,4 @@ def _plan(steps: StepRows, i: int) -> StepPlan:
         n_decode=n_decode,
         decode_kv_sum=n_decode * kv,
         decode_kv_max=kv,
-        n_preempted=0,
-        n_running=0,
-        n_waiting=0,
-        kv_blocks=0,
     )

@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from profiles.interpolation import interpolate
 from profiles.model import ModelSpec
 from profiles.profile import Profile
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan, plan_of
 from simulator.scheduling.rules import REFERENCE, REFERENCE_RULES, Rules
 from simulator.scheduling.speculation import FIELD, LOOKS_AHEAD, SpeculativeConfig
-from simulator.steps.operator_model import OperatorModel
+from simulator.steps.operator_model import OperatorModel, compiled
 from simulator.steps.partition import Partition, communication
 from simulator.steps.step_time import StepCost
 from traces.errors import InputError
@@ -48,13 +47,8 @@ def row_times(profile: Profile, model: ModelSpec, partition: Partition, options:
     """Rows up to all seats with whole drafts: between measured points linear, beyond them as from the last two."""
     assert options.speculative_config is not None
     most = options.max_num_seqs * (1 + options.speculative_config.num_speculative_tokens)
-    rows = np.arange(most + 1, dtype=np.float64)
-    total, largest = np.zeros(most + 1), np.inf
-    for name, count in Counter(profile.meta.composition.per_request).items():
-        curve = profile.tables[partition.tensor_parallel_size].per_request[name]
-        total += count * interpolate(curve.x, curve.time_s, rows)
-        largest = min(largest, float(curve.x[-1]))
-    total[0] = 0.0
+    curves = profile.tables[partition.tensor_parallel_size].per_request
+    total, largest = compiled(Counter(profile.meta.composition.per_request), curves, most)
     talk = communication(partition, model, options.dtype, max_tokens=0, max_requests=most)
     return RowTimes(total, talk.request_s, largest)
 
@@ -215,10 +209,6 @@ def _pass(plan: StepPlan, new_tokens: Ints, computed_tokens: Ints, drafts: Ints 
         computed_tokens,
         first_step=plan.first_step,
         repeat=repeat,
-        n_preempted=plan.n_preempted,
-        n_running=plan.n_running,
-        n_waiting=plan.n_waiting,
-        kv_blocks=plan.kv_blocks,
         drafts=drafts,
     )
 

@@ -21,7 +21,7 @@ BELOW = {
 
 
 FLOORS = {
-    "simulator": ("network", "kv", "scheduling", "steps"),
+    "simulator": ("network", "kv", "scheduling", "steps", "power"),
     "collectors": ("engine", "client", "server", "power", "operators", "local", "recording", "campaign"),
     "harness": ("descriptions", "deploy", "terminal", "running", "scoring", "gate", "sweeps", "reports"),
 }

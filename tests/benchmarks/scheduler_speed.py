@@ -22,9 +22,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, the packages are not on the path
 from harness.terminal.console import console, table
 from simulator.scheduling.choice import RequestScheduler
+from simulator.scheduling.lockstep_scheduler import LockstepScheduler
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.oracle import ANY_TOKEN, Oracle
-from simulator.scheduling.scheduler import Scheduler
+from simulator.scheduling.spec import SchedulerSpec
 from traces.trace import TraceRow
 
 RUNNING = (16, 64, 128, 256)
@@ -79,7 +80,7 @@ def vllm_step_us(load: Load) -> float:
     """Microseconds that vLLM's `schedule` and `update_from_output` take a step; what drives them is not counted."""
     from vllm.v1.outputs import ModelRunnerOutput
 
-    oracle = Oracle(load.options, num_gpu_blocks=load.num_gpu_blocks, max_model_len=MAX_MODEL_LEN)
+    oracle = Oracle(SchedulerSpec(load.options, load.num_gpu_blocks, MAX_MODEL_LEN))
     load.start(oracle)
     scheduler, under_way = oracle.scheduler, []
 
@@ -108,7 +109,7 @@ def vllm_step_us(load: Load) -> float:
 
 def our_step_us(load: Load, *, fast_forward: bool = False) -> float:
     """Microseconds that our scheduler takes a step, with all that drives it."""
-    scheduler = Scheduler(load.options, num_gpu_blocks=load.num_gpu_blocks, max_model_len=MAX_MODEL_LEN)
+    scheduler = LockstepScheduler(SchedulerSpec(load.options, load.num_gpu_blocks, MAX_MODEL_LEN))
     load.start(scheduler)
     under_way: list[int] = []
 

@@ -90,5 +90,6 @@ def _as_seen(
     took_s[rng.choice(len(sent), outliers, replace=False)] *= 100
     if looks_s is None:
         return replace(sent, under_way_s=sent.start_s + took_s, end_s=sent.start_s + took_s)
-    n_looks = np.floor(took_s / looks_s)
-    return replace(sent, under_way_s=sent.start_s + n_looks * looks_s, end_s=sent.start_s + (n_looks + 1) * looks_s)
+    # The engine looks by its own clock, whenever a transfer began.
+    last_s = np.floor((sent.start_s + took_s) / looks_s) * looks_s
+    return replace(sent, under_way_s=np.maximum(sent.start_s, last_s), end_s=last_s + looks_s)

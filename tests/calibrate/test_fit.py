@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from calibrate.split import parse_split
 from simulator.front_end import DIRECT, simulate_behind
 from tests.calibrate.synthetic import TRUTH, WAY, bundled, measured
 from traces.errors import InputError
+from traces.outcome import Status
 
 ALL = parse_split("all")
 
@@ -110,6 +112,9 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fit([subject], parse_split("capture:monday"))
     with pytest.raises(InputError, match="captures of different scheduling"):
         fit([subject, bundled("light", asynchronous=True)], ALL)
+    nobody = [msgspec.structs.replace(outcome, status=Status.ABORTED) for outcome in subject.measured.outcomes]
+    with pytest.raises(InputError, match="chooses 0 requests that finished"):
+        fit([replace(subject, measured=replace(subject.measured, outcomes=tuple(nobody)))], ALL)
     bare = replace(subject, measured=replace(subject.measured, steps=None))
     with pytest.raises(InputError, match="no record of which requests"):
         fit([bare], ALL, "steps")

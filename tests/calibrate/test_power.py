@@ -8,7 +8,8 @@ import pytest
 from calibrate.power import fit_power
 from profiles.device import DevicePower
 from simulator.network.topology import Place
-from simulator.power import HostPower, Machine, NodePower, power_run
+from simulator.power.nodes import HostPower, NodePower
+from simulator.power.run import Machine, power_run
 from tests.simulator.test_power import record
 from traces.capture import Series
 from traces.errors import InputError

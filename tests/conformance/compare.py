@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from simulator.scheduling.choice import new_scheduler
 from simulator.scheduling.rules import REFERENCE_RULES, Rules, rules_of, version_of
 from simulator.scheduling.scheduler import Scheduler
+from simulator.scheduling.spec import SchedulerSpec
 from tests.conformance.elsewhere import OfOurs
 from tests.conformance.judge import Verdict, draft_counts
 from tests.conformance.scenario import Scenario, State, cached_blocks, states_of
@@ -27,14 +28,10 @@ class Difference:
 
 def our_scheduler(scenario: Scenario, rules: Rules = REFERENCE_RULES) -> Scheduler:
     """Ours for the scenario's engine."""
-    scheduler = new_scheduler(
-        "native",
-        scenario.options,
-        num_gpu_blocks=scenario.num_gpu_blocks,
-        max_model_len=scenario.max_model_len,
-        rules=rules,
-        stages=scenario.pipeline_parallel_size,
+    spec = SchedulerSpec(
+        scenario.options, scenario.num_gpu_blocks, scenario.max_model_len, rules, scenario.pipeline_parallel_size
     )
+    scheduler = new_scheduler("native", spec)
     assert isinstance(scheduler, Scheduler)
     return scheduler
 

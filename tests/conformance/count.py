@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -92,17 +93,23 @@ def counted(
     elsewhere: bool = False,
     stages: bool = False,
 ) -> tuple[Counter[str], list[Scenario]]:
-    """Compare so many scenarios. Returns counts of what they exercised, and those in which the two differ."""
+    """Compare so many scenarios. Returns counts of what they exercised, and those in which the two differ.
+
+    The judge goes on to the next scenario while ours runs in this one.
+    """
     counts = Counter(dict.fromkeys(COUNTED, 0))
     differing = []
-    for seed in range(first_seed, first_seed + n_scenarios):
-        scenario = seeded_scenario(seed, judge.version, drafts=drafts, elsewhere=elsewhere, stages=stages)
-        verdict = judge.verdict(scenario)
-        count(scenario, verdict.states, counts)
-        if verdict.speculation is not None:
-            counts.update(dict(zip(DRAFTS, verdict.speculation, strict=True)))
-        if difference(scenario, verdict) is not None:
-            differing.append(scenario)
+    scenarios = [
+        seeded_scenario(seed, judge.version, drafts=drafts, elsewhere=elsewhere, stages=stages)
+        for seed in range(first_seed, first_seed + n_scenarios)
+    ]
+    with ThreadPoolExecutor(1) as ahead:
+        for scenario, verdict in zip(scenarios, ahead.map(judge.verdict, scenarios), strict=True):
+            count(scenario, verdict.states, counts)
+            if verdict.speculation is not None:
+                counts.update(dict(zip(DRAFTS, verdict.speculation, strict=True)))
+            if difference(scenario, verdict) is not None:
+                differing.append(scenario)
     return counts, differing
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from simulator.scheduling.oracle import Oracle
+from simulator.scheduling.spec import SchedulerSpec
 from simulator.scheduling.speculation import Speculation
 from tests.conformance.elsewhere import OfVllm
 from tests.conformance.engine import ENGINE, ROOT
@@ -107,7 +108,7 @@ def in_a_pipeline(theirs: Any, stages: int) -> None:
 def judged(scenario: Scenario) -> Verdict:
     """A scenario run through the installed vLLM's scheduler, in this process."""
     try:
-        oracle = Oracle(scenario.options, num_gpu_blocks=scenario.num_gpu_blocks, max_model_len=scenario.max_model_len)
+        oracle = Oracle(SchedulerSpec(scenario.options, scenario.num_gpu_blocks, scenario.max_model_len))
         if scenario.pipeline_parallel_size > 1:
             in_a_pipeline(oracle.scheduler, scenario.pipeline_parallel_size)
         elsewhere = None if all(arrival.elsewhere is None for arrival in scenario.arrivals) else OfVllm(oracle)

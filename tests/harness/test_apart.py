@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from harness.demo import BUNDLED
+from harness.deploy.deployment import deploy
+from harness.descriptions.scenario import read_scenario
 from harness.running.simulate import simulate_scenario
+from simulator.steps.operator_model import OperatorModel
 from tests.harness.scenarios import EXAMPLES, example
 from tests.pages import shown_and_printed
-from traces.capture import Capture
+from traces.capture import Capture, read_capture
 from traces.errors import InputError
 from traces.outcome import Status
 
@@ -69,6 +75,35 @@ def test_collectives_and_kv_over_one_switch_take_longer_for_each_other() -> None
     assert less_s < 0.2
 
 
+def test_engines_of_ranks_that_share_experts_slow_each_other_on_a_bus() -> None:
+    bus, mesh = example("shared_experts"), example("shared_experts", "cluster.fabric.kind=full_mesh")
+    assert float(re.findall(r"took (.*) s longer for other", note(bus, "steps took"))[0]) > 0.1
+    assert not any("steps took" in one for one in mesh.meta.notes)
+    assert mean_e2el_s(bus) > 1.02 * mean_e2el_s(mesh)
+    alone = example("shared_experts", "cluster.instances.0.count=1")
+    assert not any("steps took" in one for one in alone.meta.notes)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("bus", 2), ("full_mesh", 1)])
+def test_ranks_in_step_have_their_share_of_a_bus(kind: str, share: int) -> None:
+    """Two ranks of two devices: all-reduces of both, and the exchanges of their experts, go at once."""
+    ranks = {}
+    for n in (1, 2):
+        own = [f"cluster.fabric.kind={kind}", f"cluster.instances.0.data_parallel_size={n}"]
+        scenario = read_scenario(
+            EXAMPLES / "shared_experts.yaml",
+            [*own, "cluster.instances.0.tensor_parallel_size=2", "cluster.instances.0.count=1"],
+        )
+        engine = deploy(scenario).engine
+        assert engine.exchanges
+        step_time = engine.step_time
+        assert isinstance(step_time, OperatorModel)
+        assert step_time._partition.tensor is not None
+        ranks[n] = step_time._partition.tensor.all_gather_s(np.array([1e9, 2e9]))
+    one, both = (float(np.diff(ranks[n])[0]) for n in (1, 2))
+    assert both == pytest.approx(share * one)
+
+
 def test_pipeline_stages_share_links_with_kv_too() -> None:
     """Between nodes of one NIC each: stages of the decode engine talk over the NICs that KV comes over."""
     prefill = "{model: servetwin/llama-s, device: AMD-EPYC-2vCPU, role: prefill}"
@@ -97,6 +132,33 @@ def test_a_tier_that_does_not_say_where_it_is_has_no_known_energy() -> None:
     _, figures = simulate_scenario(EXAMPLES / "kv_tiers_apart.yaml", [f"cluster.kv_tiers=[{tier}]"])
     assert any("to and from KV tier host, of which no memory is said" in one for one in figures["energy"]["unknown"])
     assert figures["energy"]["components"]["dram"]["total_j"] == 0
+
+
+def test_a_cluster_of_llmservingsim_sends_whole_blocks_too(tmp_path: Path) -> None:
+    """Its example, the first engine for prompts and the second for answers, without prefix caching: 8 KiB a token."""
+    described = json.loads((EXAMPLES / "llmservingsim.json").read_text())
+    for node, kind in zip(described["nodes"], ("prefill", "decode"), strict=True):
+        node["instances"][0] |= {"pd_type": kind, "num_npus": 1, "pp_size": 1}
+    (tmp_path / "apart.json").write_text(json.dumps(described))
+    capture = example("llmservingsim", f"cluster={tmp_path / 'apart.json'}", "engine.enable_prefix_caching=false")
+    sent = capture.transfers
+    assert sent is not None
+    blocks = [-(-capture.outcomes[i].prompt_tokens // 32) for i in sent.request.tolist()]
+    assert len(blocks) == len(capture.trace.rows)
+    assert sent.n_bytes.tolist() == [count * 32 * 8192 for count in blocks]
+
+
+@pytest.mark.parametrize("recording", ["apart-1", "apart-2"])
+def test_the_bytes_of_each_transfer_are_those_that_nixl_counted(recording: str) -> None:
+    """60 prompts, 59 of which do not fill their last block."""
+    measured = read_capture(BUNDLED / "captures" / recording).transfers
+    trace = f"trace={BUNDLED / 'captures' / recording / 'trace.jsonl.gz'}"
+    simulated = example("measured_apart", trace).transfers
+    assert measured is not None
+    assert simulated is not None
+    by_request = [one.n_bytes[np.argsort(one.request)].tolist() for one in (measured, simulated)]
+    assert len(by_request[0]) == 60
+    assert by_request[0] == by_request[1]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import ok, servetwin
+from harness.descriptions.scenario import read_scenario
+from harness.files import new_file, replace_file
+from tests.command_line import as_process, ok, servetwin
 from tests.edits import edit
-from tests.harness.scenarios import write_scenario
+from tests.harness.scenarios import EXAMPLES, write_scenario
 from traces.capture import read_capture
+from traces.errors import InputError
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def test_simulate_writes_a_capture_and_its_summary(scenario: Path, tmp_path: Pat
 
 def test_simulate_twice_gives_the_same_bytes(scenario: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        ok("simulate", scenario, "--out", tmp_path / name)
+        assert as_process("simulate", scenario, "--out", tmp_path / name).returncode == 0
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert "outcomes.parquet" in files
     for name in files:
@@ -75,6 +78,13 @@ def test_the_report_is_one_file_that_needs_no_network(scenario: Path, tmp_path: 
     assert '<script type="application/json" id="data-charts">{"' in page
     assert "distribution-ttft_s" in page
     assert "series-n_running" in page
+
+
+def test_a_run_of_which_nothing_finishes_has_a_summary(tmp_path: Path) -> None:
+    printed = ok("simulate", EXAMPLES / "power.yaml", "--set", "deadline_s=0.001", "--out", tmp_path / "run")
+    assert "n_finished 0" in printed
+    assert "slo met by 0 requests\n" in printed
+    assert re.search(r"^cost [\d.]+ USD$", printed, flags=re.MULTILINE)
 
 
 def test_an_option_changes_the_result(scenario: Path, tmp_path: Path) -> None:
@@ -218,7 +228,7 @@ WRONG = {
     ),
     "KV blocks that cannot be predicted": (
         edit("scenario.yaml", "  num_gpu_blocks: 200\n", ""),
-        r"scenario.yaml:5: field 'device': found 'TESTGPU'",
+        r"yaml:5: field 'device': its memory is not described.*found 'TESTGPU': accepted: engine.num_gpu_blocks",
     ),
     "a model whose size nobody knows": (
         lambda f: (f / "profiles/models/test/tiny/config.json").unlink(),
@@ -247,10 +257,63 @@ def test_wrong_input_gives_one_clear_error_and_no_output(scenario: Path, tmp_pat
 def test_an_output_folder_is_never_overwritten(scenario: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("precious")
-    ran = servetwin("simulate", scenario, "--out", tmp_path / "run")
+    ran = as_process("simulate", scenario, "--out", tmp_path / "run")
     assert ran.returncode == 2
     assert "already exists" in ran.stderr
     assert (tmp_path / "run" / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "simulate {0}/nowhere.yaml --out",
+        "simulate {0}/nowhere.yaml --stream --out",
+        "validate {0}/nowhere.yaml --capture {0} --out",
+        "validate {0}/nowhere.yaml --capture {0} --steps --out",
+        "calibrate {0}/nowhere.yaml --capture {0} --out",
+        "trace import {0}/nowhere --out",
+        "report {0}/nowhere --out",
+    ],
+)
+def test_an_output_that_exists_is_told_before_the_work_is_done(tmp_path: Path, command: str) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("precious")
+    ran = servetwin(*command.format(tmp_path).split(), tmp_path / "taken")
+    assert ran.returncode == 2
+    assert "taken: already exists" in ran.stderr
+
+
+def test_what_the_system_says_of_a_file_is_one_line(scenario: Path, tmp_path: Path) -> None:
+    for name in ("x" * 300, tmp_path / ("y" * 300) / "below"):
+        ran = servetwin("trace", "show", name)
+        assert (ran.returncode, ran.stderr.count("\n")) == (2, 1), ran.stderr
+        assert "File name too long" in ran.stderr
+    edit("scenario.yaml", "trace: requests.jsonl", 'trace: "re\\0quests.jsonl"')(tmp_path)
+    ran = servetwin("simulate", scenario, "--out", tmp_path / "run")
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1), ran.stderr
+    assert "cannot be read (embedded null byte)" in ran.stderr
+
+
+def test_what_stands_in_a_file_does_nothing_to_the_terminal(scenario: Path, tmp_path: Path) -> None:
+    edit("scenario.yaml", "model: test/tiny", 'model: "tiny\\e[31m\\u202e"')(tmp_path)
+    ran = servetwin("simulate", scenario, "--out", tmp_path / "run")
+    assert ran.returncode == 2
+    assert ran.stderr.isascii()
+    assert "tiny\\x1b[31m\\u202e" in ran.stderr
+
+
+def test_a_full_disk_is_an_input_error_and_leaves_nothing(tmp_path: Path) -> None:
+    def write() -> None:
+        with new_file(tmp_path / "page.html") as file:
+            file.symlink_to("/dev/full")
+            file.write_text("x")
+
+    with pytest.raises(InputError, match=r"page.html: cannot be written \(No space left on device"):
+        write()
+    (tmp_path / "old.html").write_text("old")
+    with pytest.raises(InputError, match=r"below: cannot be written \(Not a directory"):
+        replace_file(tmp_path / "old.html" / "below", b"x")
+    assert [file.name for file in tmp_path.iterdir()] == ["old.html"]
 
 
 @pytest.mark.parametrize(
@@ -261,6 +324,10 @@ def test_an_output_folder_is_never_overwritten(scenario: Path, tmp_path: Path) -
         ("seed.deep=4", "accepted: int"),
         ("engine.max_num_seqs=[", "is not YAML"),
         ("seed=-1", "accepted: int >= 0"),
+        ("routing={}", "field 'routing.name': accepted: a router's name"),
+        ("cluster.routing={cache_threshold: 1}", "field 'routing.name': accepted: a router's name"),
+        ("cluster.instances.0.count=100000", "accepted: int <= 65536"),
+        ("cluster=''", "field 'cluster'"),
         ("overhead={source: x, device_step_s: .nan}", "field 'overhead.device_step_s': found nan"),
         ("overhead={source: x, device_step_s: .inf}", "field 'overhead.device_step_s': found inf"),
     ],
@@ -271,6 +338,20 @@ def test_a_wrong_override_is_named(scenario: Path, tmp_path: Path, override: str
     assert message in ran.stderr
     assert ran.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("override", ["engine=&a [*a]", "engine=" + "[" * 3000])
+def test_an_override_without_end_is_refused(scenario: Path, override: str) -> None:
+    with pytest.raises(InputError, match="field '--set engine': is not YAML"):
+        read_scenario(scenario, [override])
+
+
+def test_an_override_leaves_an_alias_of_the_same_mapping_alone(scenario: Path, tmp_path: Path) -> None:
+    edit("scenario.yaml", "    - model", "    - &tiny\n      model")(tmp_path)
+    edit("scenario.yaml", "profiles:", "    - *tiny\nprofiles:")(tmp_path)
+    cluster = read_scenario(scenario, ["cluster.instances.0.count=3"]).file.cluster
+    assert isinstance(cluster, dict)
+    assert [one.get("count") for one in cluster["instances"]] == [3, None]
 
 
 def test_a_number_means_the_same_in_the_file_and_in_an_override(scenario: Path, tmp_path: Path) -> None:
@@ -329,7 +410,7 @@ def test_the_profiler_speaks_for_itself(tmp_path: Path) -> None:
     assert "nowhere: field '--engine-python': no such file" in ran.stderr
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
-    ran = servetwin(*arguments, "--engine-python", sys.executable)
+    ran = as_process(*arguments, "--engine-python", sys.executable)
     assert ran.returncode == 2
     assert "already exists" in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -19,7 +19,7 @@ from harness.scoring.validate import validate
 from harness.terminal.summary import energy_lines
 from profiles.model import ModelSpec
 from simulator.network.topology import Place
-from simulator.power import HostPower, NodePower, PartPower
+from simulator.power.nodes import HostPower, NodePower, PartPower
 from tests.engines import engine
 from tests.harness.scenarios import write_scenario
 from tests.harness.test_cluster import INSTANCE, cluster, own

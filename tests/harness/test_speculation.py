@@ -18,13 +18,16 @@ from harness.running.simulate import simulate_scenario, write_simulation
 from harness.running.stream import stream_scenario
 from harness.terminal.summary import speculation_lines
 from simulator.scheduling.plan import StepPlan
+from simulator.service import Service
 from simulator.steps.speculative_steps import SpeculativeModel
 from tests.harness.scenarios import write_scenario
 from tests.pages import shown_and_printed
 from tests.simulator.batches import batch, request
 from traces.errors import InputError
+from traces.formats import read_any_trace
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "speculation.yaml"
+APART = EXAMPLE.with_name("speculation_apart.yaml")
 CONFIG = {"method": "eagle3", "num_speculative_tokens": 3, "acceptance_rates": [0.72, 0.51, 0.36], "draft_s": 0.0015}
 
 
@@ -147,6 +150,52 @@ def test_good_drafts_pay_wherever_they_are_made(name: str) -> None:
         tpots_s.append(figures["metrics"]["tpot_s"]["mean"])
     plain = simulate_scenario(EXAMPLE.with_name(f"{name}.yaml"), ["engine.speculative_config=null"])[1]
     assert tpots_s[0] < plain["metrics"]["tpot_s"]["mean"] < tpots_s[1]
+
+
+KV_BYTES = 8 * 1024
+"""Of one token of llama-s: 8 layers of 2 * 4 heads * 64 * 2 bytes."""
+
+
+@pytest.mark.parametrize(
+    ("drafter", "layers", "said"),
+    [
+        ("engine.speculative_config=null", 8, []),
+        (config(method="ngram", draft_rate=0.5), 8, []),
+        (config(method="eagle3"), 9, ["one layer more than the model's, of eagle3's drafter"]),
+        (config(method="mtp"), 9, ["one layer more than the model's, of mtp's drafter"]),
+        (
+            config(method="draft_model", draft_s=None, model="servetwin/llama-s"),
+            16,
+            ["8 layers more than the model's, of servetwin/llama-s"],
+        ),
+    ],
+)
+def test_kv_of_a_drafter_is_sent_and_kept_with_the_models(drafter: str, layers: int, said: list[str]) -> None:
+    """Transfers are of whole blocks of all layers, and so are a tier's chunks."""
+    scenario = read_scenario(APART, [drafter])
+    deployment = deploy(scenario)
+    service = Service(read_any_trace(scenario.trace_path), deployment.cluster, fast_forward=True)
+    service.run()
+    assert service.handover is not None
+    sent, block_bytes = service.handover.transfers(), 32 * layers * KV_BYTES // 8
+    answers = {request.index: request for request in service.ranks[1].requests}
+    blocks = [
+        -(-answers[i].row.prompt_tokens // 32) - (answers[i].cached_tokens or 0) // 32 for i in sent.request.tolist()
+    ]
+    assert len(blocks) == len(service.arrivals_s)
+    assert sent.n_bytes.tolist() == [count * block_bytes for count in blocks]
+    assert [tier.chunk_bytes for tier in service.tiers] == [block_bytes]
+    about = "KV that is sent or kept elsewhere has "
+    assert [note.removeprefix(about) for note in deployment.notes if note.startswith(about)] == said
+
+
+def test_a_draft_model_of_unknown_kv_is_refused_where_kv_moves() -> None:
+    unknown = config(method="draft_model", draft_s=0.001)
+    alone, no_tiers = "cluster.instances=[{model: servetwin/llama-s, device: AMD-EPYC-2vCPU}]", "cluster.kv_tiers=[]"
+    for where in (no_tiers, alone):
+        with pytest.raises(InputError, match=r"draft_s.*how much KV the draft model has.*accepted: model in its place"):
+            simulate_scenario(APART, [unknown, where])
+    simulate_scenario(APART, [unknown, alone, no_tiers, "cluster.fabric=null"])
 
 
 def test_a_slow_link_slows_a_draft_model_that_is_spread() -> None:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from harness.demo import BUNDLED
+from simulator.scheduling.policies import Precedence
 from simulator.scheduling.rules import rules_of, version_of
-from simulator.scheduling.scheduler import Scheduler
 from tests.conformance.cases import read_cases
 from tests.conformance.compare import difference, first_difference, our_states
 from tests.conformance.count import FROM_ELSEWHERE, count, counted
@@ -34,11 +34,11 @@ pytestmark = pytest.mark.live
 SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)
 """A scenario is a few hundred draws, and vLLM takes its time."""
 
-FAULT = "Scheduler._victim = lambda self: 0"
+FAULT = "Precedence.victim = lambda self, running: 0"
 """A scheduler that takes the blocks of the request admitted first."""
 
 WITH_FAULT = (
-    f"import runpy, sys; from simulator.scheduling.scheduler import Scheduler; {FAULT}; runpy.run_path(sys.argv[1])"
+    f"import runpy, sys; from simulator.scheduling.policies import Precedence; {FAULT}; runpy.run_path(sys.argv[1])"
 )
 
 
@@ -144,7 +144,7 @@ def test_a_planted_fault_is_found_made_small_kept_and_shown(
     judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as planted:
-        planted.setattr(Scheduler, "_victim", lambda self: 0)
+        planted.setattr(Precedence, "victim", lambda self, running: 0)
         differing = first_differing(judge, Counter(), derandomize=True)
         assert differing is not None
         text = reported(judge, differing, tmp_path)
@@ -199,8 +199,11 @@ def test_the_scenarios_key_chooses_vllms_own_scheduler(judge: Judge, tmp_path: P
     assert sum(outcome.num_preemptions or 0 for outcome in simulated.outcomes) > 0
 
 
-def test_a_live_engines_steps_are_planned_alike(judge: Judge, tmp_path: Path) -> None:
+@pytest.mark.alone
+def test_a_live_engines_steps_are_planned_alike(tmp_path: Path) -> None:
     """With the priority policy, preemptions, clients that go away and answers that stop early."""
+    if not ENGINE.exists():
+        pytest.skip("no engine; run scripts/install_engine.sh")
     capture = record("priority", tmp_path)
     write_capture(capture, tmp_path / "capture")
     scenario = tmp_path / "scenario.json"

@@ -32,7 +32,7 @@ from traces.metrics import requests
 from traces.outcome import Status
 from traces.trace import Trace
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.alone]
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK_SIZE = 32

@@ -15,7 +15,7 @@ import pytest
 
 from collectors.local.small_model import write_small_model
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.alone]
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = "--load-format dummy --dtype bfloat16 --enforce-eager --kv-cache-memory-bytes 16777216"

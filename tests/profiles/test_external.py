@@ -115,6 +115,8 @@ def test_a_simulator_that_fails_is_an_engine_that_fails(tmp_path: Path, program:
 def test_what_the_user_got_wrong_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="field 'command': no such command: found 'no-such-program'"):
         priced_s(Simulator(("no-such-program",), 1.0, "cache", (), tmp_path), "D", SHAPES)
+    with pytest.raises(InputError, match=r"field 'command': cannot be started \(embedded null byte"):
+        priced_s(Simulator(("no\0program",), 1.0, "cache", (), tmp_path), "D", SHAPES)
     with pytest.raises(InputError, match="rates: no such file"):
         priced_s(simulator(tmp_path, depends_on=("rates",)), "D", SHAPES)
     command = simulator(tmp_path)

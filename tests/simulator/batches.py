@@ -25,10 +25,6 @@ def batch(entries: Sequence[tuple[int, int, int]], *, repeat: int = 1) -> StepPl
         np.array([computed for _, _, computed in entries], dtype=np.int64),
         first_step=0,
         repeat=repeat,
-        n_preempted=0,
-        n_running=len(entries),
-        n_waiting=0,
-        kv_blocks=0,
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from simulator.scheduling.plan import StepPlan, plan_of
@@ -12,5 +10,4 @@ from simulator.scheduling.plan import StepPlan, plan_of
 def decode_plan(n_requests: int, history: int, *, repeat: int = 1) -> StepPlan:
     """A step in which so many requests decode, each with so many tokens behind it."""
     ones, behind = np.ones(n_requests, dtype=np.int64), np.full(n_requests, history, dtype=np.int64)
-    counts = {"first_step": 0, "n_preempted": 0, "n_running": n_requests, "n_waiting": 0, "kv_blocks": 0}
-    return replace(plan_of([], ones, behind, repeat=repeat, **counts), n_requests=n_requests)
+    return plan_of([], ones, behind, first_step=0, repeat=repeat)

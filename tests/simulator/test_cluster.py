@@ -113,19 +113,19 @@ def test_a_rank_without_requests_takes_no_step() -> None:
 
 
 def test_a_request_goes_from_prefill_to_decode() -> None:
-    """Prefill 10 ms; 100 tokens of 100 bytes over 1 MB/s and 1 ms: 11 ms; then 10 steps of 10 ms."""
+    """Prefill 10 ms; 7 blocks of 16 tokens of 100 bytes over 1 MB/s and 1 ms: 12.2 ms; then 10 steps of 10 ms."""
     (outcome,) = simulate(trace((0.5, 100, 10)), disaggregated()).capture.outcomes
     assert outcome.scheduled_s == 0.5
-    assert outcome.first_token_s == pytest.approx(0.5 + 0.010 + 0.011 + 0.010)
-    assert outcome.finish_s == pytest.approx(0.5 + 0.010 + 0.011 + 10 * 0.010)
+    assert outcome.first_token_s == pytest.approx(0.5 + 0.010 + 0.0122 + 0.010)
+    assert outcome.finish_s == pytest.approx(0.5 + 0.010 + 0.0122 + 10 * 0.010)
     assert (outcome.output_tokens, outcome.instance) == (10, 1)
 
 
 def test_two_prompts_share_the_link() -> None:
-    """Both end their prefill at 10 ms and share 1 MB/s: 100 and 300 tokens arrive after 20 and 40 ms, and latency."""
+    """Both end their prefill at 10 ms and share 1 MB/s: 7 and 19 blocks arrive after 22.4 and 41.6 ms, and latency."""
     first, second = simulate(trace((0.0, 100, 1), (0.0, 300, 1)), disaggregated()).capture.outcomes
-    assert first.first_token_s == pytest.approx(0.010 + 0.001 + 0.020 + 0.010)
-    assert second.first_token_s == pytest.approx(0.010 + 0.001 + 0.040 + 0.010)
+    assert first.first_token_s == pytest.approx(0.010 + 0.001 + 0.0224 + 0.010)
+    assert second.first_token_s == pytest.approx(0.010 + 0.001 + 0.0416 + 0.010)
 
 
 def test_what_the_decode_engine_has_cached_is_not_sent() -> None:
@@ -173,12 +173,12 @@ def test_roles_without_links_or_of_two_kinds_of_kv_are_refused() -> None:
 
 
 def test_kv_that_leaves_layer_by_layer_arrives_with_the_prefill() -> None:
-    """One of 10 layers computed after 1 ms, then 11 ms on the link: 2 ms after the prefill of 10 ms has ended."""
+    """One of 10 layers computed after 1 ms, then 12.2 ms on the link: 3.2 ms after the prefill of 10 ms has ended."""
     cluster = disaggregated()
     engines = tuple(replace(one, num_layers=10) for one in cluster.engines)
     cluster = replace(cluster, engines=engines, kv_transfer=KVTransfer(when="layer_by_layer"))
     (outcome,) = simulate(trace((0.5, 100, 10)), cluster).capture.outcomes
-    assert outcome.first_token_s == pytest.approx(0.5 + 0.001 + 0.011 + 0.010)
+    assert outcome.first_token_s == pytest.approx(0.5 + 0.001 + 0.0122 + 0.010)
 
 
 def test_kv_that_is_lost_is_computed_again() -> None:
@@ -186,7 +186,7 @@ def test_kv_that_is_lost_is_computed_again() -> None:
     cluster = replace(disaggregated(), kv_transfer=KVTransfer(failure_probability=1.0))
     run = simulate(trace((0.5, 100, 10)), cluster)
     (outcome,) = run.capture.outcomes
-    assert outcome.first_token_s == pytest.approx(0.5 + 0.010 + 0.011 + 0.010)
+    assert outcome.first_token_s == pytest.approx(0.5 + 0.010 + 0.0122 + 0.010)
     assert run.capture.steps is not None
     assert run.capture.steps.n_prefill_tokens.sum() == 200
     assert "KV of 1 prompts was lost on the way, and computed again" in run.capture.meta.notes
@@ -477,7 +477,8 @@ def test_every_block_is_free_in_the_end_and_kv_is_sent_once(
     if (handover := service.handover) is not None:
         sendings = 1 + sum(r.num_preemptions for k in service.ranks for r in k.requests)
         sendings += sum(service.n_sent_again(i) for i in range(len(made)))
-        most = sum(row.prompt_tokens + row.output_tokens for row in made.rows) * KV_BYTES
+        blocks = sum(-(-(row.prompt_tokens + row.output_tokens) // 16) for row in made.rows)
+        most = blocks * 16 * KV_BYTES
         assert handover.n_bytes <= most * sendings
         # Each path is one link here: what the links carried is what was sent.
         network = handover.network

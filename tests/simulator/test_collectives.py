@@ -51,6 +51,29 @@ def cluster(kind: str = "switch", nodes: int = 1, devices: int = 4, nics: int = 
 # -- closed forms ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("kind", "share"), [("bus", 2), ("switch", 1), ("full_mesh", 1), ("ring", 1)])
+def test_groups_that_exchange_at_once_share_a_bus(kind: str, share: int) -> None:
+    """Two pairs of four devices: on a bus each has half of it, elsewhere links of its own."""
+    made, pairs = cluster(kind), [[Place(0, 0), Place(0, 1)], [Place(0, 2), Place(0, 3)]]
+    alone, both = group_of(made, pairs[0]), group_of(made, pairs[0], pairs[1:])
+    for one, other in ((alone.ring, both.ring), (alone.pair, both.pair)):
+        assert other == Hop(one.bandwidth_bytes_per_s / share, one.latency_s)
+
+
+def test_groups_that_exchange_at_once_share_the_nics_of_their_nodes() -> None:
+    """Two groups over the same two nodes of a NIC each: half of it for each, and nodes of their own inside."""
+    made = cluster("full_mesh", nodes=2)
+    groups = [[Place(i, 2 * j + k) for i in range(2) for k in range(2)] for j in range(2)]
+    alone, both = group_of(made, groups[0]), group_of(made, groups[0], groups[1:])
+    assert alone.nodes is not None
+    assert both.nodes is not None
+    assert both.ring.bandwidth_bytes_per_s == alone.ring.bandwidth_bytes_per_s / 2
+    assert both.nodes.between.bandwidth_bytes_per_s == alone.nodes.between.bandwidth_bytes_per_s / 2
+    assert both.nodes.inside == alone.nodes.inside
+    uneven = group_of(made, groups[0], [[Place(0, 2), Place(0, 3), Place(1, 2)]])
+    assert uneven.nodes is None
+
+
 @pytest.mark.parametrize("n", [2, 3, 8])
 def test_a_ring_sends_a_part_to_the_next_rank_each_step(n: int) -> None:
     times = LinkCollectives(switched_group(n, 100 * GB, 2 * US), algorithm="ring")

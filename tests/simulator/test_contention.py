@@ -90,9 +90,9 @@ def two(kind: str = "bus") -> Cluster:
     """A prefill and a decode device; a decode step of one token sends 10,000 bytes to a third device."""
     made = topology(kind, 3)
     (link,) = made.path(Place(0, 1), Place(0, 2))
-    prefill = replace(engine(), role="prefill", places=(Place(0, 0),), kv_bytes_per_token=KV_BYTES)
+    prefill = replace(engine(block_size=25), role="prefill", places=(Place(0, 0),), kv_bytes_per_token=KV_BYTES)
     decode = replace(
-        engine(Talking()),
+        engine(Talking(), block_size=25),
         role="decode",
         places=(Place(0, 1),),
         kv_bytes_per_token=KV_BYTES,
@@ -258,6 +258,59 @@ def test_stages_send_what_energy_counts() -> None:
     total = sum(sum(one.per_token.values()) for one in found)
     assert total == pytest.approx(13 * 2 * 64 * 2 + 2 * 64 * 2 * 2)
     assert [len(one.per_request) for one in found] == [0, 2, 0, 0]
+
+
+EXPERTS = ModelSpec("e", 6, 64, 128, 4, 2, 16, 1000, num_experts=8, num_experts_per_tok=2)
+
+
+@pytest.mark.parametrize(("tensor", "stages", "ranks"), [(1, 1, 2), (1, 1, 4), (2, 1, 2), (2, 2, 3)])
+def test_ranks_that_step_together_send_what_energy_counts(tensor: int, stages: int, ranks: int) -> None:
+    """The same of each rank; and of each token that enters the experts (ranks - 1) (2 hidden + experts) in a layer."""
+    n = tensor * stages * ranks
+    places = [Place(0, i) for i in range(n)]
+    found = exchanges(topology("full_mesh", n), places, EXPERTS, "bfloat16", tensor=tensor, stages=stages)
+    of_one = exchanges(
+        topology("full_mesh", n), places[: n // ranks], EXPERTS, "bfloat16", tensor=tensor, stages=stages
+    )
+    for kind in ("per_token", "per_request"):
+        total, alone = (sum(sum(getattr(one, kind).values()) for one in made) for made in (found, of_one))
+        assert total == pytest.approx(ranks * alone)
+    entering = sum(sum(one.per_entering.values()) for one in found)
+    assert entering == pytest.approx(tensor * 6 * (ranks - 1) * (2 * 64 + 8) * 2)
+    assert not any(one.per_entering for one in of_one)
+
+
+def together(*tokens: int) -> StepPlan:
+    """A step of ranks that decode so many requests each."""
+    first, *others = (decode_plan(n, 100) for n in tokens)
+    return replace(first, alongside=tuple(others))
+
+
+@pytest.mark.parametrize(("tokens", "dummies", "n_bytes"), [((10, 30), 1, 7000), ((10,), 1, 2100), ((10,), 4, 2400)])
+def test_bytes_of_a_step_are_those_of_all_ranks_once(tokens: tuple[int, ...], dummies: int, n_bytes: float) -> None:
+    """100 bytes for each of the largest rank's tokens, 100 for each of two ranks': one without requests has dummies."""
+    link, network = Link("wire", SPEED, 0.0), Network()
+    exchange = Exchange({link: 100.0}, {}, {link: 100.0}).only([link])
+    shared = SharedLinks(LinearStepTime(0.02), [exchange], [link], network, stages=1, ranks=2, dummy_tokens=dummies)
+    shared.ran(together(*tokens), np.array([0.0]), np.array([0.02]))
+    assert shared.rate(link, 0.01)[0] * 0.02 == pytest.approx(n_bytes)
+
+
+def test_experts_of_all_ranks_and_a_transfer_share_a_link() -> None:
+    """10,000 bytes of 40 tokens in 20 ms: beside KV half of the link, 30 ms, and the KV has the other 20,000."""
+    link, network = Link("wire", SPEED, 0.0), Network()
+    exchange = Exchange({}, {}, {link: 250.0})
+    shared = SharedLinks(LinearStepTime(0.02), [exchange], [link], network, stages=1, ranks=2)
+    kv = network.start((link,), 20_000.0, 0.0, "KV")
+    network.advance(0.0)
+    plan = together(10, 30)
+    cost = shared.price(plan)
+    assert cost.device_s == pytest.approx(0.03)
+    shared.count(plan, 1)
+    shared.ran(plan, np.array([0.0]), np.array([0.03]))
+    network.advance(np.inf)
+    assert kv.end_s == pytest.approx(0.03)
+    assert network.carried_bytes(link, 0.03) + 40 * 250 == pytest.approx(0.03 * SPEED)
 
 
 def test_one_device_sends_nothing() -> None:

@@ -10,17 +10,27 @@ import pytest
 from simulator.cluster import Cluster
 from simulator.fleet import Autoscaling, Failure, Scaling
 from simulator.handover import KVTransfer
+from simulator.network.topology import Topology
 from simulator.service import Service
 from simulator.simulate import Simulation, simulate
 from tests.engines import engine, trace
-from tests.simulator.test_cluster import disaggregated, links
+from tests.simulator import test_cluster
+from tests.simulator.test_cluster import links
 from traces.errors import EngineError, InputError
 from traces.outcome import Outcome, Status
+
+WHOLE = {"block_size": 25}
+"""Blocks that the prompts here fill."""
 
 ONE = trace((0.5, 100, 10))
 """Prompt computed at 0.510 s, KV there at 0.521 s, a token every 10 ms from 0.531 s on."""
 LONG = trace((0.5, 1000, 10))
 """Prompt computed at 0.510 s, KV of 100,000 bytes on the link from 0.511 to 0.611 s."""
+
+
+def disaggregated(n_prefill: int = 1, n_decode: int = 1, *, topology: Topology | None = None) -> Cluster:
+    """As of `test_cluster`, with blocks that the prompts here fill."""
+    return test_cluster.disaggregated(n_prefill, n_decode, topology=topology, prefill=WHOLE, decode=WHOLE)
 
 
 def failing(cluster: Cluster, instance: int, at_s: float, **changes: Any) -> Cluster:
@@ -43,10 +53,10 @@ def test_an_answer_whose_decode_instance_fails_goes_through_prefill_again() -> N
 
 
 def test_an_answer_that_goes_on_has_its_tokens_in_the_prompt() -> None:
-    """Four tokens by 0.561 s, the end of the step under way; prompt of 104 at 0.571, KV at 0.5824, six tokens."""
+    """Four tokens by 0.561 s, the end of the step under way; 104 computed at 0.571, KV of 125 at 0.5845, six tokens."""
     run = simulate(ONE, failing(disaggregated(1, 2), 1, 0.555, after_failure="go_on"))
     outcome = one(run)
-    assert outcome.token_times_s == pytest.approx([0.531, 0.541, 0.551, 0.561, *(0.5924 + 0.01 * i for i in range(6))])
+    assert outcome.token_times_s == pytest.approx([0.531, 0.541, 0.551, 0.561, *(0.5945 + 0.01 * i for i in range(6))])
     assert (outcome.prompt_tokens, outcome.output_tokens) == (100, 10)
     assert outcome.scheduled_s == pytest.approx(0.5)
     assert run.capture.steps is not None

@@ -6,18 +6,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from simulator.cluster import Cluster
 from simulator.front_end import FrontEnd, simulate_behind
-from simulator.handover import KVResidual, KVTransfer
+from simulator.handover import KVResidual, KVTransfer, sent_blocks
+from simulator.service import Service
 from simulator.simulate import Simulation, simulate
 from tests.engines import trace
 from tests.simulator.test_cluster import disaggregated
+from traces.errors import InputError
 from traces.trace import Trace
 from traces.transfers import KVTransfers
 
-LATENCY_S, BYTES_PER_S, BYTES_PER_TOKEN = 1e-3, 1e6, 100
-"""The link of `disaggregated`, and its model's KV."""
+LATENCY_S, BYTES_PER_S, BYTES_PER_TOKEN, BLOCK_SIZE = 1e-3, 1e6, 100, 16
+"""The link of `disaggregated`, its model's KV and its blocks."""
 
 
 def prompts() -> Trace:
@@ -42,7 +46,8 @@ def sent_in(found: Simulation) -> KVTransfers:
 
 
 def bytes_of(sent: KVTransfers) -> list[int]:
-    return [prompts().rows[i].prompt_tokens * BYTES_PER_TOKEN for i in sent.request.tolist()]
+    blocks = [-(-prompts().rows[i].prompt_tokens // BLOCK_SIZE) for i in sent.request.tolist()]
+    return [count * BLOCK_SIZE * BYTES_PER_TOKEN for count in blocks]
 
 
 def test_every_transfer_is_in_the_capture() -> None:
@@ -105,6 +110,102 @@ def test_behind_a_front_end_transfers_belong_to_the_same_requests() -> None:
     for i, outcome in enumerate(found.capture.outcomes):
         assert outcome.first_token_s is not None
         assert outcome.arrival_s < found.computed_s[i] < outcome.first_token_s
+
+
+def apart_with(prefill: int, decode: int, budget: int = 2048, **settings: object) -> Cluster:
+    """Engines of these block sizes."""
+    of_prefill = {"block_size": prefill, "max_num_batched_tokens": budget, "max_num_seqs": 16}
+    cluster = disaggregated(prefill=of_prefill, decode={"block_size": decode})
+    engines = tuple(replace(engine, num_layers=4) for engine in cluster.engines)
+    return replace(cluster, engines=engines, kv_transfer=KVTransfer(**settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cached", "source_size", "target_size", "blocks"),
+    [
+        (1, 0, 16, 16, 1),
+        (16, 0, 16, 16, 1),
+        (17, 0, 16, 16, 2),
+        (40, 32, 16, 16, 1),
+        (48, 32, 16, 16, 1),
+        # vLLM's own example: ten blocks of 4 into three of 16.
+        (40, 0, 4, 16, 10),
+        (48, 0, 4, 16, 12),
+        # With a prefix cached, as many as fill the target's blocks.
+        (40, 16, 4, 16, 8),
+        (40, 32, 4, 16, 4),
+    ],
+)
+def test_blocks_that_are_read(prompt: int, cached: int, source_size: int, target_size: int, blocks: int) -> None:
+    assert sent_blocks(prompt, cached, source_size, target_size) == blocks
+
+
+def test_blocks_of_the_prefill_engine_are_sent_into_larger_ones() -> None:
+    """40 tokens: three blocks of 16, of which the target takes two of 32."""
+    run = simulate(trace((0.0, 40, 2)), apart_with(16, 32))
+    assert sent_in(run).n_bytes.tolist() == [3 * 16 * BYTES_PER_TOKEN]
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "when", "accepted"),
+    [
+        (32, 16, "at_end", "a multiple of 32"),
+        (16, 24, "at_end", "a multiple of 16"),
+        (16, 32, "layer_by_layer", "16, as the prefill engines have"),
+    ],
+)
+def test_blocks_that_vllm_cannot_send_are_refused(prefill: int, decode: int, when: str, accepted: str) -> None:
+    with pytest.raises(InputError, match=f"block_size'.*block sizes.*found {decode}.*{accepted}"):
+        simulate(prompts(), apart_with(prefill, decode, when=when))
+
+
+def test_layer_by_layer_all_of_a_prompt_leaves_with_its_last_chunk() -> None:
+    """100 tokens in chunks of 40: the third step of 10 ms begins at 20 ms, its first layer of 4 is there at 22.5 ms."""
+    sent = sent_in(simulate(trace((0.0, 100, 2)), apart_with(16, 16, 40, when="layer_by_layer")))
+    assert sent.n_bytes.tolist() == [7 * 16 * BYTES_PER_TOKEN]
+    assert sent.start_s.tolist() == pytest.approx([0.0225])
+    assert sent.end_s.tolist() == pytest.approx([0.0225 + LATENCY_S + 7 * 16 * BYTES_PER_TOKEN / BYTES_PER_S])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 200), st.integers(0, 2)), min_size=1, max_size=12),
+    st.sampled_from([(16, 16), (8, 32), (16, 48)]),
+    st.sampled_from(["at_end", "layer_by_layer"]),
+)
+def test_bytes_are_those_of_blocks_and_none_is_sent_twice(
+    made: list[tuple[int, int]], sizes: tuple[int, int], when: str
+) -> None:
+    """Prompts of three families, which share their first blocks as far as both have them."""
+    source, target = sizes if when == "at_end" else (16, 16)
+    rows = trace(
+        *((0.05 * i, prompt, 2) for i, (prompt, _) in enumerate(made)),
+        hashes=[tuple(1000 * family + j for j in range(prompt // target)) for prompt, family in made],
+        size=target,
+    )
+    service = Service(rows, apart_with(source, target, 64, when=when), fast_forward=True)
+    service.run()
+    assert service.handover is not None
+    sent = service.handover.transfers()
+    cached = {request.index: request.cached_tokens or 0 for request in service.ranks[1].requests}
+    expected = [
+        sent_blocks(made[i][0], cached[i] if when == "at_end" else 0, source, target) * source * BYTES_PER_TOKEN
+        for i in sent.request.tolist()
+    ]
+    assert sorted(sent.request.tolist()) == list(range(len(made)))
+    np.testing.assert_array_equal(sent.n_bytes, expected)
+    network = service.handover.network
+    carried = sum(float(network.carried_bytes(link, network.now_s)) for link in network.links)
+    assert carried == pytest.approx(float(sent.n_bytes.sum()))
+
+
+def test_each_device_of_the_target_reads_what_it_keeps() -> None:
+    """Two of them keep the same keys and values: these are sent twice, whatever the source keeps."""
+    cluster = apart()
+    prefill, decode = cluster.engines
+    for engines, copies in (((prefill, replace(decode, kv_copies=2)), 2), ((replace(prefill, kv_copies=2), decode), 1)):
+        sent = sent_in(simulate(prompts(), replace(cluster, engines=engines)))
+        assert sent.n_bytes.tolist() == [copies * n_bytes for n_bytes in bytes_of(sent)]
 
 
 def test_one_engine_alone_sends_nothing() -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 
 from simulator.scheduling.lockstep import Lockstep
-from simulator.scheduling.request import Request, new_request
+from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.request import Request
+from simulator.scheduling.spec import SchedulerSpec
 from traces.trace import TraceRow
 
 
 def running(computed: int, output: int, admission: int) -> Request:
     """A request that has computed so much, and is due its second token."""
     row = TraceRow(request_id=str(admission), arrival_s=0.0, prompt_tokens=computed, output_tokens=output)
-    request = new_request(row, admission, (), 0.0, block_size=4, num_blocks=100, max_model_len=1000)
+    request = SchedulerSpec(EngineOptions(block_size=4), 101, 1000).new_request(row, admission, (), 0.0)
     request.admission, request.num_computed_tokens, request.num_tokens = admission, computed, computed + 1
     return request
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from profiles.catalog import BUNDLED, find_device, find_model
 from profiles.model import ModelSpec, model_of
-from simulator.memory import MemoryAccount, block_bytes, memory_account, weight_bytes
+from simulator.memory import MemoryAccount, block_bytes, memory_account, weight_bytes, weights_by_part
 from simulator.profiling_run import profiling_peak, uses_second_runner
 from simulator.scheduling.options import EngineOptions
 from simulator.steps.partition import Partition
@@ -194,3 +194,15 @@ def test_weights_of_all_devices_are_the_models() -> None:
     partition = Partition(pipeline_parallel_size=4)
     stages = sum(weight_bytes(small(), "bfloat16", partition, stage) for stage in range(4))
     assert stages == pytest.approx(small().weight_bytes("bfloat16"))
+
+
+def test_experts_are_spread_over_the_devices_of_all_ranks() -> None:
+    """Whole ones or a share of each, a device holds as much of them: vLLM 0.32 `flatten_tp_across_dp_and_pcp`."""
+    experts = small(model_type="mixtral", num_local_experts=4, num_experts_per_tok=2)
+    ranks = Partition(tensor_parallel_size=1, data_parallel_size=2)
+    shares = weights_by_part(experts, "bfloat16", ranks)
+    assert shares == weights_by_part(experts, "bfloat16", replace(ranks, enable_expert_parallel=True))
+    alone = weights_by_part(experts, "bfloat16")
+    router = 2 * experts.num_layers * experts.num_experts * experts.hidden_size
+    assert shares["experts"] - router == (alone["experts"] - router) / 2
+    assert shares["attention"] == alone["attention"]

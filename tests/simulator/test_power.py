@@ -13,19 +13,10 @@ from profiles.device import DevicePower
 from simulator.kv.tiers import CROSSES, Memory, Move
 from simulator.network.topology import Place
 from simulator.network.transfers import Link, Network
-from simulator.power import (
-    BITS,
-    Curve,
-    HostPower,
-    Machine,
-    NodePower,
-    PartPower,
-    PowerRun,
-    Spans,
-    constant,
-    power_run,
-    summed,
-)
+from simulator.power.curves import Curve, Spans, constant, summed
+from simulator.power.nodes import HostPower, NodePower, PartPower
+from simulator.power.run import Machine, PowerRun, power_run
+from simulator.power.sent import BITS
 from traces.series import Grid
 from traces.steps import STEP_COLUMNS, Batches, Steps, steps_from_columns
 

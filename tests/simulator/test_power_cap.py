@@ -14,8 +14,7 @@ from simulator.steps.step_time import OperatorTimes, StepCost
 def plan(new_tokens: list[int]) -> StepPlan:
     """A step of requests with so many new tokens each."""
     new = np.array(new_tokens, dtype=np.int64)
-    counts = {"first_step": 0, "n_preempted": 0, "n_running": len(new), "n_waiting": 0, "kv_blocks": 0}
-    return plan_of([], new, np.zeros(len(new), dtype=np.int64), repeat=2, **counts)
+    return plan_of([], new, np.zeros(len(new), dtype=np.int64), first_step=0, repeat=2)
 
 
 SLOWDOWN = Slowdown(prefill=1.3, decode=1.1)

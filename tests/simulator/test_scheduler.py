@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from simulator.scheduling.lockstep_scheduler import LockstepScheduler
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan
 from simulator.scheduling.request import Request, RequestStatus
 from simulator.scheduling.rules import REFERENCE, rules_of
 from simulator.scheduling.scheduler import Scheduler
+from simulator.scheduling.spec import SchedulerSpec
 from traces.trace import TraceRow
 
 
 def scheduler(num_gpu_blocks: int = 101, version: tuple[int, int] = REFERENCE, **options: object) -> Scheduler:
     chosen = EngineOptions(**{"async_scheduling": False, "max_num_batched_tokens": 64, **options})  # type: ignore[arg-type]
-    return Scheduler(chosen, num_gpu_blocks=num_gpu_blocks, max_model_len=1000, rules=rules_of(version))
+    return LockstepScheduler(SchedulerSpec(chosen, num_gpu_blocks, max_model_len=1000, rules=rules_of(version)))
 
 
 def add(

@@ -18,6 +18,7 @@ from simulator.fleet import Failure
 from simulator.scheduling.choice import new_scheduler
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan, plan_of
+from simulator.scheduling.spec import SchedulerSpec
 from simulator.scheduling.speculation import (
     Acceptance,
     SpeculativeConfig,
@@ -223,7 +224,7 @@ def test_every_request_gets_its_tokens_and_every_block_comes_back(
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_every_block_is_free_when_all_is_over(asynchronous: bool) -> None:
     made = drafting(0.9, 0.5, async_scheduling=asynchronous)
-    scheduler = new_scheduler("native", made.options, num_gpu_blocks=20, max_model_len=200)
+    scheduler = new_scheduler("native", SchedulerSpec(made.options, num_gpu_blocks=20, max_model_len=200))
     for index, row in enumerate(trace(*[(0.0, 40, 60)] * 5).rows):
         scheduler.add_request(row, index, (), 0.0)
     depth, under_way, done, n_preempted = 1 + asynchronous, [], 0, 0
@@ -244,9 +245,7 @@ def test_large_hashes_find_what_small_ones_do(method: str) -> None:
     made = drafting(0.8, 0.5, method=method)
     plans, hits = [], []
     for per_hash, hashes in ((4, (1, 2)), (1, tuple(10 * large + small for large in (1, 2) for small in range(4)))):
-        scheduler = new_scheduler(
-            "native", made.options, num_gpu_blocks=60, max_model_len=400, blocks_per_hash=per_hash
-        )
+        scheduler = new_scheduler("native", SchedulerSpec(made.options, 60, 400, blocks_per_hash=per_hash))
         batches = []
         for index in range(3):
             row = trace((0.0, 120 + 10 * index, 20)).rows[0]
@@ -308,7 +307,7 @@ def test_as_chunks_a_request_with_drafts_is_a_chunk_with_history() -> None:
 
 def test_plans_with_drafts_are_of_one_step() -> None:
     made = drafting(1.0)
-    scheduler = new_scheduler("native", made.options, num_gpu_blocks=20, max_model_len=200)
+    scheduler = new_scheduler("native", SchedulerSpec(made.options, num_gpu_blocks=20, max_model_len=200))
     scheduler.add_request(trace((0.0, 40, 60)).rows[0], 0, (), 0.0)
     plan = scheduler.schedule(0.0)
     assert plan is not None

@@ -64,12 +64,12 @@ def tokens_by_step(run: Simulation, request: int = 0) -> list[int]:
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("method", ["eagle", "mtp", "draft_model"])
 def test_the_decode_engine_drafts(method: str, asynchronous: bool) -> None:
-    """50 tokens of 10 ms, 5 ms of KV and 1 of latency; a padded step brings the first token, the others 1 + k each."""
+    """50 tokens of 10 ms, 4 blocks of KV of 1.6 ms, 1 of latency; a padded step brings one token, others 1 + k."""
     both = drafting(1, 1, 1, method=method, async_scheduling=asynchronous)
     run = simulate(trace((0.0, 50, 41)), apart(both, both))
     outcome = run.capture.outcomes[0]
     assert tokens_by_step(run) == [1, *[4] * 10]
-    assert outcome.first_token_s == pytest.approx(0.01 + 0.001 + 0.005 + 0.01)
+    assert outcome.first_token_s == pytest.approx(0.01 + 0.001 + 0.0064 + 0.01)
     assert outcome.finish_s == pytest.approx((outcome.first_token_s or 0) + 10 * 0.01)
     assert run.speculation is not None
     assert run.speculation.num_accepted_tokens == 30
@@ -95,8 +95,7 @@ def test_a_lookup_needs_only_the_decode_engine() -> None:
 def test_a_drafter_with_kv_of_its_own_needs_it_on_both_sides() -> None:
     with pytest.raises(InputError, match=r"speculative_config.method': found 'eagle, none': accepted: one of them"):
         simulate(trace((0.0, 50, 4)), apart(engine(), drafting(1, 1, method="eagle")))
-    run = simulate(trace((0.0, 50, 4)), apart(drafting(1, method="eagle"), drafting(1, 1, method="eagle")))
-    assert "KV of the drafter's own layers is not counted in what is sent and kept elsewhere" in run.capture.meta.notes
+    simulate(trace((0.0, 50, 4)), apart(drafting(1, method="eagle"), drafting(1, 1, method="eagle")))
 
 
 def test_what_is_sent_layer_by_layer_holds_no_drafts() -> None:
@@ -106,7 +105,7 @@ def test_what_is_sent_layer_by_layer_holds_no_drafts() -> None:
     service = Service(rows, apart(both, both, kv_transfer=KVTransfer(when="layer_by_layer")), fast_forward=True)
     service.run()
     assert service.handover is not None
-    assert service.handover.n_bytes == pytest.approx(2 * 17 * KV_BYTES)
+    assert service.handover.n_bytes == pytest.approx(2 * 2 * 16 * KV_BYTES)
     plan = replace(batch([(17, 4, 16)]), drafts=np.array([3]))
     assert without_drafts(plan).new_tokens.tolist() == [1]
 

@@ -10,6 +10,7 @@ import pytest
 from simulator.cluster import Cluster
 from simulator.kv.kv_cache import KVCache
 from simulator.scheduling.lockstep import Lockstep
+from simulator.scheduling.lockstep_scheduler import LockstepScheduler
 from simulator.scheduling.plan import StepPlan
 from simulator.scheduling.scheduler import Scheduler
 from simulator.simulate import Simulation, simulate
@@ -45,7 +46,7 @@ def counted(
         monkeypatch.setattr(owner, name, counting)
 
     count(Scheduler, "schedule")
-    count(Scheduler, "_schedule_running")
+    count(LockstepScheduler, "_schedule_running")
     count(Lockstep, "join")
     count(KVCache, "cache")
     chosen = engine(Counting(counts), num_gpu_blocks=5000, max_num_batched_tokens=512, **options)

@@ -57,6 +57,27 @@ def test_equal_engines_always_in_step_take_the_time_of_a_collective_once_more_fo
     assert said in "\n".join(run.capture.meta.notes)
 
 
+def of_ranks(cluster: Cluster, ranks: int = 2) -> Cluster:
+    """The same with engines of ranks that step together, whose bytes are of each token of all ranks."""
+    engines = tuple(
+        replace(one, ranks=ranks, exchanges=tuple(Exchange({}, {}, own.per_token) for own in one.exchanges))
+        for one in cluster.engines
+    )
+    return replace(cluster, engines=engines)
+
+
+def test_engines_of_ranks_in_step_send_for_all_their_ranks() -> None:
+    """Two engines of two ranks: one has a request on each, the other on one, and a dummy token beside it.
+
+    2,500 bytes a token: of 20 ms there are 5 of a collective, in either; together they take 25.
+    """
+    made, cluster = trace(*[(0.0, 1, 30)] * 3), replace(of_ranks(on_one_bus(2500.0, 2500.0)), routing="round_robin")
+    for gaps in gaps_s(cluster, made):
+        assert gaps == pytest.approx(0.025)
+    said = "60 steps took 0.3 s longer for other engines on links of their collectives"
+    assert said in "\n".join(simulate(made, cluster).capture.meta.notes)
+
+
 def test_of_two_in_step_the_longer_is_slowed_as_long_as_the_shorter_is_there() -> None:
     """15 + 2 * 2 ms, and 15 + 5 + 2: one ends before the other, and they do not meet again as they did."""
     talk = talk_of([{WIRE: 0.002}], 0.0, 0.019, 0.002)
@@ -124,6 +145,18 @@ ROWS = st.lists(
     min_size=2,
     max_size=20,
 ).map(sorted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, st.sampled_from([50.0, 190.0]), st.integers(2, 3), st.booleans(), st.booleans())
+def test_fast_forward_changes_nothing_of_ranks_in_step(
+    rows: list[tuple[float, int, int]], per_token: float, ranks: int, asynchronous: bool, is_late: bool
+) -> None:
+    cluster = of_ranks(on_one_bus(per_token, per_token), ranks)
+    own = engine(LinearStepTime(0.02, 3e-4), async_scheduling=asynchronous)
+    engines = tuple(replace(one, options=own.options, step_time=own.step_time) for one in cluster.engines)
+    made = trace(*(rows if is_late else [(0.0, *row[1:]) for row in rows]))
+    same_bytes(made, replace(cluster, engines=engines))
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from traces.decoding import decode_json, decode_yaml, lines, read_bytes, read_columns
-from traces.errors import InputError
+from traces.errors import InputError, nearest
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True):
@@ -107,6 +107,37 @@ def test_yaml_errors_name_line_and_field(tmp_path: Path, text: str, line: int | 
     with pytest.raises(InputError) as caught:
         decode_yaml(path, Whole)
     assert (caught.value.file, caught.value.line, caught.value.field) == (str(path), line, field)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("name: a\nparts: &all [*all]\n", 2, "an anchor holds its own alias"),
+        ("name: a\nparts:\n- &one\n  tokens: {1: *one}\n", 3, "an anchor holds its own alias"),
+        ("name: " + "[" * 5000 + "]" * 5000, None, "is nested too deeply"),
+    ],
+)
+def test_yaml_without_end_is_refused(tmp_path: Path, text: str, line: int | None, said: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said) as caught:
+        decode_yaml(path, Whole)
+    assert caught.value.line == line
+
+
+def test_aliases_that_multiply_are_looked_at_once(tmp_path: Path) -> None:
+    rows = ["a0: &a0 [1, 2, 3]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30))]
+    (tmp_path / "a.yaml").write_text("\n".join(rows))
+    with pytest.raises(InputError, match="'a0': is unknown"):  # 9 to the 29th numbers, one by one, would take for ever
+        decode_yaml(tmp_path / "a.yaml", Whole)
+
+
+def test_an_unknown_name_is_told_what_it_begins_or_is_like() -> None:
+    known = ["A100-80GB", "A100-SXM", "H100", "max_num_seqs"]
+    assert nearest("A100", known) == "A100-80GB, A100-SXM"
+    assert nearest("h10", known) == "'H100' is the nearest known name"
+    assert nearest("max_seqs", known) == "'max_num_seqs' is the nearest known name"
+    assert nearest("", known) == ", ".join(known)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

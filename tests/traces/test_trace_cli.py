@@ -96,6 +96,8 @@ def _mix(folder: Path) -> Trace:
         (("synth", "--arrivals", "pareto"), "--arrivals.*poisson"),
         (("synth", "--cv", "2"), "--cv.*of their own"),
         (("synth", "--requests", "0"), "--requests"),
+        (("synth", "--requests", "99999999999999999999"), "--requests.*1 to 100000000"),
+        (("synth", "--like", "{0}", "--requests", "99999999999999999999"), "--requests.*1 to 100000000"),
         (("mix", "{0}"), "two traces or more"),
     ],
 )

@@ -96,7 +96,11 @@ class Source:
 
     @contextmanager
     def _open(self) -> Iterator[IO[bytes]]:
-        with self.path.open("rb") as self._file:
+        try:
+            self._file = self.path.open("rb")
+        except ValueError as error:  # a name with a null byte
+            raise InputError(f"cannot be read ({error})", file=self.path) from None
+        with self._file:
             if self.path.suffix != ".gz":
                 yield self._file
                 return

@@ -19,9 +19,11 @@ child = subprocess.Popen(["sleep", "600"])
 pathlib.Path({child_file!r}).write_text(str(child.pid))
 print("flags", *sys.argv[1:], flush=True)
 
+statuses = [503]
+
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200)
+        self.send_response(statuses.pop() if statuses else 200)
         self.end_headers()
 
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Health).serve_forever()

@@ -156,7 +156,11 @@ async def test_which_of_several_models_must_be_said(server: FakeServer, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--time-scale", "0"), "accepted: a number above 0"),
+        (("--time-scale", "0"), "accepted: a finite number above 0"),
+        (("--time-scale", "nan"), "accepted: a finite number above 0"),
+        (("--url", "127.0.0.1:8000"), "field '--url': found '127.0.0.1:8000'"),
+        (("--url", "http://127.0.0.1:x"), "accepted: the server's address, as http"),
+        (("--url", "http://["), "accepted: the server's address, as http"),
         (("--time-scale", "2", "--concurrency", "3"), "no time scale in a closed loop"),
         (("--extra-body", "[1]"), "--extra-body"),
         (("--api-key-env", "SERVETWIN_NO_SUCH_KEY"), "an environment variable that is set"),

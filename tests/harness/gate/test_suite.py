@@ -30,7 +30,10 @@ def read(folder: Path, text: str) -> str:
         ("scenarios:\n  a: b.yaml", "suite.yaml:2: field 'scenarios.a': found 'b.yaml': accepted: a mapping with a"),
         ("scenarios:\n  a:\n    scenaro: b.yaml", "suite.yaml:3: field 'scenaro': is unknown: accepted: 'scenario'"),
         (f"{ONE}fidelty: {{}}", "suite.yaml:2: field 'fidelty': is unknown: accepted: 'fidelity' is the nearest"),
-        (f"{ONE}fidelity:\n  ttft.p9: 1%", "suite.yaml:3: field 'fidelity.ttft.p9': is unknown: accepted: 'ttft.p99'"),
+        (
+            f"{ONE}fidelity:\n  ttft.p9: 1%",
+            "suite.yaml:3: field 'fidelity.ttft.p9': is unknown: accepted: ttft.p90, ttft.p95",
+        ),
         (f"{ONE}fidelity:\n  ttft.p90: 1", "suite.yaml:3: field 'fidelity.ttft.p90': found 1: accepted: 10%"),
         (f"{ONE}fidelity:\n  ttft.p90: few", "suite.yaml:3: field 'fidelity.ttft.p90': found 'few': accepted: 10%"),
         (f"{ONE}fidelity:\n  ttft.p90: report", "suite.yaml:3: field 'fidelity.ttft.p90': found 'report': accepted"),

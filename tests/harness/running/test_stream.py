@@ -76,6 +76,18 @@ def test_what_needs_more_is_refused_and_nothing_is_left(scenario: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_what_ends_on_the_way_leaves_no_file_open_while_its_error_is_kept(scenario: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "requests.jsonl"
+    lines = trace.read_text().splitlines()
+    late = json.dumps({**json.loads(lines[-1]), "request_id": "late", "session_id": "s", "delay_s": 1.0})
+    trace.write_text("\n".join([*lines, late]) + "\n")
+    with pytest.raises(InputError, match="cannot be streamed") as kept:
+        stream_scenario(scenario, tmp_path / "out")
+    opened = [fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    assert not [file for file in opened if file.is_relative_to(tmp_path)], kept
+    assert not (tmp_path / "out").exists()
+
+
 def test_many_gaps_are_counted_and_their_percentiles_are_right_to_a_thousandth() -> None:
     gaps_s = np.random.default_rng(0).lognormal(-4, 1, 5000)
     few, many = Gaps(), Gaps(most=1000)

@@ -6,13 +6,12 @@ looks at nothing else, so that the same batches are priced once more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.power import Beside
-from simulator.scheduling.plan import StepPlan, plan_of
+from simulator.power.run import Beside
+from simulator.scheduling.plan import recorded_plans
 from simulator.scheduling.request import Request
 from simulator.steps.near_memory import NearMemory
 from simulator.steps.step_time import StepTimeModel
@@ -110,43 +109,8 @@ def _entries(own: Ints, batches: Batches) -> tuple[Ints, Ints]:
 def _waiting_s(step_time: StepTimeModel, own: Ints, batches: Batches, trace: Trace) -> Floats:
     """Seconds that the devices wait in each step."""
     waits = [np.zeros(0)]
-    for plan in _plans(own, batches, trace):
+    requests = [Request(row, i, 0, [], 0) for i, row in enumerate(trace.rows)]
+    for plan in recorded_plans(batches, own, requests):
         times = step_time.price(plan).operators
         waits.append(np.broadcast_to(0.0 if times is None else times.waiting_s, plan.repeat))
     return np.concatenate(waits)
-
-
-def _plans(own: Ints, batches: Batches, trace: Trace) -> Iterator[StepPlan]:
-    """The steps as plans, alike ones in one."""
-    requests: dict[int, Request] = {}
-    bounds = [slice(int(batches.offsets[step]), int(batches.offsets[step + 1])) for step in own.tolist()]
-    first = 0
-    for after in range(1, len(bounds) + 1):
-        if after < len(bounds) and _goes_on(batches, bounds[after - 1], bounds[after]):
-            continue
-        at = bounds[first]
-        indices = batches.request[at].tolist()
-        for i in indices:
-            if i not in requests:
-                requests[i] = Request(trace.rows[i], i, 0, [], 0)
-        yield plan_of(
-            [requests[i] for i in indices],
-            batches.new_tokens[at],
-            batches.computed_tokens[at],
-            first_step=first,
-            repeat=after - first,
-            n_preempted=0,
-            n_running=0,
-            n_waiting=0,
-            kv_blocks=0,
-        )
-        first = after
-
-
-def _goes_on(batches: Batches, one: slice, after: slice) -> bool:
-    """Whether a step is the one before with a token more in each request."""
-    return (
-        np.array_equal(batches.request[one], batches.request[after])
-        and bool((batches.new_tokens[one] == 1).all() and (batches.new_tokens[after] == 1).all())
-        and np.array_equal(batches.computed_tokens[one] + 1, batches.computed_tokens[after])
-    )
