@@ -12,6 +12,10 @@ from traces.decoding import decode_yaml, read_bytes
 from traces.errors import InputError
 
 Above0 = Annotated[float, msgspec.Meta(gt=0)]
+Bandwidth = Annotated[float, msgspec.Meta(ge=1)]
+"""Bytes per second, one at least."""
+Latency = Annotated[float, msgspec.Meta(ge=0, le=60)]
+"""Seconds, a minute at most."""
 
 
 class DevicePower(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,10 +67,10 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: str
     aliases: tuple[str, ...] = ()
     memory_bytes: Above0
-    memory_bandwidth_bytes_per_s: Above0 | None = None
+    memory_bandwidth_bytes_per_s: Bandwidth | None = None
     peak_flops_per_s: dict[str, Above0] = {}
     tdp_w: Above0 | None = None
-    link_bandwidth_bytes_per_s: Above0 | None = None
+    link_bandwidth_bytes_per_s: Bandwidth | None = None
     multiprocessors: Annotated[int, msgspec.Meta(ge=1)] | None = None
     compute_capability: Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]$")] | None = None
     power: DevicePower | None = None
@@ -77,8 +81,8 @@ class LinkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A link between devices: what it carries each way, and what it takes before the first byte arrives."""
 
     name: str
-    bandwidth_bytes_per_s: Above0
-    latency_s: Annotated[float, msgspec.Meta(ge=0)]
+    bandwidth_bytes_per_s: Bandwidth
+    latency_s: Latency
     sources: dict[str, str]
 
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import msgspec
 
-from profiles.device import Above0
 from profiles.model import ModelSpec
 from traces.decoding import decode_yaml
 from traces.errors import InputError, nearest
@@ -25,8 +24,8 @@ class AttentionRate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         head_dim: width of its heads.
     """
 
-    request_s: Above0
-    token_s: Above0
+    request_s: Annotated[float, msgspec.Meta(gt=0, le=60)]
+    token_s: Annotated[float, msgspec.Meta(gt=0, le=60)]
     num_heads: Annotated[int, msgspec.Meta(ge=1)]
     head_dim: Annotated[int, msgspec.Meta(ge=1)]
 

@@ -8,7 +8,6 @@ none runs past the next moment at which another could concern it.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from functools import partial
 import msgspec
 import numpy as np
 
+from simulator.agenda import Act, Agenda
 from simulator.assembly import beside_loads, check_together, new_handover, put_tiers, sessions_of, shared_links
 from simulator.cluster import Cluster
 from simulator.engine import Engine, Role
@@ -113,14 +113,9 @@ class Service:
             self.instances.append(instance)
         self._first = self._new_pool("prefill" if self.handover else "both", cluster, cluster.seed)
         self._second = self._new_pool("decode", cluster, cluster.seed + 1)
-        # What happens at a set time, with a number that keeps the order of equal times.
-        self._events: list[tuple[float, int, Callable[[float], None]]] = []
-        self._n_events = 0
-        # Instances that have something to do, by when; the others wait for a request.
-        self._awake: list[tuple[float, int]] = []
-        self._asleep = set(range(len(self.instances)))
+        self._agenda = Agenda(len(self.instances))
         # What waits for an instance to come into use.
-        self._homeless: list[Callable[[float], None]] = []
+        self._homeless: list[Act] = []
         check_together(cluster, self.ranks)
 
     def _new_ranks(self, engine: Engine, cluster: Cluster, *, names_batches: bool) -> list[Rank]:
@@ -291,31 +286,29 @@ class Service:
         arrivals = enumerate(self._trace.rows)
         starts = self._sessions.initial() if self._sessions else [(row.arrival_s, index) for index, row in arrivals]
         for time_s, index in starts:
-            self._at(time_s, partial(self._arrive, index))
+            self._agenda.at(time_s, partial(self._arrive, index))
         for failure in self._failures:
-            self._at(failure.at_s, partial(self._fail, failure))
+            self._agenda.at(failure.at_s, partial(self._fail, failure))
         for role, scaling in self._scalings.items():
             for number in self._pool(role)[scaling.min_instances :]:
                 _set_alive(self.instances[number], alive=False)
             self._look_at(role, 0.0)
         while True:
             sent_s = self.handover.next_event_s() if self.handover else np.inf
-            told_s = self._events[0][0] if self._events else np.inf
-            awake_s = self._awake[0][0] if self._awake else np.inf
+            told_s, turn_s = self._agenda.next_event_s, self._agenda.next_turn_s
             event_s = min(sent_s, told_s)
-            if event_s == awake_s == np.inf:
+            if event_s == turn_s == np.inf:
                 return
-            if event_s > awake_s:
+            if event_s > turn_s:
                 self._let_one_go_on(event_s)
             elif sent_s <= told_s:
                 self._receive(sent_s)
             else:
-                time_s, _, act = heapq.heappop(self._events)
-                act(time_s)
+                self._agenda.happen()
 
     def _let_one_go_on(self, until_s: float) -> None:
         """Let the instance that is furthest behind take its turn, at most until another could concern it."""
-        _, number = heapq.heappop(self._awake)
+        number = self._agenda.take_turn()
         instance = self.instances[number]
         if self._is_coupled:
             until_s = min(until_s, self._concerned_s(number))
@@ -325,13 +318,13 @@ class Service:
             if shared.is_shared_now:
                 until_s = instance.now_s  # each step finds less KV on its links
         if instance.step(until_s):
-            heapq.heappush(self._awake, (instance.now_s, number))
+            self._agenda.wake(number, instance.now_s)
         else:
-            self._asleep.add(number)
+            self._agenda.asleep.add(number)
 
     def _neighbours(self, shared: SharedLinks) -> tuple[Neighbour, ...]:
         """Other engines that talk over the links of one that is about to plan a step."""
-        due = {number for at_s, number in self._awake if at_s == shared.now_s}
+        due = {number for at_s, number in self._agenda.awake if at_s == shared.now_s}
         return tuple(
             Neighbour(other.talk, is_due=number in due and self.instances[number].has_requests)
             for number, other in self._shared.items()
@@ -351,19 +344,15 @@ class Service:
             or self._shares_a_tier
             or (self.handover is not None and self.handover.may_fail)
             or self.shares_links
-            or (role == "decode" and any(map(self._is_held_up, self._asleep)))
+            or (role == "decode" and any(map(self._is_held_up, self._agenda.asleep)))
         )
-        others = (at_s for at_s, other in self._awake if any_can or self._roles[other] != role)
+        others = (at_s for at_s, other in self._agenda.awake if any_can or self._roles[other] != role)
         return min(others, default=np.inf)
 
     def _is_held_up(self, number: int) -> bool:
         """Whether a prefill instance has requests and no blocks for them."""
         waits = any(rank.scheduler.waiting for rank in self.instances[number].ranks)
         return waits and self._roles[number] == "prefill"
-
-    def _at(self, time_s: float, act: Callable[[float], None]) -> None:
-        self._n_events += 1
-        heapq.heappush(self._events, (time_s, self._n_events, act))
 
     def _arrive(self, index: int, time_s: float) -> None:
         self.arrivals_s[index] = time_s
@@ -382,11 +371,10 @@ class Service:
     def _wake(self, rank: Rank, time_s: float) -> None:
         """Something has changed for a rank: its instance looks again, as soon as it can."""
         number = self._instance_of[rank.number]
-        if number in self._asleep:
-            self._asleep.remove(number)
+        if number in self._agenda.asleep:
             instance = self.instances[number]
             instance.now_s = max(instance.now_s, time_s)
-            heapq.heappush(self._awake, (instance.now_s, number))
+            self._agenda.wake(number, instance.now_s)
 
     def _on_finish(self, engine: Engine) -> Tell | None:
         """What is to be told of the requests that have ended on an engine."""
@@ -402,7 +390,7 @@ class Service:
         """A request has ended: others of its session may have waited for that."""
         if self._sessions is not None:
             for starts_s, index in self._sessions.finished(request.index, time_s):
-                self._at(starts_s, partial(self._arrive, index))
+                self._agenda.at(starts_s, partial(self._arrive, index))
 
     # -- instances that come and go -----------------------------------------------------------------------------
 
@@ -423,9 +411,7 @@ class Service:
         lost = instance.fail(time_s, failure.for_s)
         if number in self._shared:
             self._shared[number].stop(time_s)
-        self._awake = [(at_s, awake) for at_s, awake in self._awake if awake != number]
-        heapq.heapify(self._awake)
-        self._asleep.add(number)
+        self._agenda.stop(number)
         if self._goes_on and role != "prefill":
             self._keep_tokens(had)
         again = list(dict.fromkeys([*lost, *others]))
@@ -434,10 +420,10 @@ class Service:
         for index in again:
             # Tokens that came with the step under way are known when it has ended.
             if index in self.earlier and ended_s > time_s:
-                self._at(ended_s, partial(self._find_home, index))
+                self._agenda.at(ended_s, partial(self._find_home, index))
             else:
                 self._find_home(index, time_s)
-        self._at(time_s + failure.for_s, partial(self._come_back, number, was_used=was_used))
+        self._agenda.at(time_s + failure.for_s, partial(self._come_back, number, was_used=was_used))
 
     def _keep_tokens(self, had: list[tuple[Rank, Request]]) -> None:
         """Remember what came of requests whose instance has failed."""
@@ -487,7 +473,7 @@ class Service:
     def _look_at(self, role: Role, time_s: float) -> None:
         """Look at the load of a role's instances at that time."""
         self._n_looks += 1
-        self._at(time_s, partial(self._scale, role))
+        self._agenda.at(time_s, partial(self._scale, role))
 
     def _scale(self, role: Role, time_s: float) -> None:
         """Look at the load, and start an instance or take one out of use."""
@@ -499,11 +485,11 @@ class Service:
         if load > scaling.up_above and unused:
             self._started[role] += 1
             self._starting.add(unused[0])
-            self._at(time_s + scaling.start_s, partial(self._started_up, unused[0]))
+            self._agenda.at(time_s + scaling.start_s, partial(self._started_up, unused[0]))
         elif load < scaling.down_below and len(used) > scaling.min_instances:
             _set_alive(self.instances[used[-1]], alive=False)
         is_sent = self.handover is not None and self.handover.next_event_s() < np.inf
-        if len(self._events) > self._n_looks or self._awake or is_sent:
+        if self._agenda.n_events > self._n_looks or self._agenda.awake or is_sent:
             self._look_at(role, time_s + scaling.interval_s)
 
     def _started_up(self, number: int, time_s: float) -> None:
@@ -534,7 +520,7 @@ class Service:
         else:
             self.handover.ended(request)
             there_s = time_s + self.handover.way_s
-            self._at(there_s, partial(self._go_on, rank, request, self._sent_again[request.index]))
+            self._agenda.at(there_s, partial(self._go_on, rank, request, self._sent_again[request.index]))
 
     def _go_on(self, rank: Rank, request: Request, sending: int, time_s: float) -> None:
         """Send a request whose prompt is computed to its decode rank, unless it was sent again meanwhile."""
@@ -565,7 +551,7 @@ class Service:
         """Send requests again whose KV was lost on the way, where decode instances do not compute it."""
         assert self.handover is not None
         for index in self.handover.take_failed():
-            self._at(time_s, partial(self._send_again, index))
+            self._agenda.at(time_s, partial(self._send_again, index))
 
     def _answered(self, rank: Rank, request: Request, time_s: float) -> None:
         """An answer is complete, or was refused or given up, so that nobody will read the KV of its prompt."""

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from profiles.device import Above0
 from profiles.near_memory import AttentionRate
 from simulator.network.topology import PortFile
 from simulator.steps.near_memory import Placing
@@ -21,7 +20,7 @@ class NearMemoryFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Attributes:
         timing: a DRAM timing file (`profiles.dram`): its path, or its name without `.ini` in a folder of profiles.
-        capacity_bytes: of the memory, in channels as the timing file describes one.
+        capacity_bytes: of the memory, 16 TiB at most, in channels as the timing file describes one.
         attention: how long a channel attends; None: what is known of the timing file's name.
         link: the device's way to it; None: the channels' own buses.
         placing: how requests come to channels (`simulator.steps.near_memory.NearMemory.groups_of`).
@@ -31,7 +30,7 @@ class NearMemoryFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     timing: Annotated[str, msgspec.Meta(min_length=1)]
-    capacity_bytes: Above0
+    capacity_bytes: Annotated[float, msgspec.Meta(gt=0, le=2**44)]
     attention: AttentionRate | None = None
     link: PortFile | None = None
     placing: Placing = "balanced"

@@ -19,14 +19,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
+from profiles.device import Above0, Bandwidth, Latency
 from simulator.kv.host_link import HostWay
 from simulator.kv.kv_cache import BlockHash
 from simulator.kv.tier_links import NicWay, Way
 from traces.capture import Series
 from traces.errors import InputError
 from traces.steps import Floats
-
-Above0 = Annotated[float, msgspec.Meta(gt=0)]
 
 Memory = Literal["host", "cxl", "remote", "storage"]
 """Where a tier's content is."""
@@ -77,8 +76,8 @@ class KVTierFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     name: Annotated[str, msgspec.Meta(min_length=1)]
     capacity_bytes: Above0
-    bandwidth_bytes_per_s: Above0
-    latency_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    bandwidth_bytes_per_s: Bandwidth
+    latency_s: Latency = 0.0
     chunk_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     shared: bool | Literal["node"] = False
     write: Literal["through", "back"] = "through"

@@ -14,13 +14,10 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+from profiles.device import Bandwidth, Latency
 from simulator.network.transfers import Link, Path
 from traces.errors import InputError
 
-Bandwidth = Annotated[float, msgspec.Meta(ge=1)]
-"""Bytes per second, one at least."""
-Latency = Annotated[float, msgspec.Meta(ge=0, le=60)]
-"""Seconds, a minute at most."""
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 

@@ -38,7 +38,7 @@ class PartPower(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     idle_w: AtLeast0
-    j_per_bit: AtLeast0 | None = None
+    j_per_bit: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
 
 class NodePower(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
