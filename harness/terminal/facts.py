@@ -105,11 +105,8 @@ def profile_facts(profile: Profile) -> dict[str, Any]:
     for tp, tables in sorted(profile.tables.items()):
         rows = tables.attention
         facts[f"tp {tp}"] = [
-            *(f"{name}: {len(curve.x)} points to {curve.x[-1]:.0f} tokens" for name, curve in tables.dense.items()),
-            *(
-                f"{name}: {len(curve.x)} points to {curve.x[-1]:.0f} requests"
-                for name, curve in tables.per_request.items()
-            ),
+            *(f"{name}: {_range(curve)} tokens" for name, curve in tables.dense.items()),
+            *(f"{name}: {_range(curve)} requests" for name, curve in tables.per_request.items()),
             *([_attention_range(rows)] if len(rows.time_s) else []),
             *([f"moe: {len(tables.moe.time_s)} points"] if tables.moe is not None else []),
             *([f"skew: {len(tables.skew.time_s)} points"] if tables.skew is not None else []),
@@ -118,7 +115,7 @@ def profile_facts(profile: Profile) -> dict[str, Any]:
         if spreads := worst_spreads(tables):
             facts[f"tp {tp}: spread of the samples"] = spreads
     for op, by_ranks in (profile.collectives or {}).items():
-        facts[op] = [f"{ranks} ranks: {len(c.x)} points to {c.x[-1]:.0f} bytes" for ranks, c in by_ranks.items()]
+        facts[op] = [f"{ranks} ranks: {_range(c)} bytes" for ranks, c in by_ranks.items()]
     facts["notes"] = list(meta.notes)
     return facts
 
@@ -132,6 +129,7 @@ def _attention_range(rows: AttentionRows) -> str:
 
 
 def _range(curve: Curve) -> str:
+    """How many points a table has, and up to where."""
     return f"{len(curve.x)} points to {curve.x[-1]:.0f}"
 
 

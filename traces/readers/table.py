@@ -91,9 +91,7 @@ def instant_ns(text: str) -> tuple[int, bool] | None:
         return None
     hours, minutes, seconds = int(match["h"]), int(match["m"]), int(match["s"])
     zone = match["zone"]
-    ahead_s = (
-        0 if zone in (None, "Z", "UTC") else (int(zone[1:3]) * 3600 + int(zone[-2:]) * 60) * (-1) ** (zone[0] == "-")
-    )
+    ahead_s = 0 if zone in (None, "Z", "UTC") else _ahead_s(zone)
     if hours > 23 or minutes > 59 or seconds > 59 or abs(ahead_s) > 86400:
         return None
     whole_s = days * 86400 + hours * 3600 + minutes * 60 + seconds - ahead_s
