@@ -11,7 +11,9 @@ from calibrate.causes import capacity_causes, request_causes, step_causes
 from calibrate.explain import Cause
 from calibrate.kv_transfer import Sent, transfer_causes
 from calibrate.parameters import Basis
-from calibrate.pricing import Priced, Served, all_priced
+from calibrate.pricing import Priced
+from calibrate.repricing import all_priced, has_batches
+from calibrate.served import Served
 from simulator.engine import Engine
 from simulator.steps.correction import AXES, CorrectedModel
 from traces.capture import Capture
@@ -134,16 +136,15 @@ def attribute(
         sent: the measured KV transfers of the requests that count; None where there are none.
     """
     simulated, asynchronous = served.capture, engine.options.async_scheduling
-    place = {outcome.request_id: i for i, outcome in enumerate(simulated.outcomes)}
     wanted = set(scored)
     outcomes = sorted((o for o in measured.outcomes if o.request_id in wanted), key=lambda o: o.arrival_s)
-    own = np.array([place[outcome.request_id] for outcome in outcomes], dtype=np.int64)
+    own = served.twins(outcomes)
     pairs = [(outcome, simulated.outcomes[i]) for outcome, i in zip(outcomes, own, strict=True)]
-    steps, recorded = measured.steps, False
+    recorded = has_batches(measured, engine)
     causes = capacity_causes(measured, simulated, engine.num_gpu_blocks)
     groups: dict[str, list[Group]] = {}
-    if steps is not None and steps.batches is not None and engine.ranks == 1:
-        model, recorded = engine.step_time, True
+    if recorded:
+        model = engine.step_time
         parts = all_priced(measured, model.model if isinstance(model, CorrectedModel) else model, basis)
         causes += step_causes(parts, basis, values, asynchronous=asynchronous)
         groups = step_groups(parts, basis, values, asynchronous=asynchronous)
@@ -160,8 +161,7 @@ def step_groups(
 ) -> dict[str, list[Group]]:
     """Recorded steps by kind, by requests, by tokens and by history, each with its part in the error."""
     changes = basis.changes(values)
-    rows = [part.rows(changes, asynchronous=asynchronous) for part in parts]
-    priced_s = np.concatenate([base_s + design @ changes for base_s, design in rows])
+    priced_s = np.concatenate([part.corrected_s(changes, asynchronous=asynchronous) for part in parts])
     cycle_s = np.concatenate([part.cycle_s for part in parts])
     tokens, prefill_tokens, n_requests, kv_tokens = np.concatenate([part.axes for part in parts]).T
     kinds = np.where(prefill_tokens == 0, 0, np.where(tokens > prefill_tokens, 2, 1))

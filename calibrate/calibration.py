@@ -10,7 +10,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from calibrate.parameters import FRONT_END, HANDOVER, KV_TRANSFER, RESIDUAL, Basis, Parameter
+from calibrate.parameters import FRONT_END, HANDOVER, KV_TRANSFER, RESIDUAL, Basis, Parameter, names_of
+from calibrate.regression import robust_sd
 from calibrate.whole_step import Shape, basis_of, edges_of
 from simulator.front_end import FrontEnd
 from simulator.steps.correction import CorrectedModel
@@ -136,7 +137,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """What a step's time is linear in. Raises InputError when the parameters are not those of its kind."""
         if self.kind != "whole-step":
             return RESIDUAL
-        beside = {parameter.name for parameter in self.beside_steps()}
+        beside = names_of(self.beside_steps())
         return basis_of(
             Shape(self.knots, edges_of(self.ranges)),
             [p.prior_sd for name, p in self.parameters.items() if name not in beside],
@@ -144,8 +145,12 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def beside_steps(self) -> tuple[Parameter, ...]:
         """The parameters that are no part of a step's time: the front end's, and those of KV transfers."""
-        sends = any(parameter.name in self.parameters for parameter in KV_TRANSFER)
+        sends = any(name in self.parameters for name in names_of(KV_TRANSFER))
         return (*FRONT_END, *KV_TRANSFER, HANDOVER) if sends else FRONT_END
+
+    def every_parameter(self) -> tuple[Parameter, ...]:
+        """All parameters that one of its kind has. Raises InputError as `basis`."""
+        return (*self.basis().parameters, *self.beside_steps())
 
     def corrected(self, model: StepTimeModel) -> CorrectedModel:
         """A step-time model with this put back; of a whole-step model, `Unpriced`."""
@@ -182,7 +187,7 @@ def _wander(parts: Sequence[Floats]) -> float:
     if len(parts) < 2:
         return 0.0
     medians = [float(np.median(part)) for part in parts]
-    spreads = [1.4826 * float(np.median(np.abs(part - middle))) for part, middle in zip(parts, medians, strict=True)]
+    spreads = [robust_sd(part, middle) for part, middle in zip(parts, medians, strict=True)]
     chance = [np.pi / 2 * spread**2 / len(part) for spread, part in zip(spreads, parts, strict=True)]
     beyond = float(np.var(np.array(medians), ddof=1)) - float(np.mean(np.array(chance)))
     return float(np.sqrt(max(beyond, 0.0)))
@@ -204,7 +209,7 @@ def read_calibration(path: Path) -> Calibration:
     if calibration.schema_version != CALIBRATION_SCHEMA:
         found = calibration.schema_version
         raise InputError(file=path, field="schema_version", found=found, accepted=CALIBRATION_SCHEMA)
-    known = (*calibration.basis().names, *(parameter.name for parameter in calibration.beside_steps()))
+    known = names_of(calibration.every_parameter())
     if missing := [name for name in known if name not in calibration.parameters]:
         raise InputError("is missing", file=path, field=f"parameters.{missing[0]}")
     if extra := [name for name in (*calibration.parameters, *calibration.covariance_of) if name not in known]:

@@ -9,9 +9,10 @@ import numpy as np
 from calibrate.explain import Cause, explain
 from calibrate.fit_requests import request_equations
 from calibrate.fit_steps import held_in, step_equations
-from calibrate.parameters import FRONT_END, Basis, within
-from calibrate.pricing import Priced, Served, floors
+from calibrate.parameters import Basis, array_of, within
+from calibrate.pricing import Priced, floors
 from calibrate.sensitivity import sensitivity
+from calibrate.served import Served
 from traces.capture import Capture
 from traces.metrics import defined, requests
 from traces.outcome import Outcome, Status
@@ -54,9 +55,9 @@ def request_causes(
     """The same for requests in order of arrival, whose steps are known from their simulation only; to first order."""
     changes = basis.changes(values)
     rows = sensitivity(served, basis, changes, asynchronous=asynchronous)
-    now = np.array([*basis.array(values), *(values[parameter.name] for parameter in FRONT_END)])
-    lines = request_equations(outcomes, served.capture.outcomes, rows, now)
-    parameters = within((*basis.parameters, *FRONT_END), floors(served.priced))
+    now = array_of(basis.with_front_end, values)
+    lines = request_equations(outcomes, served, rows, now)
+    parameters = within(basis.with_front_end, floors(served.priced))
     measured_s = float((lines.target - lines.design @ now + lines.scale).sum())
     return explain(lambda _: lines, parameters, values, held_in(asynchronous=asynchronous), measured_s)
 

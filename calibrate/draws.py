@@ -19,6 +19,7 @@ import numpy as np
 from calibrate.calibration import Calibration, front_end_of
 from calibrate.intervals import LATENCIES, root
 from calibrate.kv_transfer import kv_residual_of
+from calibrate.parameters import names_of
 from simulator.cluster import Cluster
 from simulator.front_end import FrontEnd
 from simulator.steps.correction import CorrectedModel
@@ -103,8 +104,8 @@ def _run(
 def _draws(calibration: Calibration, seed: int) -> Iterator[tuple[Mapping[str, float], float]]:
     """Values of all parameters, and the pace, of one draw after another."""
     rng = np.random.default_rng(seed)
-    every = (*calibration.basis().parameters, *calibration.beside_steps())
-    names = [parameter.name for parameter in every]
+    every = calibration.every_parameter()
+    names = names_of(every)
     least = np.array([parameter.least for parameter in every])
     middle = np.array([calibration.values()[name] for name in names])
     told = np.array([calibration.parameters[name].identified for name in names])

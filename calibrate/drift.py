@@ -10,12 +10,13 @@ from scipy.special import kolmogorov
 from calibrate.calibration import Calibration, Residuals, residuals_of
 from calibrate.causes import CALIBRATE_AGAIN, RE_PROFILE, capacity_causes, request_causes, step_causes
 from calibrate.explain import OPERATORS, Cause, moved
-from calibrate.fit import Subject
 from calibrate.fit_steps import relative_residuals
 from calibrate.kv_transfer import transfer_causes
-from calibrate.parameters import FRONT_END, KV_TRANSFER
-from calibrate.pricing import all_priced
+from calibrate.parameters import KV_TRANSFER, array_of, names_of
+from calibrate.regression import robust_sd
+from calibrate.repricing import all_priced
 from calibrate.sensitivity import sensitivity
+from calibrate.subject import Subject
 from simulator.steps.correction import SCALES
 from traces.errors import InputError
 from traces.metrics import requests
@@ -142,16 +143,15 @@ def _by_steps(subject: Subject, calibration: Calibration) -> _Found:
 def _by_requests(subject: Subject, calibration: Calibration) -> _Found:
     basis, values, asynchronous = calibration.basis(), calibration.values(), subject.asynchronous
     served = subject.simulate(values, basis)
-    place = {outcome.request_id: i for i, outcome in enumerate(served.capture.outcomes)}
     outcomes = subject.outcomes(np.ones(len(subject.measured.outcomes), dtype=bool))
-    own = np.array([place[outcome.request_id] for outcome in outcomes], dtype=np.int64)
+    own = served.twins(outcomes)
     causes = request_causes(outcomes, served, basis, values, asynchronous=asynchronous)
     rows = sensitivity(served, basis, basis.changes(values), asynchronous=asynchronous).e2el[own]
     after = moved(values, causes)
     measured_s = requests(outcomes).e2el_s
     calibrated_s = requests([served.capture.outcomes[i] for i in own]).e2el_s
-    names = (*basis.names, *(parameter.name for parameter in FRONT_END))
-    explained_s = calibrated_s + rows @ np.array([after[name] - values[name] for name in names])
+    told = basis.with_front_end
+    explained_s = calibrated_s + rows @ (array_of(told, after) - array_of(told, values))
     known = np.isfinite(measured_s) & np.isfinite(explained_s)
     if not known.any():
         raise InputError("no request finished in the capture and in its twin", found=subject.name)
@@ -174,7 +174,7 @@ def change_point(time_s: Floats, relative: Floats) -> Change | None:
     if n_blocks < 8:
         return None
     middle = float(np.median(relative))
-    spread = max(1.4826 * float(np.median(np.abs(relative - middle))), 1e-12)
+    spread = max(robust_sd(relative, middle), 1e-12)
     calm = np.clip(relative, middle - WINSOR_SD * spread, middle + WINSOR_SD * spread)
     blocks = np.array_split(np.arange(len(calm)), n_blocks)
     means = np.array([calm[part].mean() for part in blocks])
@@ -220,5 +220,5 @@ def _moved(cause: Cause, tolerance: float) -> str | None:
     if abs(cause.share) <= tolerance and not off:
         return None
     alike = f" (or {', '.join(cause.alike)})" if cause.alike else ""
-    whose = "of the KV transfers' time" if cause.parameter in [each.name for each in KV_TRANSFER] else "of the time"
+    whose = "of the KV transfers' time" if cause.parameter in names_of(KV_TRANSFER) else "of the time"
     return f"{cause.parameter}{alike} moved from {cause.was:.4g} by {cause.change:+.4g}: {cause.share:+.1%} {whose}"

@@ -15,11 +15,8 @@ from itertools import combinations
 import numpy as np
 
 from calibrate.parameters import Parameter
-from calibrate.regression import Equations, Linearised, fit_kept, robust_cost
+from calibrate.regression import TOLD_FROM_ZERO, Equations, Linearised, fit_kept, robust_cost
 from traces.steps import Floats
-
-TOLD_FROM_ZERO = 3.0
-"""Standard errors that a change must exceed."""
 
 MOST_CAUSES = 3
 

@@ -8,33 +8,24 @@ from typing import Literal
 
 import numpy as np
 
-from calibrate.calibration import (
-    Calibration,
-    FittedOn,
-    FittedParameter,
-    Residuals,
-    front_end_of,
-    residuals_of,
-    versions,
-)
+from calibrate.calibration import Calibration, FittedOn, FittedParameter, Residuals, residuals_of, versions
 from calibrate.fit_requests import Run, fit_requests
 from calibrate.fit_steps import fit_steps, held_in, relative_residuals
 from calibrate.front_end import fit_front_end, front_end_prior, ways
-from calibrate.kv_transfer import Sent, fit_handover, fit_transfers, handovers_s, sent_in, transfer_residuals
-from calibrate.parameters import FRONT_END, HANDOVER, KV_TRANSFER, RESIDUAL, Basis, Parameter
-from calibrate.pricing import Priced, Served, corrected, reprice, serve
+from calibrate.kv_transfer import fit_handover, fit_transfers, handovers_s, transfer_residuals
+from calibrate.parameters import FRONT_END, HANDOVER, KV_TRANSFER, RESIDUAL, Basis, Parameter, names_of
+from calibrate.pricing import Priced
 from calibrate.regression import Estimate
+from calibrate.repricing import reprice
 from calibrate.split import Split
-from calibrate.whole_step import EVERY, Unpriced, whole_step_basis
-from simulator.cluster import Cluster
-from simulator.engine import Engine
+from calibrate.subject import Subject
+from calibrate.whole_step import EVERY, whole_step_basis
 from simulator.steps.correction import AXES
 from traces.capture import Capture
 from traces.errors import InputError
 from traces.metrics import requests
-from traces.outcome import Outcome, Status
+from traces.outcome import Status
 from traces.steps import Floats, Mask
-from traces.trace import Trace
 
 Source = Literal["auto", "steps", "requests", "whole-step"]
 
@@ -43,64 +34,6 @@ FEWEST_STEPS = 100
 
 FEWEST_REQUESTS = 20
 """Requests from which a residual is fitted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A capture, and the cluster that is to become its twin.
-
-    Attributes:
-        name: of the capture.
-        sha256: its digest.
-        measured: the capture.
-        trace: its requests at their measured arrivals.
-        cluster: engines of one kind, uncorrected.
-        profile: digest of their profile; None without one.
-    """
-
-    name: str
-    sha256: str
-    measured: Capture
-    trace: Trace
-    cluster: Cluster
-    profile: str | None
-
-    @property
-    def engine(self) -> Engine:
-        """One of the engines, which are alike."""
-        return self.cluster.engines[0]
-
-    @property
-    def asynchronous(self) -> bool:
-        """Whether the engines plan a step ahead."""
-        return self.engine.options.async_scheduling
-
-    @property
-    def has_batches(self) -> bool:
-        """Whether the steps of its engines were recorded, with the requests of each, and each engine steps alone."""
-        steps = self.measured.steps
-        return steps is not None and steps.batches is not None and self.engine.ranks == 1
-
-    def sent(self, chosen: Mask) -> Sent | None:
-        """Its KV transfers, of which those of some requests are looked at; None where none was recorded."""
-        transfers = self.measured.transfers
-        if transfers is None or not self.cluster.is_disaggregated:
-            return None
-        return sent_in(transfers, chosen, self.cluster)
-
-    def unprofiled(self) -> Subject:
-        """The same with engines whose steps take no time, for a whole-step model to correct."""
-        engines = tuple(replace(engine, step_time=Unpriced()) for engine in self.cluster.engines)
-        return replace(self, cluster=replace(self.cluster, engines=engines), profile=None)
-
-    def outcomes(self, chosen: Mask) -> list[Outcome]:
-        """The chosen outcomes in order of arrival."""
-        order = np.argsort([outcome.arrival_s for outcome in self.measured.outcomes], kind="stable")
-        return [self.measured.outcomes[i] for i in order if chosen[i]]
-
-    def simulate(self, values: Mapping[str, float], basis: Basis) -> Served:
-        """Serve its requests with the parameters' values."""
-        return serve(self.trace, corrected(self.cluster, values, basis), front_end_of(values), basis)
 
 
 Chosen = Sequence[tuple[Subject, Mask]]
@@ -122,8 +55,7 @@ class _Fitted:
 
     def values(self) -> dict[str, float]:
         """Every parameter's value."""
-        names = (*self.basis.names, *(parameter.name for parameter in FRONT_END))
-        return dict(zip(names, self.estimate.values.tolist(), strict=True))
+        return dict(zip(names_of(self.basis.with_front_end), self.estimate.values.tolist(), strict=True))
 
 
 def fit(subjects: Sequence[Subject], split: Split, source: Source = "auto") -> Calibration:
@@ -144,7 +76,7 @@ def fit(subjects: Sequence[Subject], split: Split, source: Source = "auto") -> C
     kind = source if source != "auto" else "steps" if all(s.has_batches for s, _ in chosen) else "requests"
     sent = _fit_sent(chosen)
     between = (*KV_TRANSFER, HANDOVER)
-    told = {} if sent is None else dict(zip([p.name for p in between], sent.values.tolist(), strict=True))
+    told = {} if sent is None else dict(zip(names_of(between), sent.values.tolist(), strict=True))
     fitted = (
         _from_requests(chosen, told) if kind == "requests" else _from_steps(chosen, split, whole=kind == "whole-step")
     )
@@ -298,12 +230,12 @@ def _from_requests(chosen: Chosen, sent: Mapping[str, float]) -> _Fitted:
     way, front_end, told = fit_front_end(seen), front_end_prior(seen), dict[str, str]()
     if way.spread_s is not None:
         front_end = tuple(replace(p, prior=v) for p, v in zip(FRONT_END, way.estimate.values.tolist(), strict=True))
-        told = {parameter.name: "told by queue stamps" for parameter in FRONT_END}
+        told = dict.fromkeys(names_of(FRONT_END), "told by queue stamps")
     asynchronous, k = chosen[0][0].asynchronous, len(RESIDUAL.parameters)
     estimate, n_simulations = fit_requests(runs, RESIDUAL, front_end, told, asynchronous=asynchronous)
     if told:
         estimate, front_end = _joined(_first(estimate, k, told), way.estimate), FRONT_END
-    values = dict(zip((*RESIDUAL.names, *(p.name for p in FRONT_END)), estimate.values.tolist(), strict=True))
+    values = dict(zip(names_of(RESIDUAL.with_front_end), estimate.values.tolist(), strict=True))
     steps = []
     for subject, mask in chosen:
         until_s = max((o.finish_s for o in subject.outcomes(mask) if o.finish_s is not None), default=np.inf)

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from calibrate.fit_steps import held_in
-from calibrate.parameters import Basis, Parameter, within
-from calibrate.pricing import Priced, Served, floors
-from calibrate.regression import Equations, Estimate, identify
+from calibrate.parameters import Basis, Parameter, names_of, within
+from calibrate.pricing import Priced, floors
+from calibrate.regression import Equations, Estimate, identify, joined, stretches
 from calibrate.sensitivity import Sensitivity, sensitivity
+from calibrate.served import Served
 from traces.metrics import requests
 from traces.outcome import Outcome
 from traces.steps import Floats
@@ -72,7 +73,7 @@ def fit_requests(
     never = {**held_in(asynchronous=asynchronous), **told}
     held: dict[str, str] = {}
     parameters = (*basis.parameters, *front_end)
-    names = [parameter.name for parameter in parameters]
+    names = names_of(parameters)
     values = np.array([parameter.prior for parameter in parameters])
     for round_ in range(FREE_SIMULATIONS + AVERAGED_SIMULATIONS):
         lines, least = _linearised(runs, basis, names, values, asynchronous=asynchronous)
@@ -97,32 +98,26 @@ def _linearised(
         served = run.simulate(dict(zip(names, values.tolist(), strict=True)))
         changes = values[: len(basis.parameters)] - basis.neutral
         rows = sensitivity(served, basis, changes, asynchronous=asynchronous)
-        parts.append(request_equations(run.outcomes, served.capture.outcomes, rows, values, STRETCHES * number))
+        parts.append(request_equations(run.outcomes, served, rows, values, number))
         priced += served.priced
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Equations.__slots__}
-    return Equations(**joined), floors(priced)
+    return joined(parts), floors(priced)
 
 
 def request_equations(
-    outcomes: Sequence[Outcome],
-    simulated: Sequence[Outcome],
-    rows: Sensitivity,
-    values: Floats,
-    first_cluster: int = 0,
+    outcomes: Sequence[Outcome], served: Served, rows: Sensitivity, values: Floats, capture: int = 0
 ) -> Equations:
     """Two equations for each request that both sides have, relative to what is simulated.
 
     Args:
         outcomes: measured, in order of arrival.
-        simulated: all that was simulated, among them their twins.
+        served: the simulation, with their twins.
         rows: how the simulated times change with the parameters.
         values: [k] the parameters that were simulated.
-        first_cluster: number of the first of this capture's stretches.
+        capture: number of theirs among those that are fitted together.
     """
-    place = {outcome.request_id: i for i, outcome in enumerate(simulated)}
-    own = np.array([place[outcome.request_id] for outcome in outcomes], dtype=np.int64)
-    before, after = requests(outcomes), requests([simulated[i] for i in own])
-    cluster = first_cluster + np.arange(len(outcomes)) * STRETCHES // max(len(outcomes), 1)
+    own = served.twins(outcomes)
+    before, after = requests(outcomes), requests([served.capture.outcomes[i] for i in own])
+    cluster = stretches(len(outcomes), STRETCHES, capture)
     parts = []
     for kind, name, design in ((TTFT, "ttft_s", rows.ttft[own]), (DECODE, "decode_s", rows.decode[own])):
         measured_s, simulated_s = getattr(before, name), getattr(after, name)
@@ -130,4 +125,4 @@ def request_equations(
         target = (measured_s - simulated_s)[both] + design[both] @ values
         group = np.full(int(both.sum()), kind)
         parts.append(Equations(target, design[both], simulated_s[both], group, cluster[both]))
-    return Equations(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in Equations.__slots__})
+    return joined(parts)

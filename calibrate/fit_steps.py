@@ -13,14 +13,11 @@ import numpy as np
 
 from calibrate.parameters import Basis, within
 from calibrate.pricing import Priced, floors
-from calibrate.regression import Equations, Estimate, Linearised, identify
+from calibrate.regression import FAR, Equations, Estimate, Linearised, identify, stretches
 from traces.steps import Floats
 
 STRETCHES = 20
 """Stretches of time into which each capture is cut, within which noise may be dependent."""
-
-FAR = 3.0
-"""How far from the measured time an expected one may be believed, while a fit is still on its way."""
 
 ADDS_UP = "it adds up with host_step_s where scheduling is synchronous, and no record tells the two apart"
 
@@ -44,9 +41,7 @@ def fit_steps(captures: Sequence[Priced], basis: Basis, *, asynchronous: bool) -
 
 def step_equations(captures: Sequence[Priced], basis: Basis, *, asynchronous: bool) -> Linearised:
     """An equation for each step: its measured time is the model's, with the parameters' terms."""
-    cluster = np.concatenate(
-        [STRETCHES * i + np.arange(len(part)) * STRETCHES // max(len(part), 1) for i, part in enumerate(captures)]
-    )
+    cluster = np.concatenate([stretches(len(part), STRETCHES, i) for i, part in enumerate(captures)])
     cycle_s = np.concatenate([part.cycle_s for part in captures])
     neutral = basis.neutral
 
@@ -62,6 +57,4 @@ def step_equations(captures: Sequence[Priced], basis: Basis, *, asynchronous: bo
 
 def relative_residuals(part: Priced, basis: Basis, values: Mapping[str, float], *, asynchronous: bool) -> Floats:
     """(measured - corrected) / corrected of every step, [n]."""
-    changes = basis.changes(values)
-    base_s, design = part.rows(changes, asynchronous=asynchronous)
-    return np.asarray(part.cycle_s / (base_s + design @ changes) - 1)
+    return np.asarray(part.cycle_s / part.corrected_s(basis.changes(values), asynchronous=asynchronous) - 1)

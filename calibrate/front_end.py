@@ -15,16 +15,13 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import norm
 
-from calibrate.parameters import FRONT_END, Parameter
-from calibrate.regression import IDENTIFIED_BELOW, Estimate
+from calibrate.parameters import FRONT_END, Parameter, names_of
+from calibrate.regression import IDENTIFIED_BELOW, TOLD_FROM_ZERO, Estimate, robust_sd
 from traces.capture import Capture
 from traces.steps import Floats, Mask
 
 FEWEST = 5
 """Requests from which a mean and a spread are told."""
-
-TOLD_FROM_ZERO = 3.0
-"""Standard errors that the growth with the prompt must exceed."""
 
 LEAST_S = 1e-6
 """What clocks tell apart: a spread of less is none."""
@@ -103,10 +100,10 @@ def fit_front_end(parts: Sequence[Ways]) -> FrontEndFit:
     exact = least_s == most_s
     if exact.sum() < FEWEST:
         why = f"{int(exact.sum())} requests found the engine without work, fewer than {FEWEST}"
-        held = {parameter.name: why for parameter in FRONT_END}
+        held = dict.fromkeys(names_of(FRONT_END), why)
         return FrontEndFit(Estimate(prior, np.full(2, np.nan), np.diag(prior_sd**2), held), None)
     middle = float(np.median(most_s[exact]))
-    spread = max(1.4826 * float(np.median(np.abs(most_s[exact] - middle))), LEAST_S)
+    spread = max(robust_sd(most_s[exact], middle), LEAST_S)
     kept = ~exact | (np.abs(most_s - middle) < OUTLIER_SD * spread)
     observed = Ways(least_s[kept], most_s[kept], tokens[kept])
     (way_s, token_s, log_spread), error = _maximise(observed, np.array([middle, 0.0, np.log(spread)]), per_token=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate.calibration import RESIDUAL_QUANTILES, Calibration, Residuals
-from calibrate.parameters import FRONT_END
-from calibrate.pricing import Served
+from calibrate.parameters import names_of
 from calibrate.sensitivity import sensitivity
+from calibrate.served import Served
 from traces.metrics import requests
 from traces.statistics import STATISTICS, enough, statistic
 from traces.steps import Floats
@@ -71,7 +71,7 @@ def intervals(
     """
     rng = np.random.default_rng(seed)
     basis, values = calibration.basis(), calibration.values()
-    names = (*basis.names, *(parameter.name for parameter in FRONT_END))
+    names = names_of(basis.with_front_end)
     changes = basis.changes(values)
     rows = sensitivity(served, basis, changes, asynchronous=calibration.async_scheduling)
     moved = rng.standard_normal((N_DRAWS, len(names))) @ root(calibration.covariance_matrix(names)).T

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate.explain import Cause, explain
-from calibrate.parameters import HANDOVER, KV_TRANSFER
-from calibrate.regression import Equations, Estimate, identify
+from calibrate.parameters import HANDOVER, KV_TRANSFER, array_of, names_of
+from calibrate.regression import FAR, Equations, Estimate, identify, robust_sd, stretches
 from simulator.cluster import Cluster
 from simulator.engine import Engine
-from simulator.handover import KVResidual, paths_between
+from simulator.kv_transfer import KVResidual, paths_between
 from simulator.network.topology import Place
 from simulator.network.transfers import Network, Path
 from traces.capture import Capture
@@ -99,11 +99,7 @@ def sent_in(transfers: KVTransfers, chosen: Mask, cluster: Cluster) -> Sent:
 
 def _ranks(cluster: Cluster) -> list[tuple[Engine, tuple[Place, ...]]]:
     """Each rank's engine and devices, in the order of the ranks' numbers."""
-    found = []
-    for engine in cluster.engines:
-        each = len(engine.places) // engine.ranks
-        found += [(engine, engine.places[i * each : (i + 1) * each]) for i in range(engine.ranks)]
-    return found
+    return [(engine, engine.rank_places(i)) for engine in cluster.engines for i in range(engine.ranks)]
 
 
 def transfer_equations(captures: Sequence[Sent], values: Floats) -> Equations:
@@ -121,15 +117,11 @@ def transfer_equations(captures: Sequence[Sent], values: Floats) -> Equations:
         design[inside] = 0.0
         off_s = np.where(inside, 0.0, np.clip(expected_s, low_s, high_s) - expected_s)
         scale = np.sqrt(np.clip(expected_s, low_s / FAR, high_s * FAR))
-        cluster = STRETCHES * number + np.arange(len(off_s)) * STRETCHES // max(len(off_s), 1)
+        cluster = stretches(len(off_s), STRETCHES, number)
         parts.append((off_s + design @ values, design, scale, inside, cluster))
     target, design, scale, inside, cluster = (np.concatenate(column) for column in zip(*parts, strict=True))
     # Those that tell nothing are a group of their own, so that their noise of 0 is not the others'.
     return Equations(target, design, scale, np.unique(inside, return_inverse=True)[1], cluster)
-
-
-FAR = 3.0
-"""How far from the measured time an expected one may be believed, while a fit is still on its way."""
 
 
 def fit_transfers(captures: Sequence[Sent]) -> Estimate:
@@ -138,7 +130,7 @@ def fit_transfers(captures: Sequence[Sent]) -> Estimate:
     if n < FEWEST_TRANSFERS:
         why = f"{n} KV transfers were recorded, fewer than {FEWEST_TRANSFERS}" if n else "no KV transfer was recorded"
         prior, sd = (np.array([getattr(each, name) for each in KV_TRANSFER]) for name in ("prior", "prior_sd"))
-        held = {parameter.name: why for parameter in KV_TRANSFER}
+        held = dict.fromkeys(names_of(KV_TRANSFER), why)
         return Estimate(prior, np.full(len(prior), np.nan), np.diag(sd**2), held)
     return identify(lambda values: transfer_equations(captures, values), KV_TRANSFER, {})
 
@@ -175,14 +167,13 @@ def fit_handover(ways_s: Floats) -> Estimate:
         prior, variance = np.array([HANDOVER.prior]), np.array([[HANDOVER.prior_sd**2]])
         return Estimate(prior, np.array([np.nan]), variance, {HANDOVER.name: why})
     middle_s = float(np.median(ways_s))
-    spread_s = 1.4826 * float(np.median(np.abs(ways_s - middle_s)))
-    error_s = max(float(np.sqrt(np.pi / 2 / len(ways_s))) * spread_s, LEAST_S)
+    error_s = max(float(np.sqrt(np.pi / 2 / len(ways_s))) * robust_sd(ways_s, middle_s), LEAST_S)
     return Estimate(np.array([middle_s]), np.array([error_s]), np.array([[error_s**2]]), {})
 
 
 def transfer_residuals(sent: Sent, values: Mapping[str, float]) -> Floats:
     """(measured - expected) / expected of each chosen transfer, in order of end; 0 within its looks."""
-    now = kv_array(values)
+    now = array_of(KV_TRANSFER, _values_of(values))
     lines, own = transfer_equations([sent], now), sent.chosen
     return np.asarray((lines.target - lines.design @ now) / sent.replayed(now)[0][own])
 
@@ -196,20 +187,15 @@ def transfer_causes(sent: Sent, values: Mapping[str, float]) -> list[Cause]:
         return []
     took_s = float((sent.transfers.end_s - sent.transfers.start_s)[sent.chosen].sum())
     return explain(
-        lambda now: transfer_equations([sent], now), KV_TRANSFER, values_of(values), {}, took_s, noise_of_all=True
+        lambda now: transfer_equations([sent], now), KV_TRANSFER, _values_of(values), {}, took_s, noise_of_all=True
     )
 
 
-def values_of(values: Mapping[str, float]) -> dict[str, float]:
+def kv_residual_of(values: Mapping[str, float]) -> KVResidual:
+    """What a cluster is told of all parameters: those of KV transfers, and of a request's way between its engines."""
+    return KVResidual(**_values_of(values), handover_s=values.get(HANDOVER.name, HANDOVER.prior))
+
+
+def _values_of(values: Mapping[str, float]) -> dict[str, float]:
     """The values of `KV_TRANSFER`; of a calibration that has none, those that correct nothing."""
     return {parameter.name: values.get(parameter.name, parameter.prior) for parameter in KV_TRANSFER}
-
-
-def kv_array(values: Mapping[str, float]) -> Floats:
-    """The same as an array, [2]."""
-    return np.array(list(values_of(values).values()))
-
-
-def kv_residual_of(values: Mapping[str, float]) -> KVResidual:
-    """The same for a cluster, with a request's way between its engines."""
-    return KVResidual(**values_of(values), handover_s=values.get(HANDOVER.name, HANDOVER.prior))

@@ -51,20 +51,21 @@ class Basis:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the parameters."""
-        return tuple(parameter.name for parameter in self.parameters)
+        return names_of(self.parameters)
+
+    @property
+    def with_front_end(self) -> tuple[Parameter, ...]:
+        """What a request's time is linear in: the parameters of its steps, then those of `FRONT_END`."""
+        return (*self.parameters, *FRONT_END)
 
     @property
     def neutral(self) -> Floats:
         """Their values where nothing is corrected, [k]."""
         return np.array([parameter.prior for parameter in self.parameters])
 
-    def array(self, values: Mapping[str, float]) -> Floats:
-        """Their values out of a mapping, [k]."""
-        return np.array([values[name] for name in self.names])
-
     def changes(self, values: Mapping[str, float]) -> Floats:
         """Their values out of a mapping, less what corrects nothing, [k]."""
-        return self.array(values) - self.neutral
+        return array_of(self.parameters, values) - self.neutral
 
 
 RESIDUAL = Basis(
@@ -98,6 +99,16 @@ KV_TRANSFER = (
 
 HANDOVER = Parameter("handover_s", "s", 0.0, 20e-3, "a request's way from its prefill to its decode engine", 0.0)
 """Likewise, before its KV is asked for."""
+
+
+def names_of(parameters: Sequence[Parameter]) -> tuple[str, ...]:
+    """Names of parameters."""
+    return tuple(parameter.name for parameter in parameters)
+
+
+def array_of(parameters: Sequence[Parameter], values: Mapping[str, float]) -> Floats:
+    """Their values out of a mapping, [k]."""
+    return np.array([values[parameter.name] for parameter in parameters])
 
 
 def within(parameters: Sequence[Parameter], least: Mapping[str, float]) -> list[Parameter]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate.parameters import Parameter
+from profiles.spread import NORMAL
 from traces.steps import Floats, Ints
 
 THRESHOLD_SD = 5.0
@@ -24,6 +25,12 @@ tell only together are each told a little, and share what there is in proportion
 of them would put all of it on the others."""
 
 MOST_ITERATIONS = 50
+
+TOLD_FROM_ZERO = 3.0
+"""Standard errors that what is to be told from 0 must exceed."""
+
+FAR = 3.0
+"""How far from the measured time an expected one may be believed, as a factor, while a fit is still on its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,24 @@ class Estimate:
 
 Linearised = Callable[[Floats], Equations]
 """Equations around parameters [k]; a problem that is linear gives the same ones everywhere."""
+
+
+def joined(parts: Sequence[Equations]) -> Equations:
+    """Equations over the same parameters as one."""
+    return Equations(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in Equations.__slots__})
+
+
+def stretches(n: int, pieces: int, capture: int) -> Ints:
+    """The cluster of each of n equations in order of time, [n]: the capture of this number is cut into `pieces`."""
+    return pieces * capture + np.arange(n) * pieces // max(n, 1)
+
+
+def robust_sd(values: Floats, middle: float) -> float:
+    """Standard deviation around `middle` that a disturbed half of the values cannot move: 1.4826 * median |deviation|.
+
+    Of normal values it is their standard deviation.
+    """
+    return NORMAL * float(np.median(np.abs(values - middle)))
 
 
 def identify(
@@ -136,8 +161,8 @@ def fit_kept(
 
 
 def _noise(residuals: Floats, group: Ints) -> Floats:
-    """Robust standard deviation around zero of each group's residuals: 1.4826 * median |residual|, never 0."""
-    noise = [1.4826 * np.median(np.abs(residuals[group == i])) for i in range(int(group.max(initial=-1)) + 1)]
+    """Robust standard deviation around zero of each group's residuals, never 0."""
+    noise = [robust_sd(residuals[group == i], 0.0) for i in range(int(group.max(initial=-1)) + 1)]
     return np.maximum(np.array(noise, dtype=np.float64), 1e-9)
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate.parameters import FRONT_END, Basis
-from calibrate.pricing import Priced, Served
+from calibrate.pricing import Priced
+from calibrate.served import Served
 from traces.outcome import Outcome
 from traces.steps import Floats, Ints
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from calibrate.calibration import Calibration, encode_calibration
 from calibrate.drift import Drift
 from calibrate.drift import drift as held_against
-from calibrate.fit import Source, Subject, fit
+from calibrate.fit import Source, fit
 from calibrate.split import parse_split
-from harness.deploy.deployment import deploy, located
+from calibrate.subject import Subject
+from harness.deploy.asked import located
+from harness.deploy.deployment import deploy
 from harness.deploy.unprofiled import deploy_calibrated, deploy_unprofiled
 from harness.descriptions.scenario import Scenario, read_scenario
 from harness.files import new_file

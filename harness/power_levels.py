@@ -13,7 +13,7 @@ import yaml
 
 from calibrate.power import FittedPower, fit_power
 from calibrate.split import Split, parse_split
-from harness.deploy.deployment import located
+from harness.deploy.asked import located
 from harness.deploy.power import end_of
 from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import read_scenario

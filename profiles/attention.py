@@ -180,6 +180,12 @@ class AttentionTable:
             return mean_s
         return mean_s + share * (interpolate_one(self._d_axes[1], row, max_kv) - mean_s)
 
+    def decode_keys_per_s(self, n: int) -> float:
+        """Keys that n decodes read in a second, all together, as their time grows with history; inf: it does not."""
+        row, histories = self._decode_row(n), self._d_axes[1]
+        grown_s = row[-1] - row[0]
+        return n * (histories[-1] - histories[0]) / grown_s if grown_s > 0 else float("inf")
+
     def mixed_s(self, chunks: list[Chunk], n: int, mean_kv: float, max_kv: float) -> float:
         """Seconds for prefill chunks and n decodes in one step."""
         apart_s = self.prefill_s(chunks)

@@ -74,9 +74,10 @@ def find_profile(device: str, model: str, dtype: str, kv_cache_dtype: str, folde
     keys = list(dict.fromkeys(info.key for info in sorted(there, key=distance)))
     nearest_first = "; ".join(keys[:_MOST_LISTED]) or "none"
     more = f" and {len(keys) - _MOST_LISTED} more" if len(keys) > _MOST_LISTED else ""
-    raise ProfileError(
-        f"no profile of {key}", accepted=f"a measured one, or a source of times; there are: {nearest_first}{more}"
-    )
+    other_types = any(info.meta.device in names and info.meta.model == model for info in there)
+    types = ", engine.dtype and engine.kv_cache_dtype of one that is there" if other_types else ""
+    accepted = f"a measured one{types}, or a source of times; there are: {nearest_first}{more}"
+    raise ProfileError(f"no profile of {key}", accepted=accepted)
 
 
 _MOST_LISTED = 8
@@ -99,7 +100,8 @@ def find_model(name: str, folders: Sequence[Path]) -> ModelSpec:
         return read_model(path, None if path.name == "config.json" else path.stem)
     if (path / "config.json").is_file():
         return read_model(path / "config.json")
-    raise InputError(field="model", found=name, accepted=nearest(name, configs))
+    accepted = f"{nearest(name, configs)}; or its Hugging Face config as models/{name}.json in a folder of profiles"
+    raise InputError(field="model", found=name, accepted=accepted)
 
 
 def model_configs(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -109,12 +111,16 @@ def model_configs(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 def find_device(name: str, folders: Sequence[Path]) -> DeviceSpec:
     """A device by name or alias. Raises InputError, naming the nearest."""
-    devices = list_devices(folders)
-    for device in devices:
-        if name in (device.name, *device.aliases):
-            return device
-    known = {known for device in devices for known in (device.name, *device.aliases)}
-    raise InputError(field="device", found=name, accepted=nearest(name, known))
+    if (device := known_device(name, folders)) is not None:
+        return device
+    known = {known for device in list_devices(folders) for known in (device.name, *device.aliases)}
+    accepted = f"{nearest(name, known)}; or its description under devices/ in a folder of profiles"
+    raise InputError(field="device", found=name, accepted=accepted)
+
+
+def known_device(name: str, folders: Sequence[Path]) -> DeviceSpec | None:
+    """A device by name or alias; None where nobody describes it."""
+    return next((each for each in list_devices(folders) if name in (each.name, *each.aliases)), None)
 
 
 def list_devices(folders: Sequence[Path]) -> list[DeviceSpec]:
@@ -124,8 +130,8 @@ def list_devices(folders: Sequence[Path]) -> list[DeviceSpec]:
 
 def _names_of_device(name: str, folders: Sequence[Path]) -> set[str]:
     """The name, and every other that the first description that knows it gives the device."""
-    names = ({device.name, *device.aliases} for device in list_devices(folders))
-    return next((own for own in names if name in own), {name})
+    device = known_device(name, folders)
+    return {name} if device is None else {device.name, *device.aliases}
 
 
 def _model_files(folders: Sequence[Path]) -> dict[str, Path]:

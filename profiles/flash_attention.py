@@ -4,24 +4,34 @@ vLLM calls it once for a whole batch (`v1/attention/backends/flash_attn.py`), an
 (vllm-project/flash-attention `csrc/flash_attn/flash_api.cpp`, `mha_varlen_fwd`, `seqlenq_ngroups_swapped`):
 
 * packed, where no request has more than one query and there is no sliding window: the query heads that share keys and
-  values stand in one tile, so that these are read once, and long histories are split over the device;
+  values stand in one tile, so that these are read once. Histories are split over the device as long as requests and
+  heads do not make enough blocks to fill it (`num_splits_heuristic`);
 * apart, in any other batch: each query head of each request is a thread block of its own, which reads the keys for
   itself. Blocks begin head by head (`flash_fwd_launch_template.h`, grid of tiles, requests, heads), so that heads which
   share keys find them in the cache only as far as they are on the device at once.
 
 So decodes cost several times as much beside a prompt, however short it is. FlashAttention 3 packs always, and is what
 vLLM takes on devices of compute capability 9.0; capability 10 has FlashInfer.
+
+Where histories are not split, a long request is a long block, and the last blocks leave the memory idle
+(`profiles.thread_blocks`). So requests of unequal length cost most where they are just enough not to be split: 38 of
+Llama-3.1-8B on 188 multiprocessors, 17 on 84.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
 from profiles.attention import AttentionTable, Chunk
+from profiles.device import DeviceSpec
+from profiles.model import ModelSpec, dtype_bytes
+from profiles.operators import Operators
 from profiles.profile import AttentionRows
+from profiles.thread_blocks import left_over_s
 from traces.steps import Floats
 
 PACKED_S = 13.5e-6
@@ -40,6 +50,22 @@ CHUNKS = tuple(float(2**i) for i in range(4, 12))
 CHUNK_HISTORIES = (0.0, 2048.0, 16384.0)
 
 
+TILE_QUERIES = 64
+"""Queries of a tile (`flash_fwd_launch_template.h`, `run_mha_fwd_splitkv_dispatch`: the kernel that pages KV)."""
+TILE_RATE = 0.67
+"""Share of a multiprocessor's matrix peak that a thread block alone on it reaches.
+
+Least squares over LLMServingSim's batches of unequal decodes on an RTX PRO 6000 (vLLM 0.19, `skew.csv`) that are not
+split: 49 to 58 keys in a microsecond over its four tables (Llama-3.1-8B and Qwen3-30B-A3B, tensor parallel 1 and 2), 51
+over all. With it their 250 times are met within 2 % (with equal decodes 4 %), and those of 45,900 batches beside a
+prompt within 6 % (11 %). `tests/benchmarks/unequal_decodes.py` prints the table again.
+"""
+SHARED_BYTES = {"8.0": 164 * 1024, "8.7": 164 * 1024}
+"""Shared memory of a multiprocessor by compute capability (CUDA C++ Programming Guide 13, technical specifications)."""
+OTHER_SHARED_BYTES = 100 * 1024
+"""Of the other devices of capability 8 and 12."""
+
+
 @dataclass(frozen=True, slots=True)
 class FlashAttention2:
     """Both ways on one device, for one layer.
@@ -51,6 +77,8 @@ class FlashAttention2:
         bytes_per_s: the memory's peak.
         multiprocessors: of the device.
         packs: whether a batch without a prompt is packed: the model has no sliding window.
+        slots: thread blocks that are at work at once.
+        key_s: what one alone takes for each key.
     """
 
     heads: int
@@ -59,6 +87,46 @@ class FlashAttention2:
     bytes_per_s: float
     multiprocessors: int
     packs: bool
+    slots: int
+    key_s: float
+
+    def splits(self, n: int) -> bool:
+        """Whether histories of n packed requests are split: their blocks fill less than 0.8 of the device.
+
+        It is taken for twice as large as it is (`set_params_splitkv`: "128 threads per block").
+        """
+        return self.packs and n * self.heads // self.group < 0.8 * 2 * self.multiprocessors
+
+
+def flash_attention_2(device: DeviceSpec, model: ModelSpec, tp: int, dtype: str) -> FlashAttention2 | None:
+    """The kernel on one of `tp` devices; None where vLLM takes another, or too little is known of the device.
+
+    Args:
+        device: compute capability 8 or 12.
+        model: its heads.
+        tp: tensor-parallel degree.
+        dtype: of keys and values, 16 bits: of others vLLM's FlashAttention 2 knows nothing.
+    """
+    peak = device.peak_flops_per_s.get(dtype)
+    known = device.compute_capability, device.multiprocessors, device.memory_bandwidth_bytes_per_s, peak
+    capability, multiprocessors, bytes_per_s, peak = known
+    if capability is None or multiprocessors is None or bytes_per_s is None or peak is None:
+        return None
+    if capability.split(".")[0] not in ("8", "12") or dtype_bytes(dtype) != 2:
+        return None
+    shape = Operators(model, tp, dtype).decode(1, 0)
+    tile_keys = 256 if shape.head_dim <= 64 else 128 if shape.head_dim <= 128 else 64
+    tile_bytes = (TILE_QUERIES + 2 * tile_keys) * shape.head_dim * 2
+    return FlashAttention2(
+        heads=shape.num_heads,
+        group=shape.num_heads // shape.num_kv_heads,
+        key_bytes=2 * shape.num_kv_heads * shape.head_dim * 2,
+        bytes_per_s=bytes_per_s,
+        multiprocessors=multiprocessors,
+        packs=not model.has_sliding_window,
+        slots=multiprocessors * max(1, SHARED_BYTES.get(capability, OTHER_SHARED_BYTES) // tile_bytes),
+        key_s=4 * TILE_QUERIES * shape.head_dim / (TILE_RATE * peak / multiprocessors),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +166,46 @@ class DecodeTimes:
     def _read_s(self, n: Floats, history: Floats) -> Floats:
         """To read each key once."""
         return n * (history + 1) * self.kernel.key_bytes / self.kernel.bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class UnequalDecodes:
+    """What unequal histories cost beside as many equal ones of their mean, in one layer.
+
+    Attributes:
+        kernel: its blocks.
+        table: times of equal ones.
+    """
+
+    kernel: FlashAttention2
+    table: AttentionTable
+
+    def alone_s(self, histories: Floats) -> float:
+        """Of decodes without a prompt beside them that are not split; `histories` [n] tokens, in the batch's order."""
+        kernel = self.kernel
+        heads = kernel.heads // kernel.group if kernel.packs else kernel.heads
+        keys_per_s = heads * self.table.decode_keys_per_s(len(histories))
+        return left_over_s(histories + 1, heads, kernel.slots, kernel.key_s, keys_per_s)
+
+    def beside_s(self, chunks: Sequence[Chunk], histories: Floats, together_s: float) -> float:
+        """Of decodes beside prefill chunks, which take `together_s` with equal ones.
+
+        A tile of queries of a prompt is a block too: it reads what was there before it, and the prompt up to itself.
+        """
+        tiles = [
+            np.minimum(np.arange(TILE_QUERIES, chunk.new_tokens + TILE_QUERIES, TILE_QUERIES), chunk.new_tokens)
+            + float(chunk.computed_tokens)
+            for chunk in chunks
+        ]
+        kernel = self.kernel
+        equal, unequal = (
+            np.concatenate([h + 1, *tiles]) for h in (np.full(len(histories), histories.mean()), histories)
+        )
+        keys_per_s = kernel.heads * float(equal.sum()) / together_s
+        equal_s, unequal_s = (
+            left_over_s(keys, kernel.heads, kernel.slots, kernel.key_s, keys_per_s) for keys in (equal, unequal)
+        )
+        return float(unequal_s - equal_s)
 
 
 def fit_apart(kernel: FlashAttention2, n: Floats, history: Floats, time_s: Floats) -> DecodeTimes | None:

@@ -107,6 +107,8 @@ def _import_variant(folder: Path, configs: dict[str, dict[str, Any]]) -> Profile
     if any((folder / f"tp{tp}" / "skew_fit.csv").exists() for tp in degrees):
         notes.append("skew_fit.csv, which is derived from skew.csv, was not imported")
     tables = {tp: _tables(folder, tp, composition, notes) for tp in degrees}
+    even = "no skew.csv: decodes of uneven histories are taken to cost what even ones do"
+    notes += [f"tp {tp}: {even}" for tp, table in tables.items() if table.skew is None]
     notes += [f"tp {tp}: {_coverage(table.attention)}" for tp, table in tables.items()]
     config = configs.get(meta.model)
     if config is None:

@@ -25,12 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from profiles.catalog import BUNDLED, list_devices
+from profiles.catalog import BUNDLED, known_device
 from profiles.csv_table import read_csv
-from profiles.flash_attention import FlashAttention2
+from profiles.device import DeviceSpec
+from profiles.flash_attention import FlashAttention2, flash_attention_2
 from profiles.interpolation import interpolate
 from profiles.llmservingsim_attention import read_attention
-from profiles.model import ModelSpec, dtype_bytes, model_of
+from profiles.model import ModelSpec, model_of
 from profiles.operators import Elementwise, Operators
 from profiles.profile import Composition, Curve, MoeRows, OperatorTables, Profile, ProfileMeta, StatedOverhead
 from traces.errors import InputError, ProfileError, nearest
@@ -173,19 +174,13 @@ _ADD_UP = "no sampler, and no batch of prefill and decode together, was measured
 class _Engine:
     """What is known of the engine that a profile is to stand for: its device and the model."""
 
-    multiprocessors: int
+    device: DeviceSpec
     bytes_per_s: float
     model: ModelSpec
-    has_window: bool
 
-    def kernel(self, tp: int) -> FlashAttention2:
+    def kernel(self, tp: int) -> FlashAttention2 | None:
         """Its attention, on one of `tp` devices."""
-        shape = Operators(self.model, tp, _DTYPE).decode(1, 0)
-        key_bytes = 2 * shape.num_kv_heads * shape.head_dim * dtype_bytes(_DTYPE)
-        group = shape.num_heads // shape.num_kv_heads
-        return FlashAttention2(
-            shape.num_heads, group, key_bytes, self.bytes_per_s, self.multiprocessors, not self.has_window
-        )
+        return flash_attention_2(self.device, self.model, tp, _DTYPE)
 
     def notes(self) -> tuple[str, ...]:
         """What a reader should know of it."""
@@ -201,16 +196,11 @@ _DTYPE = "float16"
 
 def _engine_of(device: str, config: dict[str, Any], name: str) -> _Engine | None:
     """None unless the device is described and vLLM takes FlashAttention 2 on it (capability 8 and 12)."""
-    known = (spec for spec in list_devices([BUNDLED]) if device in (spec.name, *spec.aliases))
-    spec = next(known, None)
-    if spec is None or spec.multiprocessors is None or spec.compute_capability is None:
+    spec = known_device(device, [BUNDLED])
+    model = model_of(config, name)
+    if spec is None or spec.memory_bandwidth_bytes_per_s is None or flash_attention_2(spec, model, 1, _DTYPE) is None:
         return None
-    if spec.memory_bandwidth_bytes_per_s is None:
-        return None
-    if spec.compute_capability.split(".")[0] not in ("8", "12"):
-        return None
-    has_window = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
-    return _Engine(spec.multiprocessors, spec.memory_bandwidth_bytes_per_s, model_of(config, name), has_window)
+    return _Engine(spec, spec.memory_bandwidth_bytes_per_s, model)
 
 
 def _fused(curves: dict[str, Curve], engine: _Engine, tp: int) -> None:
@@ -254,7 +244,7 @@ def _degree(
     moe = None
     if is_moe:
         if config is None:
-            accepted = f"a config of {name}, under models/ of the catalogue"
+            accepted = f"its Hugging Face config as models/{name}.json in a folder that --profiles names"
             raise InputError("holds experts, and how many a token uses is not known", file=folder, accepted=accepted)
         spec = model_of(config, name)
         moe = _moe([curves[one] for one in EXPERT if one in curves], spec)

@@ -56,7 +56,7 @@ FAMILIES = {
 class ModelSpec:
     """A decoder-only transformer's dimensions. Experts are 0 in a dense model.
 
-    Not told apart: layers with a sliding window, whose KV is counted as if it were never dropped.
+    Layers with a sliding window are not told from others: their KV is counted as if it were never dropped.
 
     Attributes:
         name: as a scenario spells it.
@@ -80,6 +80,7 @@ class ModelSpec:
         model_type: its family's name; None when it was not read from a config.
         rotary_rows: positions in the table of rotary embeddings; None when unknown.
         rotary_dim: width of that table.
+        has_sliding_window: some layers attend to the last tokens alone.
     """
 
     name: str
@@ -103,6 +104,7 @@ class ModelSpec:
     model_type: str | None = None
     rotary_rows: int | None = None
     rotary_dim: int = 0
+    has_sliding_window: bool = False
 
     def num_parameters(self) -> int:
         """Parameters of the model, as published: on no device twice, and no padding."""
@@ -251,6 +253,8 @@ def model_of(config: Mapping[str, Any], name: str, file: Path | str = "config.js
             _positive(config, file, "head_dim", default=hidden // heads)
             * _factor(config, file, "partial_rotary_factor", 1.0)
         ),
+        has_sliding_window=bool(_positive(config, file, "sliding_window", default=0))
+        and (config.get("use_sliding_window") is None or _flag(config, file, "use_sliding_window")),
     )
 
 

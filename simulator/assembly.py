@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 from simulator.cluster import Cluster
 from simulator.engine import Engine
-from simulator.handover import Handover, check_block_sizes
+from simulator.handover import Handover
 from simulator.kv.host_link import HostWay
 from simulator.kv.tier_links import NicWay
 from simulator.kv.tiers import KVTiers, Tier, new_tier
+from simulator.kv_transfer import check_block_sizes
 from simulator.network.topology import Place
 from simulator.network.transfers import Link, Network
 from simulator.rank import Rank

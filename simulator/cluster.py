@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 from simulator.engine import Engine
 from simulator.fleet import AfterFailure, Autoscaling, Failure
-from simulator.handover import NO_RESIDUAL, Handover, KVResidual, KVTransfer
+from simulator.handover import Handover
 from simulator.instance import Instance
 from simulator.kv.tiers import KVTierFile
+from simulator.kv_transfer import NO_RESIDUAL, KVResidual, KVTransfer
 from simulator.network.topology import Topology
 from simulator.rank import Rank
 from simulator.sessions import Think

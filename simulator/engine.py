@@ -100,6 +100,11 @@ class Engine:
         """Whether a user's own order or eviction rule is in it."""
         return self.scheduling_order is not None or self.cache_eviction is not None
 
+    def rank_places(self, rank: int) -> tuple[Place, ...]:
+        """Devices of one of its ranks, counted from 0; none where they are not said."""
+        each = len(self.places) // self.ranks
+        return self.places[rank * each : (rank + 1) * each]
+
     def new_rank(self, number: int, *, blocks_per_hash: int = 1, names_batches: bool = True) -> Rank:
         """One of its ranks, empty.
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 
+from simulator.agenda import Act, Agenda
 from simulator.engine import Role
+from simulator.handover import Handover
+from simulator.instance import Instance
 from simulator.rank import Rank
 from simulator.scheduling.request import Request
 from simulator.scheduling.scheduler import Scheduler
@@ -119,6 +124,111 @@ def load_of(ranks: Sequence[Rank], *, apart: bool) -> float:
         schedulers = [rank.scheduler for rank in ranks]
         n_requests += sum(len(one.incoming.holding) for one in schedulers if isinstance(one, Scheduler))
     return n_requests / sum(rank.max_num_seqs for rank in ranks)
+
+
+class Fleet:
+    """Which instances are in use: not those that have failed, nor those that their pool's load does not need."""
+
+    def __init__(
+        self,
+        instances: Sequence[Instance],
+        roles: Sequence[Role],
+        scalings: Mapping[Role, Scaling],
+        agenda: Agenda,
+        handover: Handover | None,
+    ) -> None:
+        """All are in use, until `begin`.
+
+        Args:
+            instances: all there are.
+            roles: of each.
+            scalings: how the pool of a role grows and shrinks; the others are in use all the time.
+            agenda: what is to happen, and when.
+            handover: KV on its way; None where prefill and decode are not apart.
+        """
+        self._instances = instances
+        self._roles = roles
+        self._scalings = scalings
+        self._agenda = agenda
+        self._handover = handover
+        self._starting: set[int] = set()
+        self._failed: set[int] = set()
+        self._n_started: Counter[Role] = Counter()
+        # Decisions on pools that are still to come: they go on only while something else does.
+        self._n_looks = 0
+        # What waits for an instance to come into use.
+        self._homeless: list[Act] = []
+
+    def begin(self) -> None:
+        """Take out of use what the pools begin without, and look at their load from second 0 on."""
+        for role, scaling in self._scalings.items():
+            for number in self._pool(role)[scaling.min_instances :]:
+                self._instances[number].alive = False
+            self._look_at(role, 0.0)
+
+    def wait(self, act: Act) -> None:
+        """Have something happen as soon as one more instance is in use."""
+        self._homeless.append(act)
+
+    def fail(self, number: int) -> bool:
+        """An instance is down until it comes back. Returns whether it was in use, or about to be."""
+        was_used = self._instances[number].alive or number in self._starting
+        self._instances[number].alive = False
+        self._failed.add(number)
+        return was_used
+
+    def come_back(self, number: int, time_s: float, *, was_used: bool) -> None:
+        """A failed instance is up again, and in use if it was."""
+        self._failed.discard(number)
+        if was_used:
+            self._come_up(number, time_s)
+
+    def notes(self) -> list[str]:
+        """How often pools grew."""
+        notes = []
+        for role, scaling in self._scalings.items():
+            of = f"{self._roles.count(role)}{'' if role == 'both' else f' {role}'}"
+            least, started = scaling.min_instances, self._n_started[role]
+            notes.append(f"autoscaling from {least} instances of {of}: {started} started")
+        return notes
+
+    def _pool(self, role: Role) -> list[int]:
+        """Numbers of the instances of a role."""
+        return [number for number, own in enumerate(self._roles) if own == role]
+
+    def _look_at(self, role: Role, time_s: float) -> None:
+        """Look at the load of a role's instances at that time."""
+        self._n_looks += 1
+        self._agenda.at(time_s, partial(self._scale, role))
+
+    def _scale(self, role: Role, time_s: float) -> None:
+        """Look at the load, and start an instance or take one out of use."""
+        self._n_looks -= 1
+        scaling, pool = self._scalings[role], self._pool(role)
+        used = [number for number in pool if self._instances[number].alive]
+        load = load_of([rank for i in used for rank in self._instances[i].ranks], apart=self._handover is not None)
+        unused = [i for i in pool if i not in used and i not in self._starting and i not in self._failed]
+        if load > scaling.up_above and unused:
+            self._n_started[role] += 1
+            self._starting.add(unused[0])
+            self._agenda.at(time_s + scaling.start_s, partial(self._started_up, unused[0]))
+        elif load < scaling.down_below and len(used) > scaling.min_instances:
+            self._instances[used[-1]].alive = False
+        is_sent = self._handover is not None and self._handover.next_event_s() < np.inf
+        if self._agenda.n_events > self._n_looks or self._agenda.awake or is_sent:
+            self._look_at(role, time_s + scaling.interval_s)
+
+    def _started_up(self, number: int, time_s: float) -> None:
+        self._starting.remove(number)
+        if number not in self._failed:
+            self._come_up(number, time_s)
+
+    def _come_up(self, number: int, time_s: float) -> None:
+        """An instance takes requests from now on."""
+        self._instances[number].alive = True
+        homeless, self._homeless = self._homeless, []
+        for act in homeless:
+            act(time_s)
 
 
 @dataclass(frozen=True, slots=True)

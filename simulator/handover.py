@@ -9,8 +9,6 @@ P2pNcclConnector pushed before 0.32 (`p2p/p2p_nccl_connector.py`) and its MoRIIO
 leaves when it is computed, into memory of the decode engine that is not counted here; nothing waits for a reservation,
 and nothing that is cached there is left out.
 
-Whole blocks are sent, the prompt's last one too, however few of its slots are filled (`sent_blocks`).
-
 Either way the decode engine computes the prompt's last token again and goes on from there. KV that is lost on the way,
 or with the engine that keeps it, is computed again by the decode engine (vLLM's `kv_load_failure_policy: recompute`),
 or the request is sent again through a prefill engine (`fail`, and a router that tries again).
@@ -19,13 +17,12 @@ or the request is sent again through a prefill engine (`fail`, and a router that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
 
-import msgspec
 import numpy as np
 
+from simulator.kv_transfer import NO_RESIDUAL, KVResidual, KVTransfer, blocks_of, paths_between, sent_blocks
 from simulator.network.topology import Place, Topology
 from simulator.network.transfers import Link, Network, Path, Transfer
 from simulator.rank import Part, Rank
@@ -35,42 +32,6 @@ from simulator.scheduling.scheduler import Scheduler
 from traces.errors import InputError
 from traces.steps import Floats
 from traces.transfers import TRANSFER_COLUMNS, KVTransfers, transfers_from_columns
-
-
-class KVTransfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How KV goes from prefill to decode engines.
-
-    Attributes:
-        when: all of it when the decode engine asks for it, or each layer's as it is computed in the step that ends the
-            prompt.
-        failure_probability: that the KV of a prompt is lost on the way.
-        kv_load_failure_policy: what becomes of a request whose KV cannot be had: its decode engine computes the prompt,
-            or it is sent again through a prefill engine. vLLM's default was `recompute` and is `fail` in 0.32
-            (`config/kv_transfer.py`), which ends the request with an error; sending it again is the router's.
-    """
-
-    when: Literal["at_end", "layer_by_layer"] = "at_end"
-    failure_probability: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-    kv_load_failure_policy: Literal["recompute", "fail"] = "recompute"
-
-
-@dataclass(frozen=True, slots=True)
-class KVResidual:
-    """What a calibration found between the links' figures and how long engines take to send KV over them.
-
-    Attributes:
-        kv_transfer_s: seconds of each transfer beside its links' latency: the two engines agree on it, post it, see it.
-        kv_transfer: how many times as long as the links' bandwidth says its bytes take; 1 corrects nothing.
-        handover_s: a request's way from its prefill to its decode engine, before any KV is asked for: the answer to the
-            proxy, and its question to the next server.
-    """
-
-    kv_transfer_s: float = 0.0
-    kv_transfer: float = 1.0
-    handover_s: float = 0.0
-
-
-NO_RESIDUAL = KVResidual()
 
 
 @dataclass(slots=True, eq=False)
@@ -202,6 +163,17 @@ class Handover:
         columns = np.array(self._sent, dtype=np.float64).reshape(-1, len(TRANSFER_COLUMNS)).T
         return transfers_from_columns(dict(zip(TRANSFER_COLUMNS, columns, strict=True)))
 
+    def notes(self) -> list[str]:
+        """What was sent, and what of it was lost."""
+        sent = f"{self.n_bytes / 1e9:.3f} GB of KV of {self.n_prompts} prompts"
+        notes = [f"{sent} sent from prefill to decode instances"]
+        if self.n_lost:
+            notes.append(f"KV of {self.n_lost} prompts was lost on the way, and computed again")
+        if self.n_dropped:
+            dropped = f"{self.n_dropped_bytes / 1e9:.3f} GB of it had been sent"
+            notes.append(f"KV of {self.n_dropped} prompts was under way when an instance failed; {dropped}")
+        return notes
+
     def next_event_s(self) -> float:
         """When something next changes; infinite when nothing is on its way."""
         return self.network.next_event_s()
@@ -260,10 +232,13 @@ class Handover:
     def drop(self, request: Request) -> Rank | None:
         """A request has ended: nobody needs its prompt's KV. Returns the rank that is rid of it, if one kept it."""
         prompt = self._prompts.pop(request.index, None)
-        if prompt is not None and prompt.prompt is None and _scheduler(prompt.source).keeps(request):
+        if prompt is None:
+            return None
+        if prompt.prompt is None:
             # Given up while its token was under way.
-            _scheduler(prompt.source).release(request)
-        if prompt is None or prompt.prompt is None or prompt.answer is not None:
+            _free_kept(prompt.source, request)
+            return None
+        if prompt.answer is not None:
             return None
         if not prompt.has_arrived:
             _scheduler(prompt.source).release(prompt.prompt)
@@ -339,8 +314,8 @@ class Handover:
     def _drop(self, prompt: Prompt) -> None:
         """Forget a prompt's KV, and free its blocks where it was computed."""
         del self._prompts[prompt.index]
-        if prompt.ended is not None and _scheduler(prompt.source).keeps(prompt.ended):
-            _scheduler(prompt.source).release(prompt.ended)
+        if prompt.ended is not None:
+            _free_kept(prompt.source, prompt.ended)
 
     def _send(self, prompt: Prompt, n_blocks: int, start_s: float) -> None:
         """Each device sends its part of so many of the source's blocks to the one that needs it."""
@@ -367,8 +342,7 @@ class Handover:
         if prompt.target is not None:
             numbers = (prompt.index, prompt.source.number, prompt.target.number)
             self._sent.append((*numbers, prompt.n_bytes, prompt.start_s, prompt.end_s, prompt.end_s))
-        if _scheduler(prompt.source).keeps(prompt.prompt):
-            _scheduler(prompt.source).release(prompt.prompt)
+        _free_kept(prompt.source, prompt.prompt)
         if prompt.answer is not None:
             self._use(prompt)
         return [prompt.source] if prompt.target is None else [prompt.source, prompt.target]
@@ -396,64 +370,15 @@ class Handover:
         return float(np.random.default_rng((self._seed, index, *sending)).random())
 
 
-def blocks_of(n_tokens: int, block_size: int) -> int:
-    """Blocks that so many tokens take."""
-    return -(-n_tokens // block_size)
-
-
-def sent_blocks(prompt_tokens: int, cached_tokens: int, source_size: int, target_size: int) -> int:
-    """Blocks of the source that the target reads of a prompt, of which `cached_tokens` are in its prefix cache.
-
-    vLLM 0.32 `nixl/pull_scheduler.py::update_state_after_alloc`, as many as the target's blocks that have no hash yet
-    (`get_unhashed_block_ids_all_groups`); `nixl/base_worker.py::_map_block_ids_for_block_size_ratio` and
-    `_apply_prefix_caching`: where the source's blocks are smaller, so many of them as fill the target's, and no more
-    than the prompt has. Its NixlPushConnector and its MooncakeConnector cut them alike.
-
-    Args:
-        prompt_tokens: of the prompt.
-        cached_tokens: whole blocks of the target.
-        source_size: tokens of a block of the source.
-        target_size: likewise of the target, a multiple (`check_block_sizes`).
-    """
-    missing = blocks_of(prompt_tokens, target_size) - cached_tokens // target_size
-    return min(missing * (target_size // source_size), blocks_of(prompt_tokens, source_size))
-
-
-def check_block_sizes(sources: Collection[int], targets: Collection[int], *, is_layer_by_layer: bool) -> None:
-    """Raise InputError for blocks that vLLM cannot send: its NixlConnector maps one onto several of the source's.
-
-    vLLM 0.32 `kv_transfer/kv_connector/utils.py::TransferTopology.block_size_ratio`; its P2pNcclConnector copies block
-    by block.
-
-    Args:
-        sources: tokens of a block, of all prefill engines.
-        targets: likewise of all decode engines.
-        is_layer_by_layer: whether they are pushed as they are computed.
-    """
-    for source in sorted(set(sources)):
-        for target in sorted(set(targets)):
-            if target % source or (is_layer_by_layer and target != source):
-                accepted = f"{source}, as the prefill engines have"
-                if not is_layer_by_layer:
-                    accepted = f"a multiple of {source}, which the prefill engines have"
-                message = "vLLM cannot send KV from prefill to decode engines of these block sizes"
-                raise InputError(message, field="block_size", found=target, accepted=accepted)
-
-
-def paths_between(topology: Topology, senders: Sequence[Place], receivers: Sequence[Place]) -> list[Path]:
-    """From each device of one rank to the one of another that needs its part.
-
-    The side with more devices has the smaller parts.
-    """
-    parts = max(len(senders), len(receivers))
-    return [
-        topology.path(senders[i * len(senders) // parts], receivers[i * len(receivers) // parts]) for i in range(parts)
-    ]
-
-
 def _scheduler(rank: Rank) -> Scheduler:
     assert isinstance(rank.scheduler, Scheduler)
     return rank.scheduler
+
+
+def _free_kept(source: Rank, request: Request) -> None:
+    """Free the blocks that a rank keeps for the decode rank of a request, if it still keeps any."""
+    if _scheduler(source).keeps(request):
+        _scheduler(source).release(request)
 
 
 def _prompt(transfer: Transfer) -> Prompt:

@@ -157,6 +157,16 @@ class Instance:
         )
 
     @property
+    def alive(self) -> bool:
+        """Whether requests are sent here."""
+        return self.ranks[0].alive
+
+    @alive.setter
+    def alive(self, alive: bool) -> None:
+        for rank in self.ranks:
+            rank.alive = alive
+
+    @property
     def is_holding(self) -> bool:
         """Whether a sweep is planned and not run."""
         return self._held is not None

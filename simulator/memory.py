@@ -139,18 +139,6 @@ def memory_account(
     return fullest
 
 
-def predicted_num_gpu_blocks(
-    model: ModelSpec,
-    device: str,
-    memory_bytes: float,
-    options: EngineOptions,
-    partition: Partition = ALONE,
-    version: tuple[int, int] = REFERENCE,
-) -> int:
-    """KV blocks of one engine, the null block included. Raises as `memory_account`."""
-    return memory_account(model, device, memory_bytes, options, partition, version=version).num_gpu_blocks
-
-
 def weight_bytes(model: ModelSpec, dtype: str, partition: Partition = ALONE, stage: int = 0) -> float:
     """Bytes of weights on one device of a pipeline stage. Raises InputError as `weights_by_part`."""
     return sum(weights_by_part(model, dtype, partition, stage).values())

@@ -161,10 +161,10 @@ class Rank:
     def lose_all(self, now_s: float) -> list[int]:
         """The engine fails: nothing of its requests or its cache is left. Returns the requests' indices, in order."""
         lost = [request for request in self.requests if request.is_open]
+        self.requests = [request for request in self.requests if not request.is_open]
         for request in lost:
             self.scheduler.abort(request, now_s)
         self.scheduler.forget()
-        self.requests = [request for request in self.requests if request not in set(lost)]
         indices = [request.index for request in lost] + [arrival.index for arrival in self.arrivals]
         self.arrivals.clear()
         self._deadlines.clear()

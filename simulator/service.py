@@ -16,11 +16,11 @@ from functools import partial
 import msgspec
 import numpy as np
 
-from simulator.agenda import Act, Agenda
+from simulator.agenda import Agenda
 from simulator.assembly import beside_loads, check_together, new_handover, put_tiers, sessions_of, shared_links
 from simulator.cluster import Cluster
 from simulator.engine import Engine, Role
-from simulator.fleet import Earlier, Failure, earlier_of, load_of, scalings
+from simulator.fleet import Earlier, Failure, Fleet, earlier_of, scalings
 from simulator.instance import Instance, Tell
 from simulator.kv.prefixes import Prefixes
 from simulator.kv.tiers import Tier, tier_notes
@@ -72,13 +72,8 @@ class Service:
         self._goes_on = cluster.after_failure == "go_on"
         self._roles: list[Role] = [engine.role for engine in cluster.engines]
         self._scalings = scalings(cluster.autoscaling, self._roles)
-        # Requests sent again, and how often each was; instances started, by role.
+        # Requests sent again, and how often each was.
         self._sent_again: Counter[int] = Counter()
-        self._started: Counter[Role] = Counter()
-        self._starting: set[int] = set()
-        self._failed: set[int] = set()
-        # Decisions on pools that are still to come: they go on only while something else does.
-        self._n_looks = 0
         self._instance_of: dict[int, int] = {}
         self._places: dict[int, tuple[Place, ...]] = {}
         self._prefixes = Prefixes(trace, is_whole=bool(trace.rows))
@@ -114,8 +109,7 @@ class Service:
         self._first = self._new_pool("prefill" if self.handover else "both", cluster, cluster.seed)
         self._second = self._new_pool("decode", cluster, cluster.seed + 1)
         self._agenda = Agenda(len(self.instances))
-        # What waits for an instance to come into use.
-        self._homeless: list[Act] = []
+        self._fleet = Fleet(self.instances, self._roles, self._scalings, self._agenda, self.handover)
         check_together(cluster, self.ranks)
 
     def _new_ranks(self, engine: Engine, cluster: Cluster, *, names_batches: bool) -> list[Rank]:
@@ -125,12 +119,12 @@ class Service:
         per_hash = 1 if sees_all else self._prefixes.blocks_per_hash(engine.options.block_size)
         sends_layers = engine.role == "prefill" and cluster.kv_transfer.when == "layer_by_layer"
         names_batches = names_batches or sends_layers or reads_batches(engine.step_time)
-        first, each = len(self.ranks), len(engine.places) // engine.ranks
+        first = len(self.ranks)
         instance = 1 + max(self._instance_of.values(), default=-1)
-        for number in range(first, first + engine.ranks):
+        for i, number in enumerate(range(first, first + engine.ranks)):
             self.ranks.append(engine.new_rank(number, blocks_per_hash=per_hash, names_batches=names_batches))
             self._instance_of[number] = instance
-            self._places[number] = engine.places[(number - first) * each : (number - first + 1) * each]
+            self._places[number] = engine.rank_places(i)
             if not sees_all:
                 self._told_little.add(number)
         return self.ranks[first:]
@@ -203,13 +197,7 @@ class Service:
         if len(self.ranks) > 1:
             notes.append(f"{len(self.ranks)} instances, requests routed by {self._routing}")
         if self.handover is not None:
-            sent = f"{self.handover.n_bytes / 1e9:.3f} GB of KV of {self.handover.n_prompts} prompts"
-            notes.append(f"{sent} sent from prefill to decode instances")
-            if self.handover.n_lost:
-                notes.append(f"KV of {self.handover.n_lost} prompts was lost on the way, and computed again")
-            if self.handover.n_dropped:
-                sent = f"{self.handover.n_dropped_bytes / 1e9:.3f} GB of it had been sent"
-                notes.append(f"KV of {self.handover.n_dropped} prompts was under way when an instance failed; {sent}")
+            notes += self.handover.notes()
         notes += shared_notes(self._shared.values(), has_kv=self.handover is not None)
         notes += [one.note() for one in self._beside.values() if one.has_weights]
         if self._failures:
@@ -218,10 +206,7 @@ class Service:
         if self._goes_on:
             n_tokens = sum(len(one.token_times_s) for one in self.earlier.values())
             notes.append(f"{len(self.earlier)} of them went on behind {n_tokens} tokens that had come")
-        for role, scaling in self._scalings.items():
-            of = f"{self._roles.count(role)}{'' if role == 'both' else f' {role}'}"
-            least, started = scaling.min_instances, self._started[role]
-            notes.append(f"autoscaling from {least} instances of {of}: {started} started")
+        notes += self._fleet.notes()
         if self.tiers and self.handover is not None:
             notes.append("KV tiers stand behind prefill instances alone")
         return [*notes, *tier_notes(self.tiers)]
@@ -289,10 +274,7 @@ class Service:
             self._agenda.at(time_s, partial(self._arrive, index))
         for failure in self._failures:
             self._agenda.at(failure.at_s, partial(self._fail, failure))
-        for role, scaling in self._scalings.items():
-            for number in self._pool(role)[scaling.min_instances :]:
-                _set_alive(self.instances[number], alive=False)
-            self._look_at(role, 0.0)
+        self._fleet.begin()
         while True:
             sent_s = self.handover.next_event_s() if self.handover else np.inf
             told_s, turn_s = self._agenda.next_event_s, self._agenda.next_turn_s
@@ -366,7 +348,7 @@ class Service:
         if all(pool.has_alive for pool in needed):
             self._wake(self.send(index, self._row(index), time_s), time_s)
         else:
-            self._homeless.append(partial(self._find_home, index))
+            self._fleet.wait(partial(self._find_home, index))
 
     def _wake(self, rank: Rank, time_s: float) -> None:
         """Something has changed for a rank: its instance looks again, as soon as it can."""
@@ -392,15 +374,13 @@ class Service:
             for starts_s, index in self._sessions.finished(request.index, time_s):
                 self._agenda.at(starts_s, partial(self._arrive, index))
 
-    # -- instances that come and go -----------------------------------------------------------------------------
+    # -- instances that fail ------------------------------------------------------------------------------------
 
     def _fail(self, failure: Failure, time_s: float) -> None:
         """An instance fails: its requests go to others, and it comes back later."""
         number = failure.instance
         instance, role = self.instances[number], self._roles[number]
-        was_used = instance.ranks[0].alive or number in self._starting
-        _set_alive(instance, alive=False)
-        self._failed.add(number)
+        was_used = self._fleet.fail(number)
         had = [(rank, request) for rank in instance.ranks for request in rank.requests if request.is_open]
         others: list[int] = []
         if self.handover is not None:
@@ -423,7 +403,7 @@ class Service:
                 self._agenda.at(ended_s, partial(self._find_home, index))
             else:
                 self._find_home(index, time_s)
-        self._agenda.at(time_s + failure.for_s, partial(self._come_back, number, was_used=was_used))
+        self._agenda.at(time_s + failure.for_s, partial(self._fleet.come_back, number, was_used=was_used))
 
     def _keep_tokens(self, had: list[tuple[Rank, Request]]) -> None:
         """Remember what came of requests whose instance has failed."""
@@ -452,50 +432,6 @@ class Service:
         self._sent_again[index] += 1
         self._withdraw({index}, time_s)
         self._find_home(index, time_s)
-
-    def _come_back(self, number: int, time_s: float, *, was_used: bool) -> None:
-        """A failed instance is up again, and in use if it was."""
-        self._failed.discard(number)
-        if was_used:
-            self._come_up(number, time_s)
-
-    def _come_up(self, number: int, time_s: float) -> None:
-        """An instance takes requests from now on."""
-        _set_alive(self.instances[number], alive=True)
-        homeless, self._homeless = self._homeless, []
-        for act in homeless:
-            act(time_s)
-
-    def _pool(self, role: Role) -> list[int]:
-        """Numbers of the instances of a role."""
-        return [number for number, own in enumerate(self._roles) if own == role]
-
-    def _look_at(self, role: Role, time_s: float) -> None:
-        """Look at the load of a role's instances at that time."""
-        self._n_looks += 1
-        self._agenda.at(time_s, partial(self._scale, role))
-
-    def _scale(self, role: Role, time_s: float) -> None:
-        """Look at the load, and start an instance or take one out of use."""
-        self._n_looks -= 1
-        scaling, pool = self._scalings[role], self._pool(role)
-        used = [number for number in pool if self.instances[number].ranks[0].alive]
-        load = load_of([rank for i in used for rank in self.instances[i].ranks], apart=self.handover is not None)
-        unused = [i for i in pool if i not in used and i not in self._starting and i not in self._failed]
-        if load > scaling.up_above and unused:
-            self._started[role] += 1
-            self._starting.add(unused[0])
-            self._agenda.at(time_s + scaling.start_s, partial(self._started_up, unused[0]))
-        elif load < scaling.down_below and len(used) > scaling.min_instances:
-            _set_alive(self.instances[used[-1]], alive=False)
-        is_sent = self.handover is not None and self.handover.next_event_s() < np.inf
-        if self._agenda.n_events > self._n_looks or self._agenda.awake or is_sent:
-            self._look_at(role, time_s + scaling.interval_s)
-
-    def _started_up(self, number: int, time_s: float) -> None:
-        self._starting.remove(number)
-        if number not in self._failed:
-            self._come_up(number, time_s)
 
     # -- from prefill to decode --------------------------------------------------------------------------------
 
@@ -528,7 +464,7 @@ class Service:
         if sending != self._sent_again[request.index]:
             return
         if self.handover.target(request.index) is None and not self._second.has_alive:
-            self._homeless.append(partial(self._go_on, rank, request, sending))
+            self._fleet.wait(partial(self._go_on, rank, request, sending))
             return
         row = self._row(request.index)
         target = self.handover.target(request.index) or self._second_rank(request.index, time_s)
@@ -587,8 +523,3 @@ class Pool:
         """The rank that a request goes to, of those in use."""
         alive = [rank for rank in self.ranks if rank.alive]
         return alive[self.router.choose(row, hashes, alive, now_s)] if len(alive) > 1 else alive[0]
-
-
-def _set_alive(instance: Instance, *, alive: bool) -> None:
-    for rank in instance.ranks:
-        rank.alive = alive

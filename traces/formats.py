@@ -149,24 +149,25 @@ def _trace_format(path: Path, name: str | None) -> TraceFormat:
 
 
 def import_capture(
-    path: Path, format: str | None = None, trace: Trace | None = None, part: int | None = None
+    path: Path,
+    format: str | None = None,
+    trace: Trace | None = None,
+    part: int | None = None,
+    clock: series_file.SeriesClock = series_file.AS_WRITTEN,
 ) -> Capture:
     """Read a measured run of any known format, told by the files in its folder unless `format` names it.
 
     Of a folder that a load generator wrote, the file with a row per request is read; a table is a plain time series,
     and needs the trace. `trace` is the workload that the run served, for formats that do not hold it; servetwin's own
-    captures do. `part` is one of several runs in a file, by number. Raises InputError.
+    captures do. `part` is one of several runs in a file, by number. `clock` says how the times of a plain time series
+    are to be read. Raises InputError.
     """
     if not path.exists():
         raise InputError("no such file or folder", file=path)
     format = format or _capture_format(path)
     if format not in CAPTURE_FORMATS:
         raise InputError("unknown capture format", found=format, accepted=nearest(format, CAPTURE_FORMATS))
-    if path.is_file() and format in CAPTURE_FOLDERS:
-        accepted = f"a folder, as {format} has, or --format series"
-        raise InputError("is not a folder", file=path, accepted=accepted)
-    if part is not None and format not in ("guidellm", "inference-perf"):
-        raise InputError(field="--part", found=part, accepted=f"nothing for {format}, which holds one run")
+    _check_asked(path, format, part, clock)
     file = path / CAPTURE_FILES[format] if path.is_dir() and format in CAPTURE_FILES else path
     match format:
         case "servetwin":
@@ -184,7 +185,18 @@ def import_capture(
         case "inference-perf":
             return inference_perf.read_inference_perf(file, part, trace)
         case _:
-            return series_file.read_series_capture(path, trace)
+            return series_file.read_series_capture(path, trace, clock)
+
+
+def _check_asked(path: Path, format: str, part: int | None, clock: series_file.SeriesClock) -> None:
+    """Raise InputError for a file where a folder is needed, and for what is asked and has no effect."""
+    if path.is_file() and format in CAPTURE_FOLDERS:
+        accepted = f"a folder, as {format} has, or --format series"
+        raise InputError("is not a folder", file=path, accepted=accepted)
+    if part is not None and format not in ("guidellm", "inference-perf"):
+        raise InputError(field="--part", found=part, accepted=f"nothing for {format}, which holds one run")
+    if clock != series_file.AS_WRITTEN and format != "series":
+        raise InputError(field="--times, --zero", accepted=f"nothing for {format}, whose times say what they are of")
 
 
 def _capture_format(path: Path) -> str:

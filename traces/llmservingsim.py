@@ -19,14 +19,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
+from traces import llmservingsim_meta
 from traces.capture import Capture, CaptureMeta, Series
 from traces.decoding import decode_json, lines, read_bytes, read_columns, sha256
 from traces.errors import InputError
+from traces.llmservingsim_meta import RunMeta
 from traces.outcome import Outcome, Status
 from traces.readers.source import Numbered, Source
 from traces.trace import Tokens, Trace, TraceRow, checked_rows
@@ -70,15 +72,6 @@ class _RunRow(msgspec.Struct):
     scheduled_ts: float
     first_token_ts: float
     last_token_ts: float
-
-
-class _RunMeta(msgspec.Struct):
-    model: str
-    vllm_version: str
-    engine_kwargs: dict[str, Any]
-    dataset_hash: str | None = None
-    num_requests: int | None = None
-    started_at: str | None = None
 
 
 def read_workload(path: Path, block_size: int = 16) -> Trace:
@@ -262,7 +255,7 @@ def read_run(folder: Path, trace: Trace | None = None) -> Capture:
         InputError: with file, line and field; also when the run's requests are not the trace's.
     """
     meta_data, requests_data = read_bytes(folder / "meta.json"), read_bytes(folder / "requests.jsonl")
-    meta = decode_json(meta_data, _RunMeta, file=folder / "meta.json")
+    meta = decode_json(meta_data, RunMeta, file=folder / "meta.json")
     rows, line_of = _run_rows(requests_data, folder / "requests.jsonl", meta)
     clock = _clock(rows, 0.0 if trace is None else trace.rows[0].arrival_s)
     outcomes = [_outcome(row, clock, meta) for row in rows]
@@ -274,6 +267,7 @@ def read_run(folder: Path, trace: Trace | None = None) -> Capture:
     if trace is None:
         trace = _trace_of(outcomes, folder / "requests.jsonl", sha256(requests_data))
     else:
+        trace = _as_sent(trace, meta.num_requests, notes)
         _check_same(rows, line_of, trace, folder / "requests.jsonl")
         provenance["trace"] = trace.sha256
         if recorded not in (None, trace.sha256):
@@ -289,7 +283,7 @@ def _clock(rows: Sequence[_RunRow], first_arrival_s: float) -> _Clock:
     return _Clock(offset_s, min(row.arrival_time for row in rows) + offset_s - first_arrival_s)
 
 
-def _run_rows(data: bytes, path: Path, meta: _RunMeta) -> tuple[list[_RunRow], list[int]]:
+def _run_rows(data: bytes, path: Path, meta: RunMeta) -> tuple[list[_RunRow], list[int]]:
     numbered = list(lines(data))
     rows = [decode_json(line, _RunRow, file=path, line=number) for number, line in numbered]
     if not rows:
@@ -311,14 +305,14 @@ def _run_rows(data: bytes, path: Path, meta: _RunMeta) -> tuple[list[_RunRow], l
     return rows, [line for line, _ in numbered]
 
 
-def _outcome(row: _RunRow, clock: _Clock, meta: _RunMeta) -> Outcome:
+def _outcome(row: _RunRow, clock: _Clock, meta: RunMeta) -> Outcome:
     return Outcome(
         request_id=row.request_id.removeprefix("bench-"),
         status=Status.FINISHED,
         prompt_tokens=row.input_toks,
         output_tokens=row.output_toks,
         arrival_s=clock.from_wall_s(row.arrival_time),
-        instance=0 if meta.engine_kwargs.get("data_parallel_size") == 1 else None,
+        instance=0 if llmservingsim_meta.engine_options(meta).get("data_parallel_size") == 1 else None,
         queued_s=clock.from_engine_s(row.queued_ts),
         scheduled_s=clock.from_engine_s(row.scheduled_ts),
         first_token_s=clock.from_engine_s(row.first_token_ts),
@@ -338,6 +332,18 @@ def _trace_of(outcomes: Sequence[Outcome], path: Path, digest: str) -> Trace:
     ]
     note = "made from the run itself: arrivals are the measured ones, prefix identity is unknown"
     return Trace(tuple(rows), None, str(path), digest, (note,))
+
+
+def _as_sent(trace: Trace, n_requests: int | None, notes: list[str]) -> Trace:
+    """The part of a workload that was sent: the bench can be told to stop after its first requests (`--num-reqs`)."""
+    if n_requests is None:
+        return trace
+    first = {str(number) for number in range(n_requests)}
+    kept = tuple(row for row in trace.rows if row.request_id in first)
+    if len(kept) < n_requests or n_requests == len(trace):
+        return trace
+    notes.append(f"the run is of the first {n_requests} requests of the {len(trace)} of {trace.source}")
+    return replace(trace, rows=kept)
 
 
 def _check_same(rows: Sequence[_RunRow], line_of: Sequence[int], trace: Trace, path: Path) -> None:
@@ -360,22 +366,21 @@ def _check_same(rows: Sequence[_RunRow], line_of: Sequence[int], trace: Trace, p
         raise InputError(message, file=path)
 
 
-def _capture_meta(
-    meta: _RunMeta, clock: _Clock, notes: Sequence[str], provenance: dict[str, str | None]
-) -> CaptureMeta:
-    options = {key: value for key, value in meta.engine_kwargs.items() if key != "model" and value is not None}
+def _capture_meta(meta: RunMeta, clock: _Clock, notes: Sequence[str], provenance: dict[str, str | None]) -> CaptureMeta:
+    version = llmservingsim_meta.version(meta)
     return CaptureMeta(
         kind="measured",
-        engine=f"vllm {meta.vllm_version}",
+        engine=None if version is None else f"vllm {version}",
         model=meta.model,
-        device=None,
-        engine_options=options,
+        device=llmservingsim_meta.device(meta),
+        engine_options=llmservingsim_meta.engine_options(meta),
+        num_gpu_blocks=llmservingsim_meta.num_gpu_blocks(meta),
         clock=(
             "second 0 is the first true arrival less the trace's first arrival; engine times are monotonic, arrivals "
             f"wall clock plus {clock.wall_to_engine_s:.6f} s, the least of queued_ts - arrival_time"
         ),
         recorded_at=meta.started_at,
-        notes=("every request finished: the bench records no others", *notes),
+        notes=("every request finished: the bench records no others", *llmservingsim_meta.notes(meta), *notes),
         provenance=provenance,
     )
 
@@ -389,7 +394,7 @@ _SERIES = {
 }
 
 
-def _read_series(path: Path, meta: _RunMeta, clock: _Clock) -> tuple[dict[str, Series], list[str]]:
+def _read_series(path: Path, meta: RunMeta, clock: _Clock) -> tuple[dict[str, Series], list[str]]:
     """The series that were measured, on the capture's clock, and what was assumed or left out."""
     if not path.exists():
         return {}, ["no timeseries.csv: no series were recorded"]

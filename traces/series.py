@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,14 +20,21 @@ from traces.steps import Batches, Floats, Ints, Mask, Steps
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Windows of equal width: number i (from 0) is (start_s + i * window_s, start_s + (i + 1) * window_s]."""
+    """Windows of equal width: number i (from 0) is (start_s + i * window_s, start_s + (i + 1) * window_s].
+
+    Those of a log whose rows are not evenly spaced end where `uneven_s` says, ascending, and begin where the one before
+    ends; after a gap of more than half a window they are `window_s` wide.
+    """
 
     start_s: float
     window_s: float
     n: int
+    uneven_s: tuple[float, ...] | None = field(default=None, kw_only=True)
 
     def ends_s(self) -> Floats:
         """End of each window, [n] seconds."""
+        if self.uneven_s is not None:
+            return np.asarray(self.uneven_s, dtype=np.float64)
         return np.asarray(self.start_s + self.window_s * np.arange(1, self.n + 1), dtype=np.float64)
 
     def sums(self, time_s: Floats, amount: Floats) -> Floats:
@@ -35,7 +42,24 @@ class Grid:
         edges = np.concatenate([[self.start_s], self.ends_s()])
         window = np.searchsorted(edges, time_s, side="left") - 1
         inside = (window >= 0) & (window < self.n)
+        if self.uneven_s is not None:
+            begins_s = self.ends_s() - self._widths_s()
+            inside[inside] = time_s[inside] > begins_s[window[inside]]
         return np.bincount(window[inside], weights=amount[inside], minlength=self.n).astype(np.float64)
+
+    def rates(self, time_s: Floats, amount: Floats) -> Floats:
+        """The same sums per second of each window, [n]."""
+        return self.sums(time_s, amount) / (self.window_s if self.uneven_s is None else self._widths_s())
+
+    def earlier(self, by_s: float) -> Grid:
+        """The same windows, that much before."""
+        moved = None if self.uneven_s is None else tuple(end_s - by_s for end_s in self.uneven_s)
+        return replace(self, start_s=self.start_s - by_s, uneven_s=moved)
+
+    def _widths_s(self) -> Floats:
+        """Width of each window of an uneven grid, [n] seconds."""
+        between_s = np.diff(self.ends_s(), prepend=self.start_s)
+        return np.where(between_s > 1.5 * self.window_s, self.window_s, between_s)
 
     def means(self, series: Series) -> Series:
         """Mean of the samples in each window that has any."""
@@ -59,6 +83,23 @@ def grid_like(series: Series) -> Grid | None:
         return None
     window_s = float(series.time_s[-1] - series.time_s[0]) / len(widths)
     return Grid(float(series.time_s[0]) - window_s, window_s, len(series.time_s))
+
+
+def windows_of(series: Series) -> Grid | None:
+    """The windows of a recorded series, even or as a log has them whose clock trembles, or that misses rows.
+
+    None for fewer than two rows, and where less than half of them are as far apart as the median of all, to 10 %.
+    """
+    even = grid_like(series)
+    if even is not None or len(series.time_s) < 2:
+        return even
+    widths_s = np.diff(series.time_s)
+    window_s = float(np.median(widths_s))
+    if np.mean(np.abs(widths_s - window_s) <= 0.1 * window_s) < 0.5:
+        return None
+    return Grid(
+        float(series.time_s[0]) - window_s, window_s, len(series.time_s), uneven_s=tuple(series.time_s.tolist())
+    )
 
 
 def derive(capture: Capture, grid: Grid) -> dict[str, Series]:
@@ -122,7 +163,7 @@ def log_phase(simulated: Capture, measured: Series, name: str = "output_tokens_p
     where. The phase is the one in which the first third of the windows has the least error. None where either part has
     no window that counts, and of a series that was recorded and cannot be derived: it has no phase but its own.
     """
-    grid = grid_like(measured)
+    grid = windows_of(measured)
     if grid is None or name not in _derivations():
         return None
     fitted = np.arange(grid.n) < grid.n / 3
@@ -148,8 +189,8 @@ def series_mape(
     """The error of a simulated run's series against a measured one, window by window.
 
     The simulated series is derived on the measured one's own windows, so that a second is compared with the same
-    second. After the simulated run's end it is 0, and counts. None where the run has no such series, the measured
-    windows are not of equal width, or none counts.
+    second. After the simulated run's end it is 0, and counts. None where the run has no such series, the measured one
+    has no windows (`windows_of`), or none counts.
 
     Args:
         simulated: the simulated run.
@@ -158,11 +199,11 @@ def series_mape(
         counted: which of its windows count, [n]; all unless given.
         early_s: by how much its windows end before their times, for a series that can be derived.
     """
-    grid = grid_like(measured)
+    grid = windows_of(measured)
     if grid is None:
         return None
     derive_one = _derivations().get(name)
-    twin = None if derive_one is None else derive_one(simulated, replace(grid, start_s=grid.start_s - early_s))
+    twin = None if derive_one is None else derive_one(simulated, grid.earlier(early_s))
     twin = simulated.series.get(name) if twin is None else Series(twin.time_s + early_s, twin.value)
     return None if twin is None else series_error(measured, twin, counted)
 
@@ -188,7 +229,7 @@ def series_error(measured: Series, simulated: Series, counted: Mask | None = Non
 def output_tokens_per_s(capture: Capture, grid: Grid) -> Series | None:
     """Output tokens per second: from token times, else from the steps; None when neither was recorded."""
     produced = _output_tokens(capture)
-    return None if produced is None else Series(grid.ends_s(), grid.sums(*produced) / grid.window_s)
+    return None if produced is None else Series(grid.ends_s(), grid.rates(*produced))
 
 
 def prompt_tokens_per_s(capture: Capture, grid: Grid) -> Series | None:
@@ -200,7 +241,7 @@ def prompt_tokens_per_s(capture: Capture, grid: Grid) -> Series | None:
     if not prompts:
         return None
     time_s, tokens = np.array(prompts, dtype=np.float64).T
-    return Series(grid.ends_s(), grid.sums(time_s, tokens) / grid.window_s)
+    return Series(grid.ends_s(), grid.rates(time_s, tokens))
 
 
 def n_running(capture: Capture, grid: Grid) -> Series | None:

@@ -1,8 +1,8 @@
 """Plain time series as a capture: what was recorded of a run when nothing was recorded of its requests.
 
 A table with a header, its cells separated by tabs or commas. One column is time: `time_s`, seconds of the trace's own
-clock, or `timestamp`, ISO 8601, of which the first row is second 0. A rate's time is the end of its window. The others
-are told by name:
+clock, or `timestamp`, ISO 8601, of which the first row is second 0. A rate's time is the end of its window. What a file
+means otherwise can be said (`SeriesClock`). The other columns are told by name:
 
     output_tokens_per_s, prompt_tokens_per_s, power_w, kv_usage, prefix_hit_rate, n_running, n_waiting, gpu_memory_bytes
     throughput                     output tokens per second         (artifact of LLMServingSim's ISPASS 2026 paper)
@@ -16,8 +16,10 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -46,19 +48,40 @@ COLUMNS: dict[str, tuple[str, float]] = {
 }
 """Series and factor by column."""
 
+Times = Literal["begin", "end"]
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesClock:
+    """How a file's times are to be read, where nothing in it says so.
+
+    Attributes:
+        times: whether a row is of the window that ends at its time, or of the one that begins there and ends with the
+            next row's.
+        zero: time in the file, as it writes times, that is second 0 of the trace; None: 0 of `time_s`, or the first
+            `timestamp`.
+    """
+
+    times: Times = "end"
+    zero: str | None = None
+
+
+AS_WRITTEN = SeriesClock()
+
 HITS, QUERIES = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
 TIMES = ("time_s", "timestamp")
 
 
-def read_series_capture(path: Path, trace: Trace | None) -> Capture:
+def read_series_capture(path: Path, trace: Trace | None, clock: SeriesClock = AS_WRITTEN) -> Capture:
     """A capture that holds the file's series and no outcome. Raises InputError with file, line and field.
 
-    `trace` is the workload that was served; without it the series cannot be compared with anything.
+    `trace` is the workload that was served; without it the series cannot be compared with anything. `clock` says how
+    the file's times are to be read.
     """
     if trace is None:
         message = "says what a run did and not what it served"
         raise InputError(message, file=path, accepted="--trace with the workload beside it")
-    series, notes = read_series(path)
+    series, notes = read_series(path, clock)
     meta = CaptureMeta(
         kind="measured",
         engine=None,
@@ -71,11 +94,12 @@ def read_series_capture(path: Path, trace: Trace | None) -> Capture:
     return Capture(meta, trace, (), None, series)
 
 
-def read_series(path: Path) -> tuple[dict[str, Series], list[str]]:
-    """The series that a file holds, and the columns that were left out. Raises InputError."""
+def read_series(path: Path, clock: SeriesClock = AS_WRITTEN) -> tuple[dict[str, Series], list[str]]:
+    """The series that a file holds, and what was made of its times and columns. Raises InputError."""
     columns = _columns(path)
     time_name = next(name for name in TIMES if name in columns)
-    time_s = columns.pop(time_name)
+    time_s, notes = _on_the_traces_clock(columns.pop(time_name), time_name, clock, path)
+    columns = {name: values[-len(time_s) :] for name, values in columns.items()}
     series: dict[str, Series] = {}
     for column, values in columns.items():
         if column in COLUMNS:
@@ -91,11 +115,34 @@ def read_series(path: Path) -> tuple[dict[str, Series], list[str]]:
     if not series:
         accepted = f"one of {', '.join(COLUMNS)}"
         raise InputError("has no column that is known", file=path, line=1, found=", ".join(columns), accepted=accepted)
-    return series, [f"{path.name}: columns left out: {', '.join(left_out)}"] if left_out else []
+    if left_out:
+        notes.append(f"{path.name}: columns left out: {', '.join(left_out)}")
+    return series, notes
+
+
+def _on_the_traces_clock(time_s: Floats, name: str, clock: SeriesClock, path: Path) -> tuple[Floats, list[str]]:
+    """The times of the rows from the trace's second 0 on, at the ends of their windows, and what was done to them."""
+    notes = []
+    if clock.zero is not None:
+        time_s = time_s - _number(clock.zero, name, None, None)
+        notes.append(f"{path.name}: {clock.zero} is taken as second 0 of the trace")
+    elif name == "timestamp":
+        time_s = time_s - time_s[0]
+    after = time_s >= 0
+    if clock.times == "begin":
+        if len(time_s) < 2:
+            raise InputError("has one row, whose window has no end", file=path, accepted="two rows or more")
+        time_s = np.append(time_s[1:], 2 * time_s[-1] - time_s[-2])
+        notes.append(f"{path.name}: a row is of the window that begins at its time")
+    if not after.any():
+        raise InputError("holds no row from second 0 on", file=path, field="--zero", found=clock.zero)
+    if not after.all():
+        notes.append(f"{path.name}: {np.count_nonzero(~after)} rows before second 0 of the trace left out")
+    return time_s[after], notes
 
 
 def _columns(path: Path) -> dict[str, Floats]:
-    """The file's columns by name; time in seconds, ascending, the others finite and not negative."""
+    """The file's columns by name; time in seconds, of a date since 1970, ascending; the others finite, not negative."""
     try:
         lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -122,8 +169,6 @@ def _columns(path: Path) -> dict[str, Floats]:
             raise InputError(file=path, line=line, field=time_name, found=found, accepted=accepted)
     if not table[time_name]:
         raise InputError("holds no rows", file=path)
-    if time_name == "timestamp":
-        table[time_name] = [each - table[time_name][0] for each in table[time_name]]
     return {name: np.array(values) for name, values in table.items()}
 
 
@@ -135,7 +180,7 @@ def _table(lines: list[str]) -> tuple[list[str], Iterator[tuple[int, list[str]]]
     return header, ((number, next(csv.reader([line], delimiter=delimiter))) for number, line in rows)
 
 
-def _number(text: str, name: str, path: Path, line: int) -> float:
+def _number(text: str, name: str, path: Path | None, line: int | None) -> float:
     """A cell as a number; a timestamp as seconds."""
     try:
         value = datetime.fromisoformat(text.strip()).timestamp() if name == "timestamp" else float(text)
@@ -143,5 +188,5 @@ def _number(text: str, name: str, path: Path, line: int) -> float:
         value = math.nan
     if not math.isfinite(value) or value < 0:
         accepted = "an ISO 8601 date and time" if name == "timestamp" else "a finite number, not negative"
-        raise InputError(file=path, line=line, field=name, found=text, accepted=accepted)
+        raise InputError(file=path, line=line, field=name if path else "--zero", found=text, accepted=accepted)
     return value

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -14,7 +14,7 @@ from traces.decoding import decode_json
 from traces.errors import CollectorError, InputError
 
 FLUSHED_WITHIN_S = 1.5
-"""By when the recorder has written what it knows: it flushes at least every second."""
+"""By when the recorder has written what it knows: it writes four times a second."""
 
 
 class _Any(msgspec.Struct):
@@ -116,6 +116,15 @@ def read_recordings(path: Path, skipped_bytes: Mapping[str, int] | None = None) 
     return tuple(_read(file, (skipped_bytes or {}).get(str(file), 0)) for file in files)
 
 
+def whole_lines(stream: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """Number, end in bytes, and text of each line; not of one that the server is writing, or was cut off in."""
+    end = 0
+    for number, line in enumerate(stream, start=1):
+        end += len(line)
+        if line.endswith(b"\n"):
+            yield number, end, line
+
+
 def _files(path: Path) -> list[Path]:
     ranks = [file for file in path.parent.glob(f"{path.name}.*") if file.suffix[1:].isdigit()]
     return [file for file in (path, *sorted(ranks, key=lambda file: int(file.suffix[1:]))) if file.is_file()]
@@ -126,18 +135,14 @@ def _read(path: Path, skipped_bytes: int) -> Recording:
     steps: list[RecordedStep] = []
     requests: dict[str, RecordedRequest] = {}
     trouble: list[str] = []
-    position = 0
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            position += len(line)
-            if not line.endswith(b"\n"):
-                break  # the server was cut off while it wrote, or is writing now
+        for number, end, line in whole_lines(stream):
             told = decode_json(line, _Any, file=path, line=number)
             if told.kind == "header":
                 header = decode_json(line, RecordedHeader, file=path, line=number)
             elif told.kind == "refused":
                 header, trouble = None, [f"the recorder was off: {told.reason}"]
-            elif position <= skipped_bytes or told.kind == "summary":
+            elif end <= skipped_bytes or told.kind == "summary":
                 continue
             elif told.kind == "step":
                 steps.append(decode_json(line, RecordedStep, file=path, line=number))

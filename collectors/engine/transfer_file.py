@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from collectors.engine.step_file import Recording
+from collectors.engine.step_file import Recording, whole_lines
 from collectors.request_ids import id_of_engine
 from traces.decoding import decode_json
 from traces.errors import CollectorError, InputError
@@ -69,21 +69,17 @@ def read_transfers(path: Path, skipped_bytes: int = 0) -> TransferRecording:
     """
     transfers: dict[str, RecordedTransfer] = {}
     trouble: list[str] = []
-    position = 0
     try:
         stream = path.open("rb")
     except OSError:
         why = "is the decode server running with the transfer recorder and SERVETWIN_TRANSFERS?"
         raise CollectorError(f"{path}: no such file; {why}") from None
     with stream:
-        for number, line in enumerate(stream, start=1):
-            position += len(line)
-            if not line.endswith(b"\n"):
-                break  # the server was cut off while it wrote, or is writing now
+        for number, end, line in whole_lines(stream):
             told = decode_json(line, _Any, file=path, line=number)
             if told.kind in ("refused", "stopped"):
                 trouble.append(f"the transfer recorder was off: {told.reason}")
-            elif told.kind == "header" or position <= skipped_bytes:
+            elif told.kind == "header" or end <= skipped_bytes:
                 continue
             elif told.kind == "transfer":
                 transfer = decode_json(line, RecordedTransfer, file=path, line=number)

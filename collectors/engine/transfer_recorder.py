@@ -46,7 +46,8 @@ class NixlConnector(VllmConnector):  # type: ignore[misc]
                 recorder.rank_path(os.environ.get("SERVETWIN_TRANSFERS", "servetwin-transfers.jsonl"), rank)
             )
             recorder.check_version()
-            log.put({"kind": "header", "schema": "servetwin.transfers/1", "vllm_version": vllm.__version__, **clocks()})
+            told = {"schema": "servetwin.transfers/1", "vllm_version": vllm.__version__}
+            log.put({"kind": "header", **told, **recorder.clocks()})
             self._transfers = Transfers(log)
         except Exception as error:
             recorder.refuse(log, "transfer recorder", error)
@@ -78,10 +79,8 @@ class NixlConnector(VllmConnector):  # type: ignore[misc]
             note(*args)
         except Exception as error:
             log, self._transfers = self._transfers.log, None
-            log.put(
-                {"kind": "stopped", **clocks(), "reason": f"in {note.__name__}: {recorder.reason_of(error)}"},
-                urgent=True,
-            )
+            reason = f"in {note.__name__}: {recorder.reason_of(error)}"
+            log.put({"kind": "stopped", **recorder.clocks(), "reason": reason}, urgent=True)
 
 
 class Transfers:
@@ -122,8 +121,3 @@ class Transfers:
         for i, record in enumerate(ended):
             told = dict(zip(FIELDS.values(), rows[i] if whole else (None,) * len(FIELDS), strict=True))
             self.log.put({**record, **told})
-
-
-def clocks() -> dict[str, int]:
-    """The host's two clocks at one moment."""
-    return recorder.clocks()

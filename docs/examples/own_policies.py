@@ -22,10 +22,10 @@ class KeepPopular:
     def __init__(self) -> None:
         self._times: dict[BlockHash | None, int] = {}
 
-    def freed(self, block: Run) -> float:
+    def freed(self, run: Run) -> float:
         """How often it has become free."""
-        self._times[block.hash] = self._times.get(block.hash, 0) + 1
-        return self._times[block.hash]
+        self._times[run.hash] = self._times.get(run.hash, 0) + 1
+        return self._times[run.hash]
 
 
 class LongestQueue:

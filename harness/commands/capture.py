@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from harness.reports.cli import capture_openmetrics, capture_serve, capture_table, capture_timeline
 from harness.terminal.options import Format, Json, Out
+
+Times = Literal["begin", "end"]
 
 capture_app = typer.Typer(help="Captures: what a run did, real or simulated.", no_args_is_help=True)
 
@@ -20,16 +22,23 @@ def capture_import(
     trace: Annotated[Path | None, typer.Option(help="The workload it served, where the run does not hold it.")] = None,
     format: Format = None,
     part: Annotated[int | None, typer.Option(help="Which benchmark (guidellm) or stage (inference-perf).")] = None,
+    times: Annotated[
+        Times, typer.Option(help="series: rows are of windows that end, or begin, at their times.")
+    ] = "end",
+    zero: Annotated[str | None, typer.Option(help="series: the time in the file that is the trace's second 0.")] = None,
 ) -> None:
     """Import a run measured by another tool: LLMServingSim, vllm bench serve, guidellm, aiperf, inference-perf, series.
 
     Example: servetwin capture import bench/RTX4090/Llama --trace workload.jsonl --out captures/rtx4090
+
+    Example: servetwin capture import server_power.tsv --times begin --trace workload.jsonl --out captures/power
     """
     from traces.capture import write_capture
     from traces.formats import import_capture, read_any_trace
+    from traces.series_file import SeriesClock
 
     workload = None if trace is None else read_any_trace(trace)
-    write_capture(import_capture(source, format, workload, part), out)
+    write_capture(import_capture(source, format, workload, part, SeriesClock(times, zero)), out)
     capture_show(out)
 
 

@@ -46,10 +46,10 @@ def profile_import(
         types = dtype or "bfloat16", kv_cache_dtype or "auto"
         typer.echo(str(import_tables_to(system, model, *types, tp or [1], folders or [], out)))
         return
-    if model or dtype or kv_cache_dtype or tp or folders:
-        raise typer.BadParameter("go with aiconfigurator:SYSTEM alone", param_hint="--model, --dtype, --tp, --profiles")
+    if model or dtype or kv_cache_dtype or tp:
+        raise typer.BadParameter("go with aiconfigurator:SYSTEM alone", param_hint="--model, --dtype, --tp")
     left_out: list[str] = []
-    for folder in import_profiles_to(Path(source), out, format, left_out, network):
+    for folder in import_profiles_to(Path(source), out, format, left_out, network, folders or []):
         typer.echo(str(folder))
     for what in left_out:
         typer.echo(f"left out: {what}", err=True)

@@ -9,7 +9,7 @@ from calibrate.calibration import Calibration, front_end_of, read_calibration
 from calibrate.kv_transfer import kv_residual_of
 from calibrate.split import parse_split
 from simulator.front_end import DIRECT, FrontEnd
-from simulator.handover import NO_RESIDUAL, KVResidual
+from simulator.kv_transfer import NO_RESIDUAL, KVResidual
 from simulator.scheduling.options import EngineOptions
 from simulator.steps.step_time import StepTimeModel
 from traces.capture import Capture

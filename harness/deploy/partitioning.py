@@ -12,12 +12,21 @@ from simulator.network.topology import Place, Topology
 from simulator.scheduling.options import EngineOptions
 from simulator.steps.experts import ExpertTimes, placement_of
 from simulator.steps.gates import new_gate
-from simulator.steps.partition import ALONE, Communication, Partition, communication
+from simulator.steps.partition import ALONE, Communication, Partition, communication, expert_groups
 from traces.errors import InputError, ProfileError
+
+ROUTER = "gate"
+"""The operator of profiles that measured the router apart from the experts (`profiles/llmservingsim_artifact.py`)."""
 
 
 def partition_of(
-    spec: InstanceSpec, model: ModelSpec, profile: Profile, places: Sequence[Place], topology: Topology | None
+    spec: InstanceSpec,
+    model: ModelSpec,
+    profile: Profile,
+    places: Sequence[Place],
+    topology: Topology | None,
+    *,
+    split: bool = False,
 ) -> Partition:
     """The partition that a description asks for.
 
@@ -29,6 +38,7 @@ def partition_of(
         profile: of its device.
         places: its devices, rank by rank and within a rank stage by stage.
         topology: links between them; None: not described.
+        split: the devices of a rank split its tokens before the experts (`use_sequence_parallel_moe`).
 
     Raises:
         InputError: sizes that vLLM refuses together, or devices whose links are not described.
@@ -40,14 +50,19 @@ def partition_of(
     ranks = spec.data_parallel_size if model.num_experts else 1
     if tensor == pipeline == ranks == 1:
         return ALONE
+    of_ranks = _shares_of_layers(places, tensor, pipeline)
+    if split and ROUTER in profile.meta.composition.per_layer:
+        message = "was measured for all tokens of a rank, of which each device has a share"
+        raise ProfileError(message, file=profile.path, field="composition.per_layer", found=ROUTER)
     return Partition(
         tensor,
         pipeline,
         ranks,
         spec.enable_expert_parallel,
-        _times(profile, _shares_of_layers(places, tensor, pipeline), topology) if tensor > 1 else None,
-        _times(profile, [places[i :: tensor * pipeline] for i in range(tensor)], topology) if ranks > 1 else None,
+        _times(profile, of_ranks, topology) if tensor > 1 else None,
+        _times(profile, expert_groups(of_ranks, split=split), topology) if ranks > 1 else None,
         _next_stage(places, tensor, pipeline, topology) if pipeline > 1 else None,
+        split,
     )
 
 

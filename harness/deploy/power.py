@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from harness.descriptions.cluster import ClusterSpec, InstanceSpec
-from profiles.catalog import find_device
+from profiles.catalog import known_device
 from profiles.device import DevicePower, DeviceSpec, power_fault
 from profiles.model import ModelSpec, compute_dtype, dtype_bytes
 from profiles.power_cap import read_cap_table
@@ -22,10 +22,10 @@ from simulator.power.beside import Memories, beside
 from simulator.power.nodes import NodePower
 from simulator.power.run import Machine, PowerRun, power_run
 from simulator.simulate import Simulation
+from simulator.steps.partition import layer_passes
 from simulator.steps.power_cap import CappedModel
 from traces.capture import Capture
 from traces.decoding import Document
-from traces.errors import InputError
 from traces.outcome import Status
 from traces.series import Grid, grid_over
 from traces.statistics import STATISTICS, statistic
@@ -34,12 +34,16 @@ from traces.steps import Floats
 
 @dataclass(frozen=True, slots=True)
 class EngineMade:
-    """An engine, what it was made of, and its memories; `model` is None where no profile says it."""
+    """An engine, what it was made of, and its memories; `model` is None where no profile says it.
+
+    `split`: the devices of a rank split its tokens before the experts (`use_sequence_parallel_moe`).
+    """
 
     engine: Engine
     spec: InstanceSpec
     model: ModelSpec | None
     memories: Memories | None = None
+    split: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +92,14 @@ def plan_power(
     memories: dict[int, Memories] = {}
     capped = []
     for one, engine, places in zip(made, engines, placed, strict=True):
-        device = _device(engine.device, folders)
+        device = known_device(engine.device, folders)
         power = nodes[places[0].node].devices.get(engine.device) or (device.power if device else None)
         capped.append(_capped(engine, power, device, cluster.document))
-        each, stages, sent = len(places) // engine.ranks, engine.pipeline_parallel_size, _link_bytes(one)
+        stages, sent = engine.pipeline_parallel_size, _link_bytes(one)
         for i in range(engine.ranks):
             if one.memories is not None:
                 memories[len(machines)] = replace(one.memories, step_time=capped[-1].step_time)
-            machines.append(Machine(len(machines), places[i * each : (i + 1) * each], power, stages, *sent))
+            machines.append(Machine(len(machines), engine.rank_places(i), power, stages, *sent))
     return tuple(capped), PowerPlan(tuple(machines), nodes, memories)
 
 
@@ -210,14 +214,6 @@ def _places(made: EngineMade) -> tuple[Place, ...]:
     return made.engine.places or tuple(Place(made.spec.nodes[0], i) for i in range(needed))
 
 
-def _device(name: str, folders: Sequence[Path]) -> DeviceSpec | None:
-    """The device's file; None where there is none."""
-    try:
-        return find_device(name, folders)
-    except InputError:
-        return None
-
-
 def _capped(engine: Engine, power: DevicePower | None, device: DeviceSpec | None, document: Document) -> Engine:
     """The engine under its devices' power cap. Raises InputError for a cap whose cost was not measured."""
     if power is None or power.power_cap_w is None or power.cap_slowdown is None:
@@ -246,11 +242,12 @@ def _link_bytes(made: EngineMade) -> tuple[float | None, float]:
     tensor, stages, ranks = spec.tensor_parallel_size, spec.pipeline_parallel_size, made.engine.ranks
     if tensor == stages == ranks == 1:
         return 0.0, 0.0
-    if model is None or (ranks > 1 and tensor > 1):
+    if model is None:
         return None, 0.0
     width = dtype_bytes(compute_dtype(made.engine.options.dtype))
     hidden, peers = model.hidden_size * width, tensor - 1
-    per_token = (2 * model.num_layers + 1) * 2 * peers * hidden
+    per_token = (layer_passes(split=made.split) * model.num_layers + 2) * peers * hidden
     per_token += (stages - 1) * 2 * hidden * (1 + peers)
-    per_token += model.num_layers * (ranks - 1) * (2 * hidden + model.num_experts * width)
+    senders = tensor * ranks - 1 if made.split else tensor * (ranks - 1)
+    per_token += model.num_layers * senders * (2 * hidden + model.num_experts * width)
     return float(per_token), float(peers * model.vocab_size * width)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from calibrate.calibration import read_calibration
 from calibrate.whole_step import Unpriced
+from harness.deploy.asked import EngineAsked, engines_asked, read_cluster
 from harness.deploy.calibrated import calibrated
-from harness.deploy.deployment import Deployment, EngineAsked, cluster_of, deploy, engines_asked, read_cluster
+from harness.deploy.deployment import Deployment, cluster_of, deploy
 from harness.deploy.power import EngineMade, plan_power
 from harness.descriptions.cluster import ClusterSpec, place
 from harness.descriptions.scenario import Scenario
@@ -91,5 +92,5 @@ def _asked(scenario: Scenario, described: ClusterSpec, measured: CaptureMeta | N
         raise described.document.error(
             ["kv_tiers"], "needs a profile: without one the bytes of a KV block are not known"
         )
-    (asked,) = engines_asked(scenario, measured)
+    (asked,) = engines_asked(scenario, described, measured)
     return asked

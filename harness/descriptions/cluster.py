@@ -15,8 +15,8 @@ from harness.descriptions.scenario import Routing, Scenario, VLLMVersion, check_
 from harness.descriptions.source import Aiconfigurator, External, Source, SourceKind
 from simulator.engine import Role
 from simulator.fleet import AfterFailure, Autoscaling, Failure
-from simulator.handover import KVTransfer
 from simulator.kv.tiers import LIKE, KVTierFile
+from simulator.kv_transfer import KVTransfer
 from simulator.network.topology import FabricFile, InterNodeFile, NodeFile, Place, PortFile, Topology, TopologyFile
 from simulator.power.nodes import NodePower
 from simulator.scheduling.options import EngineOptions
@@ -133,9 +133,12 @@ class InstanceSpec:
         at: where in it the engines stand.
         keys: how it spells `model` and `device`.
         memory_bytes: device memory that it states; None: the catalogue's.
+        for_weights_and_kv: `gpu_memory_utilization` of that memory is for weights and KV alone, so that neither
+            activations nor graphs are taken off.
         count: how many there are.
         role: what they do of a request.
         tensor_parallel_size, pipeline_parallel_size, data_parallel_size, enable_expert_parallel: as vLLM's.
+        says_expert_parallel: whether the description says the last of them; else a capture may.
         nodes: node of each data-parallel rank of the first engine.
         experts: how a mixture of experts is used.
         scheduling_order, cache_eviction: a user's own, as `module:Class`; None: vLLM's.
@@ -155,12 +158,14 @@ class InstanceSpec:
     at: tuple[str | int, ...]
     keys: dict[str, str] = field(default_factory=dict)
     memory_bytes: float | None = None
+    for_weights_and_kv: bool = False
     count: int = 1
     role: Role = "both"
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
     enable_expert_parallel: bool = False
+    says_expert_parallel: bool = True
     nodes: tuple[int, ...] = (0,)
     experts: ExpertsFile = field(default_factory=ExpertsFile)
     scheduling_order: str | None = None
@@ -220,6 +225,10 @@ class ClusterSpec:
     notes: tuple[str, ...] = ()
     power: tuple[NodePower, ...] = ()
     kv_tiers: tuple[KVTierFile, ...] = ()
+
+    def place_of(self, name: str | None) -> tuple[Path, int | None]:
+        """The file, and the line where a key such as `fabric.kind` stands."""
+        return self.document.path, self.document.error((name or "").split(".")).line
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,9 @@ GIB = 2**30
 Above0 = Annotated[float, msgspec.Meta(gt=0)]
 AtLeast0 = Annotated[float, msgspec.Meta(ge=0)]
 
+USUAL_UTILISATION = 0.9
+"""vLLM's default of `gpu_memory_utilization`, and LLMServingSim's of `mem_util`."""
+
 _RUNTIME_OPTIONS = {
     "max_num_seqs": "max_num_seqs",
     "max_num_batched_tokens": "max_num_batched_tokens",
@@ -42,7 +45,7 @@ class _NpuMem(msgspec.Struct, forbid_unknown_fields=True):
     mem_size: Above0
     mem_bw: float
     mem_latency: float
-    mem_util: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
+    mem_util: Annotated[float, msgspec.Meta(gt=0, le=1)] = USUAL_UTILISATION
 
 
 class _Instance(msgspec.Struct, forbid_unknown_fields=True):
@@ -170,6 +173,9 @@ def _instance(instance: _Instance, node: int, at: tuple[str | int, ...], documen
         at,
         {"model": "model_name", "device": "hardware"},
         instance.npu_mem.mem_size * GIB,
+        # Its `serving/core/memory_model.py` takes weights off and nothing else, so that authors who know an engine's
+        # blocks put them into mem_util. Its default is vLLM's, of which vLLM takes off all the rest.
+        for_weights_and_kv=instance.npu_mem.mem_util != USUAL_UTILISATION,
         role=roles[instance.pd_type],
         tensor_parallel_size=tensor,
         pipeline_parallel_size=pipeline,
@@ -239,7 +245,10 @@ def _engine(ranks: list[InstanceSpec], cluster: _Cluster, document: Document) ->
         )
         raise document.error([*at, "ep_size"], accepted=accepted)
     nodes = tuple(rank.nodes[0] for rank in ranks)
-    return replace(first, data_parallel_size=len(ranks), enable_expert_parallel=whole, nodes=nodes)
+    says = instance.ep_size is not None
+    return replace(
+        first, data_parallel_size=len(ranks), enable_expert_parallel=whole, says_expert_parallel=says, nodes=nodes
+    )
 
 
 def _links(cluster: _Cluster, document: Document) -> tuple[FabricFile | None, InterNodeFile | None]:

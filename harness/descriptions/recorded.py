@@ -26,7 +26,8 @@ def scenario_text(folder: Path, trace: Path | None = None) -> str:
     """
     meta = read_capture(folder).meta
     if meta.device is None:
-        raise InputError("does not say its device", file=folder, accepted="a capture of `collect replay --device NAME`")
+        accepted = "a capture of `collect replay --device NAME`, or a scenario of your own that names the device"
+        raise InputError("does not say its device", file=folder, accepted=accepted)
     recorded = {name: value for name, value in meta.engine_options.items() if value is not None}
     if recorded.get("dtype") == "auto":
         del recorded["dtype"]  # the model's own, which the capture does not tell

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from harness.deploy.deployment import located, with_run_notes
+from harness.deploy.asked import located
+from harness.deploy.deployment import with_run_notes
 from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import Scenario, read_scenario
 from harness.gate.baseline import Stored, rounded

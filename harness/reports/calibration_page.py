@@ -45,8 +45,7 @@ def show(parameter: FittedParameter, value: float) -> str:
 
 
 def _parameters(calibration: Calibration) -> str:
-    known = (*calibration.basis().parameters, *calibration.beside_steps())
-    meanings = {parameter.name: parameter.meaning for parameter in known}
+    meanings = {parameter.name: parameter.meaning for parameter in calibration.every_parameter()}
     rows = []
     for name, one in calibration.parameters.items():
         error = "held" if one.standard_error is None else show(one, one.standard_error)

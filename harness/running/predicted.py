@@ -12,8 +12,8 @@ from calibrate.calibration import Calibration
 from calibrate.draws import Drawn, drawn_latencies
 from calibrate.intervals import CONFIDENCE, LATENCIES, Intervals, intervals, intervals_of_draws
 from calibrate.kv_transfer import sent_in
-from calibrate.parameters import FRONT_END, RESIDUAL
-from calibrate.pricing import Served, serve
+from calibrate.parameters import RESIDUAL
+from calibrate.served import Served, serve
 from harness.deploy.deployment import Deployment
 from simulator.cluster import Cluster
 from simulator.front_end import FrontEnd, simulate_behind
@@ -130,7 +130,7 @@ def attributed(deployment: Deployment, measured: Capture, served: Served, ids: S
     """Where the error of the requests with these ids comes from."""
     calibration = deployment.calibration
     basis = RESIDUAL if calibration is None else calibration.basis()
-    neutral = {parameter.name: parameter.prior for parameter in (*basis.parameters, *FRONT_END)}
+    neutral = {parameter.name: parameter.prior for parameter in basis.with_front_end}
     values = neutral if calibration is None else calibration.values()
     sent = None
     if measured.transfers is not None and deployment.cluster.is_disaggregated:

@@ -19,7 +19,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from harness.deploy.deployment import Deployment, located, with_run_notes
+from harness.deploy.asked import located
+from harness.deploy.deployment import Deployment, with_run_notes
 from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import Scenario, read_scenario
 from harness.terminal.progress import StreamWatch

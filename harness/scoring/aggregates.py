@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness.deploy.deployment import engine_asked
+from harness.deploy.asked import engine_asked
 from harness.descriptions.scenario import read_scenario
 from harness.running.simulate import simulate_trace
 from traces.errors import InputError

@@ -14,7 +14,7 @@ from harness.descriptions.scenario import Scenario
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES, itl_by_request, requests, throughput
 from traces.outcome import Outcome, Status
-from traces.series import Grid, derive, grid_like, grid_over, log_phase, series_mape
+from traces.series import Grid, derive, grid_over, log_phase, series_mape, windows_of
 from traces.statistics import STATISTICS, pooled_error_ci, relative_error_ci, statistic
 from traces.steps import Floats, Mask
 
@@ -93,8 +93,11 @@ def compare(
         values = [None if rate is None else getattr(rate, name) for rate in rates]
         metrics[name] = _figure(values[0], values[1], None)
     series = _series_errors(measured, simulated, before if unscored else None)
-    series_alone = not measured.outcomes and any(series.values())
-    why = [*reasons, *measured.meta.reasons, *([] if series_alone else _reasons(pairs, left_out))]
+    if measured.outcomes or not measured.series:
+        own = _reasons(pairs, left_out)
+    else:
+        own = [] if any(series.values()) else [_unscored_series(measured)]
+    why = [*reasons, *measured.meta.reasons, *own]
     return {
         "valid": not why,
         "reasons": why,
@@ -105,6 +108,12 @@ def compare(
         "stages": {name: metrics[name] for name in STAGES},
         "series": series,
     }
+
+
+def _unscored_series(measured: Capture) -> str:
+    """Why a capture of series alone has no figure."""
+    names = ", ".join(sorted(measured.series))
+    return f"no window of {names} can be scored: not simulated, not at the same times, or rows far from evenly spaced"
 
 
 def _pairs(
@@ -203,7 +212,7 @@ def _series_errors(measured: Capture, simulated: Capture, scored: Sequence[Outco
     derived = derive(measured, grid_over(measured))
     for name in SERIES:
         series = measured.series.get(name) or derived.get(name)
-        grid = None if series is None else grid_like(series)
+        grid = None if series is None else windows_of(series)
         if series is None or grid is None:
             continue
         error = series_mape(simulated, series, name, counted=None if scored is None else _served(scored, grid))

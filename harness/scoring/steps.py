@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from harness.deploy.deployment import engine_asked, located
+from harness.deploy.asked import engine_asked, located
 from harness.descriptions.scenario import read_scenario
 from simulator.engine import check_options
 from simulator.scheduling.divergence import Entry

@@ -11,9 +11,10 @@ from typing import Any
 
 from calibrate.draws import N_DRAWS, Drawn
 from calibrate.intervals import Intervals
-from calibrate.pricing import Served
+from calibrate.served import Served
+from harness.deploy.asked import located
 from harness.deploy.calibrated import fitted_requests
-from harness.deploy.deployment import Deployment, located, with_run_notes
+from harness.deploy.deployment import Deployment, with_run_notes
 from harness.deploy.power import energy_of, with_power
 from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import Scenario, read_scenario

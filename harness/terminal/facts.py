@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.terminal.console import print_facts, print_json
 from harness.terminal.summary import print_summary
-from profiles.catalog import BUNDLED, find_device, find_model, model_configs, with_bundled
+from profiles.catalog import find_device, find_model, model_configs, with_bundled
 from profiles.formats import import_any_profiles
 from profiles.profile import AttentionRows, Curve, Profile, write_profile
 from profiles.spread import worst_spreads
@@ -47,13 +47,14 @@ def import_profiles_to(
     format: str | None = None,
     left_out: list[str] | None = None,
     network: Path | None = None,
+    folders: Sequence[Path] = (),
 ) -> list[Path]:
     """Import every profile at or below `source` into a new folder, as device/model/dtype. Returns their places.
 
     `left_out` takes in, in words, the folders that hold too little for a profile; `network` is a folder of Vidur's with
-    times between devices.
+    times between devices; `folders` are looked in first for models' configs.
     """
-    imported = import_any_profiles(source, model_configs([BUNDLED]), format, network)
+    imported = import_any_profiles(source, model_configs(with_bundled(folders)), format, network)
     if left_out is not None:
         left_out.extend(imported.left_out)
     places = []

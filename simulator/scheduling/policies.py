@@ -28,8 +28,11 @@ class Order(Protocol):
 class Eviction(Protocol):
     """What is evicted first."""
 
-    def freed(self, block: Run) -> float:
-        """What blocks that nobody holds are compared by: the lowest is evicted first; asked when one becomes free."""
+    def freed(self, run: Run) -> float:
+        """What runs of blocks that nobody holds are compared by: the lowest is evicted first.
+
+        Asked whenever one becomes free. Under a rule of a user's own each run is one block, known by `run.hash`.
+        """
         ...
 
 

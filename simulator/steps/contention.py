@@ -29,7 +29,7 @@ from simulator.network.collectives import Operation, traffic
 from simulator.network.topology import Place, Topology
 from simulator.network.transfers import Link, Network, Path, fair_rates
 from simulator.scheduling.plan import StepPlan
-from simulator.steps.partition import stage_layers
+from simulator.steps.partition import expert_groups, layer_passes, stage_layers
 from simulator.steps.step_time import StepCost, StepTimeModel, reads_batches
 from simulator.steps.talking import Neighbour, Talk, beside_s, talk_of
 from traces.steps import Floats
@@ -69,7 +69,14 @@ class Exchange:
 
 
 def exchanges(
-    topology: Topology, places: Sequence[Place], model: ModelSpec, dtype: str, *, tensor: int, stages: int
+    topology: Topology,
+    places: Sequence[Place],
+    model: ModelSpec,
+    dtype: str,
+    *,
+    tensor: int,
+    stages: int,
+    split: bool = False,
 ) -> tuple[Exchange, ...]:
     """What an engine's devices send each other, as `simulator.steps.partition.communication` times it.
 
@@ -82,6 +89,7 @@ def exchanges(
         dtype: of hidden states.
         tensor: devices that share each layer.
         stages: pipeline stages.
+        split: the devices of a rank split its tokens before the experts (`use_sequence_parallel_moe`).
     """
     width = dtype_bytes(dtype)
     hidden = model.hidden_size * width
@@ -91,11 +99,12 @@ def exchanges(
     found = []
     for i, (of_ranks, layers) in enumerate(zip(groups, stage_layers(model.num_layers, stages), strict=True)):
         logits = model.vocab_size * width if i == stages - 1 else 0.0
-        per_token = _of_all(topology, of_ranks, "all_reduce", (2 * layers + (i == 0)) * hidden)
+        passes = layer_passes(split=split) * layers + 2 * (i == 0)
+        per_token = _of_all(topology, of_ranks, "all_gather", passes * hidden)
         found.append(Exchange(per_token, _of_all(topology, of_ranks, "all_gather", logits)))
-        # Hidden states and router logits of all ranks to each, and the sums back to whose they are: either pass of a
-        # ring sends as much of its bytes.
-        between_ranks = list(zip(*of_ranks, strict=True))
+        # Hidden states and router logits of all to each, and the sums back to whose they are: either pass of a ring
+        # sends as much of its bytes.
+        between_ranks = expert_groups(of_ranks, split=split)
         entering = layers * (2 * hidden + model.num_experts * width)
         found.append(Exchange({}, {}, _of_all(topology, between_ranks, "all_gather", entering)))
     for of_ranks, after in pairwise(groups):

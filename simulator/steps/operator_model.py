@@ -9,11 +9,13 @@ import numpy as np
 
 from profiles.attention import AttentionTable
 from profiles.compiled import compiled_attention
+from profiles.flash_attention import FlashAttention2, UnequalDecodes
 from profiles.interpolation import interpolate
-from profiles.profile import Curve, Profile
+from profiles.profile import Curve, OperatorTables, Profile
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan
 from simulator.steps.experts import ExpertTimes
+from simulator.steps.layer_attention import LayerAttention
 from simulator.steps.partition import ALONE, Communication, Partition, stage_layers
 from simulator.steps.step_time import OperatorTimes, Overhead, StepCost
 from traces.errors import ProfileError
@@ -31,9 +33,8 @@ class OperatorModel:
     Attributes:
         overhead: what a step takes beside its operators.
         stage_layers: layers of each pipeline stage.
+        reads_batches: whether it looks at each request's history.
     """
-
-    reads_batches = False
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class OperatorModel:
         talk: Communication | None = None,
         experts: ExpertTimes | None = None,
         overhead: Overhead | None = None,
+        kernel: FlashAttention2 | None = None,
     ) -> None:
         """Compile the tables.
 
@@ -56,6 +58,7 @@ class OperatorModel:
             talk: what the devices take to communicate; None: nothing, or it is within what was measured.
             experts: time of one layer's experts; needed where the profile's composition has them.
             overhead: what a step takes beside its operators.
+            kernel: of the engine's attention, where it is known; None: what unequal decodes cost is the profile's say.
 
         Raises:
             ProfileError: the profile lacks an operator or the parallel degree.
@@ -75,7 +78,8 @@ class OperatorModel:
         self._experts = experts if has_experts else None
         self._num_layers = num_layers
         self._has_attention = bool(in_layers.pop("attention", 0))
-        self._attention = AttentionTable(compiled_attention(tables.attention, tables.skew))
+        self._attention = _attention(tables, kernel)
+        self.reads_batches = self._attention.reads_batches
         most = options.max_num_batched_tokens
         layers = Counter({name: count * num_layers for name, count in in_layers.items()})
         layers_s, largest = compiled(layers, tables.dense, most)
@@ -107,10 +111,13 @@ class OperatorModel:
             attending: what of it has its attention computed on the device, other ranks' parts alongside; None: all.
         """
         attending = attending or plan
-        attention_s = self._attention_s(attending, plan.repeat)
+        each = (attending, *attending.alongside)
+        decodes = 0 if any(one.chunks for one in each) else self._padded[max(one.n_decode for one in each)]
+        attention_s = self._attention.time_s(attending, plan.repeat, max(decodes, attending.n_decode))
         for other in attending.alongside:
             # Ranks that step together wait for each other in every layer.
-            attention_s = np.maximum(attention_s, self._attention_s(other, plan.repeat))
+            other_s = self._attention.time_s(other, plan.repeat, max(decodes, other.n_decode))
+            attention_s = np.maximum(attention_s, other_s)
         n_tokens, n_requests = plan.n_tokens, plan.n_requests
         for other in plan.alongside:
             n_tokens, n_requests = max(n_tokens, other.n_tokens), max(n_requests, other.n_requests)
@@ -146,15 +153,15 @@ class OperatorModel:
         """Tokens that enter a layer's experts, of all ranks; one without requests computes a dummy decode.
 
         Ranks pad to the largest where all of them run a CUDA graph, and else each for itself
-        (vLLM 0.32 `v1/worker/dp_utils.py::coordinate_batch_across_dp`).
+        (vLLM 0.32 `v1/worker/dp_utils.py::coordinate_batch_across_dp`); then to equal shares where devices split them.
         """
         tokens = [plan.n_tokens, *(other.n_tokens for other in plan.alongside)]
-        ranks = self._partition.data_parallel_size
+        ranks, entering = self._partition.data_parallel_size, self._partition.entering
         tokens += [self._dummy_tokens] * (ranks - len(tokens))
         largest = max(tokens)
         if largest <= self._largest_graph:
-            return self._padded[largest] * ranks
-        return sum(self._padded[n] for n in tokens)
+            return entering(self._padded[largest]) * ranks
+        return sum(entering(self._padded[n]) for n in tokens)
 
     def _stages(self, device_s: float, padded: int, n_requests: int) -> tuple[float, ...]:
         """Share of a step that each pipeline stage takes: its layers, and at the ends what runs once."""
@@ -169,28 +176,13 @@ class OperatorModel:
         stages_s[-1] += last_s
         return tuple(float(stage_s / device_s) for stage_s in stages_s)
 
-    def _attention_s(self, plan: StepPlan, repeat: int) -> float | Floats:
-        """One layer's attention; of a plan that is repeated, and in which requests decode, [repeat]."""
-        if not plan.n_requests:
-            return 0.0
-        if not plan.n_decode:
-            return self._attention.prefill_s(plan.chunks)
-        if repeat == 1 or plan.chunks:
-            mean_kv, max_kv = plan.decode_kv_sum / plan.n_decode, float(plan.decode_kv_max)
-            if plan.chunks:
-                return self._attention.mixed_s(plan.chunks, plan.n_decode, mean_kv, max_kv)
-            return self._attention.decode_once_s(plan.n_decode, mean_kv, max_kv)
-        repeats = np.arange(repeat)
-        means = (plan.decode_kv_sum + repeats * plan.n_decode) / plan.n_decode
-        return self._attention.decode_s(plan.n_decode, means, (plan.decode_kv_max + repeats).astype(np.float64))
-
     def count(self, plan: StepPlan, times: int, attending: StepPlan | None = None) -> None:
         """Count `times` steps of this plan, and what of them is beyond the measured range; `attending` as `price`."""
         self._steps += times
         together = (plan, *plan.alongside)
         attending = attending or plan
         attend = (attending, *attending.alongside)
-        tokens, history, decodes, decode_history = self._attention.largest
+        tokens, history, decodes, decode_history = self._attention.table.largest
         if max([one.n_tokens for one in together]) > self._largest_tokens:
             self._outside["tokens per step"] += times
         if max([one.n_requests for one in together]) > self._largest_requests:
@@ -214,9 +206,18 @@ class OperatorModel:
             f"{count} of {self._steps} steps priced beyond the profile's measured range: {what}"
             for what, count in sorted(self._outside.items())
         ]
-        if filled := self._attention.filled_corners:
+        if filled := self._attention.table.filled_corners:
             outside.append(f"{filled} corners of the profile's mixed attention grid were filled from their neighbours")
         return tuple(outside) + (self._experts.notes() if self._experts is not None else ())
+
+
+def _attention(tables: OperatorTables, kernel: FlashAttention2 | None) -> LayerAttention:
+    """One layer's, with what the profile says of unequal decodes, or what the kernel makes of them."""
+    if kernel is None:
+        table = AttentionTable(compiled_attention(tables.attention, tables.skew))
+        return LayerAttention(table, None)
+    table = AttentionTable(compiled_attention(tables.attention))
+    return LayerAttention(table, UnequalDecodes(kernel, table))
 
 
 def _each(seconds: float | Floats, repeat: int) -> Floats:

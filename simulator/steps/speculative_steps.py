@@ -19,12 +19,10 @@ from profiles.model import ModelSpec
 from profiles.profile import Profile
 from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan, plan_of
-from simulator.scheduling.rules import REFERENCE, REFERENCE_RULES, Rules
-from simulator.scheduling.speculation import FIELD, LOOKS_AHEAD, SpeculativeConfig
+from simulator.scheduling.speculation import SpeculativeConfig
 from simulator.steps.operator_model import OperatorModel, compiled
 from simulator.steps.partition import Partition, communication
 from simulator.steps.step_time import StepCost
-from traces.errors import InputError
 from traces.steps import Floats, Ints
 
 
@@ -211,28 +209,3 @@ def _pass(plan: StepPlan, new_tokens: Ints, computed_tokens: Ints, drafts: Ints 
         repeat=repeat,
         drafts=drafts,
     )
-
-
-def refuse_beside_drafts(*, near_memory: bool) -> None:
-    """Raise InputError for what is not modelled of an engine that drafts."""
-    if near_memory:
-        raise InputError(f"is not modelled where tokens are drafted ({FIELD})", field="near_memory")
-
-
-def refuse_unknown_memory(options: EngineOptions) -> None:
-    """Raise InputError where a drafter takes memory: how much is not known."""
-    config = options.speculative_config
-    if config is not None and config.method in LOOKS_AHEAD:
-        raise InputError(
-            "takes memory for the drafter, which is not predicted",
-            field=f"{FIELD}.method",
-            found=config.method,
-            accepted="num_gpu_blocks stated with it, as the engine reports it at start",
-        )
-
-
-def speculation_notes(rules: Rules) -> list[str]:
-    """What to say of a vLLM version for whose scheduling of drafts there is no proof."""
-    if rules.version == REFERENCE:
-        return []
-    return [f"drafted tokens are scheduled by the rules of {REFERENCE_RULES.name}, all else by those of {rules.name}"]

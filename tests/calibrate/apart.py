@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from calibrate.fit import Subject
 from calibrate.kv_transfer import kv_residual_of
+from calibrate.subject import Subject
 from harness.calibrate import subject_of
 from harness.demo import BUNDLED
 from harness.descriptions.scenario import read_scenario

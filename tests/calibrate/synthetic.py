@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from calibrate.fit import Subject
+from calibrate.subject import Subject
 from harness.calibrate import subject_of
 from harness.demo import BUNDLED
 from harness.descriptions.scenario import read_scenario

@@ -9,10 +9,11 @@ import numpy as np
 
 from calibrate.calibration import Calibration, Residuals, front_end_of
 from calibrate.draws import drawn_latencies
-from calibrate.fit import Subject, fit
+from calibrate.fit import fit
 from calibrate.parameters import RESIDUAL
-from calibrate.pricing import corrected
+from calibrate.served import corrected
 from calibrate.split import parse_split
+from calibrate.subject import Subject
 from simulator.cluster import Cluster
 from simulator.front_end import FrontEnd, simulate_behind
 from tests.calibrate.synthetic import TRUTH, WAY, bundled, measured

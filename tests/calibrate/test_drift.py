@@ -11,9 +11,10 @@ import pytest
 from calibrate.attribution import attribute
 from calibrate.calibration import Calibration
 from calibrate.drift import Drift, change_point, drift
-from calibrate.fit import Subject, fit
+from calibrate.fit import fit
 from calibrate.parameters import RESIDUAL
 from calibrate.split import parse_split
+from calibrate.subject import Subject
 from tests.calibrate.synthetic import TRUTH, WAY, bundled, measured
 
 ATTENTION = {"attention": 1.2}

@@ -11,7 +11,8 @@ import pytest
 from calibrate.calibration import Calibration
 from calibrate.fit import fit
 from calibrate.parameters import RESIDUAL
-from calibrate.pricing import all_priced, corrected, serve
+from calibrate.repricing import all_priced
+from calibrate.served import corrected, serve
 from calibrate.split import parse_split
 from simulator.front_end import DIRECT, simulate_behind
 from tests.calibrate.synthetic import TRUTH, WAY, bundled, measured
@@ -32,7 +33,7 @@ def total_error(fitted: Calibration, load: str, *, asynchronous: bool) -> float:
     """Relative error of all steps' time on another load of the same engine."""
     other = measured(bundled(load, asynchronous=asynchronous), TRUTH, seed=9, way=WAY)
     (priced,) = all_priced(other.measured, other.engine.step_time, RESIDUAL)
-    changes = RESIDUAL.array(fitted.values()) - RESIDUAL.neutral
+    changes = RESIDUAL.changes(fitted.values())
     base_s, rows = priced.rows(changes, asynchronous=asynchronous)
     return float((base_s + rows @ changes).sum() / priced.cycle_s.sum()) - 1
 
@@ -99,7 +100,7 @@ def test_a_simulation_knows_what_its_steps_are_made_of() -> None:
         (priced,) = all_priced(again, subject.engine.step_time, RESIDUAL)
         for name in ("end_s", "device_s", "host_s", "on_device", "on_host", "axes"):
             assert np.allclose(getattr(heard, name), getattr(priced, name), rtol=1e-12), name
-        changes = RESIDUAL.array(values) - RESIDUAL.neutral
+        changes = RESIDUAL.changes(values)
         base_s, rows = heard.rows(changes, asynchronous=asynchronous)
         assert np.isclose((base_s + rows @ changes).sum(), heard.cycle_s.sum(), rtol=0.01 if asynchronous else 1e-9)
 

@@ -14,7 +14,7 @@ from calibrate.draws import drawn_latencies
 from calibrate.fit import fit
 from calibrate.intervals import Intervals, intervals, intervals_of_draws
 from calibrate.parameters import RESIDUAL
-from calibrate.pricing import corrected, serve
+from calibrate.served import corrected, serve
 from calibrate.split import parse_split
 from simulator.cluster import Cluster
 from simulator.front_end import FrontEnd, simulate_behind

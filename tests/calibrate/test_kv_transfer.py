@@ -12,11 +12,12 @@ import pytest
 from calibrate.attribution import attribute
 from calibrate.calibration import Calibration, encode_calibration, read_calibration
 from calibrate.drift import drift
-from calibrate.fit import Subject, fit
+from calibrate.fit import fit
 from calibrate.kv_transfer import kv_residual_of, sent_in, transfer_residuals
 from calibrate.parameters import RESIDUAL
 from calibrate.split import parse_split
-from simulator.handover import NO_RESIDUAL
+from calibrate.subject import Subject
+from simulator.kv_transfer import NO_RESIDUAL
 from tests.calibrate.apart import HALVED, SENT, measured_apart, pair, without_transfers
 from tests.calibrate.synthetic import TRUTH, bundled, measured
 from traces.errors import InputError

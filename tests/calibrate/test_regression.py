@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from calibrate.parameters import Parameter
-from calibrate.regression import Equations, Estimate, identify
+from calibrate.regression import Equations, Estimate, identify, robust_sd, stretches
 
 PARAMETERS = [
     Parameter("level", "s", 0.0, 1.0, ""),
@@ -60,3 +60,15 @@ def test_a_value_below_what_is_possible_is_held_and_says_so() -> None:
     found = identify(lambda _: Equations(target, design, np.ones(50), none, np.arange(50) // 10), bounded, {})
     assert "cannot be below 0" in found.held["slope"]
     assert found.values[1] == 0.0
+
+
+def test_noise_is_dependent_within_stretches_of_one_capture_alone() -> None:
+    assert stretches(5, 2, 0).tolist() == [0, 0, 0, 1, 1]
+    assert stretches(5, 2, 3).tolist() == [6, 6, 6, 7, 7]
+    assert stretches(0, 2, 3).tolist() == []
+
+
+def test_a_robust_deviation_is_the_standard_one_and_survives_disturbances() -> None:
+    values = np.random.default_rng(3).normal(5.0, 2.0, 10_000)
+    assert np.isclose(robust_sd(values, 5.0), 2.0, rtol=0.03)
+    assert np.isclose(robust_sd(np.where(np.arange(10_000) % 4, values, 1e6), 5.0), 2.0, rtol=0.5)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from calibrate.calibration import Calibration
-from calibrate.fit import Subject, fit
-from calibrate.pricing import all_priced
+from calibrate.fit import fit
+from calibrate.repricing import all_priced
 from calibrate.split import parse_split
+from calibrate.subject import Subject
 from calibrate.whole_step import Shape, Unpriced, whole_step_terms
 from simulator.steps.correction import CorrectedModel
 from tests.calibrate.synthetic import bundled, measured

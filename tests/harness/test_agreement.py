@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.descriptions.agreement import Agreement, agree
+from harness.descriptions.agreement import Agreement, agree, with_recorded_experts
 from harness.descriptions.cluster import InstanceSpec
 from profiles.catalog import BUNDLED
 from traces.capture import CaptureMeta
@@ -78,3 +79,73 @@ def test_a_dtype_of_auto_tells_nothing(document: Document) -> None:
 
 def test_a_simulated_capture_is_called_one(document: Document) -> None:
     assert agreed(document, kind="simulated").notes[0].startswith("the capture is itself simulated")
+
+
+def test_what_decides_the_number_of_blocks_is_no_contradiction_where_that_is_known(document: Document) -> None:
+    said, recorded = {"gpu_memory_utilization": 0.83}, {"gpu_memory_utilization": 0.9}
+    assert agreed(document, said, engine_options=recorded).mismatches
+    agreement = agreed(document, said, engine_options=recorded, num_gpu_blocks=2588)
+    assert not agreement.mismatches
+    assert any("gpu_memory_utilization 0.83 here, 0.9 measured: not used" in note for note in agreement.notes)
+    assert agreement.taken["num_gpu_blocks"] == 2588
+
+
+@pytest.mark.parametrize(
+    ("said", "recorded"),
+    [
+        ({"dtype": "fp8"}, {"dtype": "bfloat16"}),
+        ({"dtype": "bfloat16", "kv_cache_dtype": "auto"}, {"dtype": "bfloat16", "kv_cache_dtype": "bfloat16"}),
+    ],
+)
+def test_what_means_the_same_is_no_contradiction(
+    document: Document, said: dict[str, Any], recorded: dict[str, Any]
+) -> None:
+    assert not agreed(document, said, engine_options=recorded).mismatches
+
+
+@pytest.mark.parametrize(
+    ("said", "recorded"),
+    [
+        ({"dtype": "fp8"}, {"dtype": "float16"}),
+        ({"dtype": "bfloat16", "kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "auto"}),
+        ({"dtype": "float16", "kv_cache_dtype": "auto"}, {"dtype": "float16", "kv_cache_dtype": "bfloat16"}),
+    ],
+)
+def test_another_type_is_a_contradiction(document: Document, said: dict[str, Any], recorded: dict[str, Any]) -> None:
+    assert agreed(document, said, engine_options=recorded).mismatches
+
+
+def test_a_version_before_asynchronous_scheduling_schedules_synchronously(document: Document) -> None:
+    agreement = agreed(document, engine="vllm 0.13.0")
+    assert agreement.taken == {"async_scheduling": False}
+    assert any(
+        "defaults of vLLM 0.13, which nothing states otherwise: async_scheduling False" in note
+        for note in agreement.notes
+    )
+    assert not any("async_scheduling True" in note for note in agreement.notes)
+    assert agreed(document, engine="vllm 0.14.0").taken == {}
+    assert agreed(document, {"async_scheduling": True}, engine="vllm 0.13.0").taken == {}
+
+
+def test_a_device_that_only_a_profile_names_may_be_one_that_is_described(document: Document, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for folder in BUNDLED.rglob("profile.json"):
+        described = json.loads(folder.read_text())
+        (tmp_path / "mine" / "profile.json").write_text(json.dumps({**described, "device": "MY-H100"}))
+    spec = InstanceSpec(LLAMA, "MY-H100", {}, document, ())
+    measured = CaptureMeta(kind="measured", engine=None, model=LLAMA, device="NVIDIA H100 80GB HBM3", clock="")
+    agreement = agree({}, spec, measured, [tmp_path, BUNDLED])
+    assert not agreement.mismatches
+    assert any("'NVIDIA H100 80GB HBM3', the scenario 'MY-H100': taken to be the same" in n for n in agreement.notes)
+
+
+@pytest.mark.parametrize(
+    ("says", "recorded", "found"), [(False, True, True), (True, True, False), (False, None, False)]
+)
+def test_expert_parallelism_is_the_captures_where_the_description_is_silent(
+    document: Document, says: bool, recorded: bool | None, found: bool
+) -> None:
+    spec = InstanceSpec(LLAMA, "H100-SXM", {}, document, (), says_expert_parallel=says)
+    options = {"enable_expert_parallel": recorded}
+    measured = CaptureMeta(kind="measured", engine=None, model=LLAMA, device=None, clock="", engine_options=options)
+    assert with_recorded_experts(spec, measured).enable_expert_parallel == found

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from harness.running.simulate import simulate_scenario
+from simulator.kv.kv_cache import BlockHash, Run
 from tests.harness.scenarios import EXAMPLES, example
 from traces.capture import Capture
 from traces.errors import InputError
@@ -87,7 +90,8 @@ def test_a_reference_cluster_is_two_nodes() -> None:
     capture = example("llmservingsim")
     assert {outcome.instance for outcome in capture.outcomes} == {0, 1}
     assert capture.meta.num_gpu_blocks is None
-    assert "KV blocks predicted: " in notes_of(capture)
+    assert "KV blocks in the stated " in notes_of(capture)
+    assert "is for weights and KV, as LLMServingSim reads it" in notes_of(capture)
 
 
 def test_a_failure_sends_requests_again_and_makes_some_clients_give_up() -> None:
@@ -127,6 +131,23 @@ def test_rules_of_ones_own_order_requests_and_keep_blocks() -> None:
     assert [o.scheduled_s for o in own.outcomes] != [o.scheduled_s for o in plain.outcomes]
     cached = [sum(o.cached_tokens or 0 for o in capture.outcomes) for capture in (own, plain)]
     assert cached[0] != cached[1]
+
+
+class Watching:
+    """Evicts first what became free first, as vLLM does, and remembers what it was asked of."""
+
+    seen: ClassVar[list[tuple[BlockHash | None, int]]] = []
+
+    def freed(self, run: Run) -> float:
+        self.seen.append((run.hash, run.end - run.first))
+        return len(self.seen)
+
+
+def test_an_eviction_rule_of_ones_own_is_asked_of_single_blocks_that_can_be_found() -> None:
+    Watching.seen.clear()
+    example("own_policies", f"cluster.instances.0.cache_eviction={__name__}:Watching")
+    assert {length for _, length in Watching.seen} == {1}
+    assert None not in {hash_ for hash_, _ in Watching.seen}
 
 
 def test_energy_and_cost_are_told_and_what_is_not_known_too() -> None:

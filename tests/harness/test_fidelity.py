@@ -14,18 +14,19 @@ from traces.capture import write_capture
 from traces.formats import import_capture, read_any_trace
 
 CEILINGS = {
-    "RTXPRO6000 Llama-3.1-8B": (0.085, 0.013, 0.0175),
-    "RTXPRO6000 Qwen3-30B-A3B DP2 x EP2": (0.145, 0.009, 0.008),
+    "RTXPRO6000 Llama-3.1-8B": (0.084, 0.0122, 0.0162),
+    "RTXPRO6000 Qwen3-30B-A3B DP2 x EP2": (0.135, 0.016, 0.014),
 }
-"""Paired error of TTFT, TPOT and E2EL; the reference simulator: 15.0, 1.5, 1.9 % and 31.7, 1.9, 2.2 %."""
+"""Paired error of TTFT, TPOT and E2EL; the reference simulator: 15.0, 1.5, 1.9 % and 31.7, 1.9, 2.2 %.
 
-SERIES_CEILINGS = {"MD": 0.071, "SD+PC": 0.074, "PDD": 0.086, "SM": 0.122}
-"""Error per second as stamped; the reference simulator: 8.0, 10.9, 6.0 and 13.9 %.
-
-PDD's went up from 5.3 %: slower decodes had hidden that its rows are late (docs/validity.md).
+Those of the mixture went up for TPOT and E2EL from 0.8 and 0.7 %: unequal decodes cost more than shares said, and what
+had made up for it is not known (docs/validity.md).
 """
 
-PHASE_CEILINGS = {"MD": 0.071, "SD+PC": 0.068, "PDD": 0.051, "SM": 0.111}
+SERIES_CEILINGS = {"MD": 0.053, "SD+PC": 0.0755, "PDD": 0.0599, "SM": 0.099}
+"""Error per second as stamped; the reference simulator: 7.97, 10.91, 5.99 and 13.88 %."""
+
+PHASE_CEILINGS = {"MD": 0.053, "SD+PC": 0.07, "PDD": 0.03, "SM": 0.09}
 """Error per second in the log's phase, which the first third of the seconds tells."""
 
 
@@ -60,7 +61,7 @@ def test_a_capture_of_a_series_alone_is_validated(ground_truth: Path, tmp_path: 
     assert result["valid"]
     assert result["series"]["output_tokens_per_s"]["mape"] == pytest.approx(score.mape, abs=0.001)
     assert result["series"]["output_tokens_per_s"]["in_phase"]["mape"] == pytest.approx(score.phase.mape, abs=0.001)
-    assert verdict(result).startswith("VALID over series alone, mean |error| by the window: output_tokens_per_s 7.")
+    assert verdict(result).startswith("VALID over series alone, mean |error| by the window: output_tokens_per_s 5.")
 
 
 @pytest.mark.parametrize("load", LOADS)

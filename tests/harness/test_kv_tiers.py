@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.deploy.deployment import read_cluster
+from harness.deploy.asked import read_cluster
 from harness.descriptions.cluster import ClusterSpec
 from harness.descriptions.scenario import read_scenario
 from harness.running.simulate import simulate_scenario

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.deploy.deployment import read_cluster
+from harness.deploy.asked import read_cluster
 from harness.descriptions.scenario import read_scenario
 from tests.harness.scenarios import EXAMPLES
 from traces.errors import InputError

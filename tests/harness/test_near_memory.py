@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.deploy.deployment import deploy, read_cluster
+from harness.deploy.asked import read_cluster
+from harness.deploy.deployment import deploy
 from harness.deploy.memory import scenario_memory
 from harness.descriptions.memories import NearMemoryFile
 from harness.descriptions.scenario import read_scenario

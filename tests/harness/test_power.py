@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.deploy.deployment import deploy, read_cluster
+from harness.deploy.asked import read_cluster
+from harness.deploy.deployment import deploy
 from harness.deploy.power import EngineMade, plan_power
 from harness.descriptions.cluster import InstanceSpec
 from harness.descriptions.scenario import read_scenario
@@ -164,14 +165,14 @@ DENSE_BYTES = 2 * 64
 def link_bytes(tmp_path: Path, **sizes: Any) -> tuple[float | None, float]:
     """What a rank of such an engine sends for each token and each request."""
     read = own(tmp_path, "instances: [{model: m, device: d}]\npower: {base_w: 1}\n")
-    ranks = sizes.pop("ranks", 1)
+    ranks, split, model = sizes.pop("ranks", 1), sizes.pop("split", False), sizes.pop("of", MODEL)
     spec = InstanceSpec("m", "d", {}, read.document, ("instances", 0), **sizes)
     made = engine()
     made = type(made)(
         **{name: getattr(made, name) for name in ("model", "device", "options", "num_gpu_blocks", "max_model_len")},
         step_time=made.step_time, ranks=ranks, pipeline_parallel_size=spec.pipeline_parallel_size,
     )  # fmt: skip
-    _, plan = plan_power(read, [EngineMade(made, spec, MODEL)], [])
+    _, plan = plan_power(read, [EngineMade(made, spec, model, split=split)], [])
     assert plan is not None
     machine = plan.machines[0]
     assert len(machine.places) == spec.tensor_parallel_size * spec.pipeline_parallel_size
@@ -192,8 +193,22 @@ def test_what_goes_from_stage_to_stage_is_counted_in_bytes(tmp_path: Path) -> No
     assert link_bytes(tmp_path, pipeline_parallel_size=3) == (2 * 2 * DENSE_BYTES, 0.0)
 
 
-def test_experts_over_ranks_of_several_devices_are_not_known(tmp_path: Path) -> None:
-    assert link_bytes(tmp_path, tensor_parallel_size=2, ranks=2)[0] is None
+EXPERTS = ModelSpec("e", 4, 64, 128, 4, 4, 16, 100, num_experts=8, num_experts_per_tok=2)
+ENTERING_BYTES = (2 * 64 + 8) * 2
+"""Hidden state and router logits of a token to the experts, and their sum back."""
+
+
+def test_experts_of_ranks_go_round_one_ring_of_each_rank_or_of_all_their_devices(tmp_path: Path) -> None:
+    """Three ranks. Of one device: 2 of 3 send a token on. Of two: 4 in two rings, or all but one in one."""
+    assert link_bytes(tmp_path, of=EXPERTS, ranks=3) == (4 * 2 * ENTERING_BYTES, 0.0)
+    tensor = {"of": EXPERTS, "tensor_parallel_size": 2, "ranks": 3}
+    whole, split = link_bytes(tmp_path, **tensor), link_bytes(tmp_path, **tensor, split=True)
+    assert whole == ((4 * 4 + 2) * DENSE_BYTES + 4 * 4 * ENTERING_BYTES, 100 * 2)
+    assert split == ((4 * 3 + 2) * DENSE_BYTES + 4 * 5 * ENTERING_BYTES, 100 * 2)
+
+
+def test_what_a_model_that_is_not_described_sends_is_not_known(tmp_path: Path) -> None:
+    assert link_bytes(tmp_path, of=None, tensor_parallel_size=2)[0] is None
 
 
 # -- LLMServingSim's section -------------------------------------------------------------------------------------------

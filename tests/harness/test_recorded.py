@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.demo import BUNDLED
-from harness.deploy.deployment import engine_asked
+from harness.deploy.asked import engine_asked
 from harness.descriptions.recorded import scenario_text
 from harness.descriptions.scenario import read_scenario
 from tests.harness.reports.runs import run

@@ -304,12 +304,12 @@ def asked_of(source: str) -> str:
 
 @pytest.mark.ground_truth
 @pytest.mark.parametrize(
-    ("source", "ceilings"), [("aiconfigurator", (0.24, 0.115, 0.15)), ("roofline", (0.53, 0.255, 0.335))]
+    ("source", "ceilings"), [("aiconfigurator", (0.175, 0.072, 0.098)), ("roofline", (0.46, 0.21, 0.285))]
 )
 def test_a_measured_run_with_times_that_were_not_measured_for_it(
     gpu_run: tuple[Path, Path], source: str, ceilings: tuple[float, ...]
 ) -> None:
-    """Its own profile is 8, 1.3 and 1.7 % off."""
+    """Its own profile is 8, 1.2 and 1.6 % off."""
     result = validate(*gpu_run, [asked_of(source)]).result
     assert result["valid"]
     for metric, ceiling in zip(("ttft_s", "tpot_s", "e2el_s"), ceilings, strict=True):
@@ -325,7 +325,7 @@ def test_calibrated_on_a_third_of_its_requests_they_are_as_good_as_its_own(
     write_calibration(calibrate(scenario, [capture], "first:0.33", overrides=asked), tmp_path / "fitted.json")
     result = validate(scenario, capture, asked, calibration=tmp_path / "fitted.json").result
     assert result["n_scored"] == 201
-    for metric, ceiling in (("ttft_s", 0.025), ("tpot_s", 0.007), ("e2el_s", 0.005)):
+    for metric, ceiling in (("ttft_s", 0.02), ("tpot_s", 0.0072), ("e2el_s", 0.005)):
         assert result["paired"][metric]["mape"] <= ceiling
 
 

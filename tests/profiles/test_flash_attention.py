@@ -10,18 +10,31 @@ import numpy as np
 import pytest
 
 from profiles.attention import AttentionTable, Chunk
-from profiles.catalog import BUNDLED, model_configs
+from profiles.catalog import BUNDLED, find_device, model_configs
 from profiles.csv_table import read_csv
-from profiles.flash_attention import PACKED_READING, PACKED_S, DecodeTimes, FlashAttention2, fit_apart, with_decodes
+from profiles.flash_attention import (
+    PACKED_READING,
+    PACKED_S,
+    DecodeTimes,
+    FlashAttention2,
+    UnequalDecodes,
+    fit_apart,
+    flash_attention_2,
+    with_decodes,
+)
 from profiles.formats import import_any_profiles
 from profiles.llmservingsim_artifact import HOST_STEP_S
+from profiles.model import ModelSpec, model_of
 from profiles.profile import AttentionRows
 from simulator.steps.profile_overhead import profile_overhead
+from tests.benchmarks.unequal_decodes import unequal_errors
 from tests.profiles.older_bundles import LENGTHS, LLAMA, prefill_us, write_degree, write_lines, write_predictions
 from traces.errors import ProfileError
 from traces.steps import Floats
 
-KERNEL = FlashAttention2(heads=32, group=4, key_bytes=4096, bytes_per_s=1e12, multiprocessors=80, packs=True)
+KERNEL = FlashAttention2(
+    heads=32, group=4, key_bytes=4096, bytes_per_s=1e12, multiprocessors=80, packs=True, slots=80, key_s=25e-9
+)
 TIMES = DecodeTimes(KERNEL, request_s=1e-6, key_s=5e-9)
 CONFIG = {
     "model_type": "llama",
@@ -32,6 +45,77 @@ CONFIG = {
     "num_hidden_layers": 2,
     "vocab_size": 128256,
 }
+
+
+LLAMA_8B = model_of({**CONFIG, "num_hidden_layers": 32}, "meta-llama/Llama-3.1-8B")
+
+
+def kernel_of(device: str, model: ModelSpec = LLAMA_8B, tp: int = 1, dtype: str = "bfloat16") -> FlashAttention2 | None:
+    return flash_attention_2(find_device(device, [BUNDLED]), model, tp, dtype)
+
+
+@pytest.mark.parametrize("device", ["H100", "H200", "B200", "MI300X", "TPU-v6e"])
+def test_other_devices_have_another_kernel(device: str) -> None:
+    assert kernel_of(device) is None
+
+
+def test_keys_of_8_bits_are_not_its() -> None:
+    assert kernel_of("RTXPRO6000") is not None
+    assert kernel_of("RTXPRO6000", dtype="fp8") is None
+
+
+@pytest.mark.parametrize(
+    ("device", "slots", "unsplit"), [("RTXPRO6000", 188, 38), ("A6000", 84, 17), ("A100-80GB", 216, 22)]
+)
+def test_blocks_at_once_and_requests_from_which_histories_are_not_split(device: str, slots: int, unsplit: int) -> None:
+    """80 KiB of shared memory a block: one of an A6000's multiprocessors has room for one, one of an A100 for two."""
+    kernel = kernel_of(device)
+    assert kernel is not None
+    assert kernel.slots == slots
+    assert kernel.splits(unsplit - 1)
+    assert not kernel.splits(unsplit)
+
+
+def test_with_a_share_of_the_heads_more_requests_are_split() -> None:
+    half = kernel_of("RTXPRO6000", tp=2)
+    assert half is not None
+    assert (half.heads, half.splits(75), half.splits(76)) == (16, True, False)
+
+
+def test_a_sliding_window_splits_nothing() -> None:
+    kernel = kernel_of("A6000", model_of({**CONFIG, "sliding_window": 2047}, "window"))
+    assert kernel is not None
+    assert not kernel.packs
+    assert not kernel.splits(1)
+    off = model_of({**CONFIG, "sliding_window": 2047, "use_sliding_window": False}, "off")
+    assert not off.has_sliding_window
+
+
+def unequal_decodes() -> UnequalDecodes:
+    none = np.zeros(6)
+    n, history = np.repeat([1.0, 256.0], 3), np.tile([0.0, 1023.0, 4095.0], 2)
+    rows = AttentionRows(none, none, n, history, TIMES.packed_s(n, history))
+    prompts = AttentionRows(np.array([64.0, 512.0]), none[:2], none[:2], none[:2], np.array([20e-6, 80e-6]))
+    joined = [np.concatenate([getattr(prompts, name), getattr(rows, name)]) for name in AttentionRows.__slots__[:5]]
+    return UnequalDecodes(KERNEL, AttentionTable(AttentionRows(*joined)))
+
+
+def test_a_long_request_among_short_ones_is_waited_for_alone() -> None:
+    """Eight heads of one request work on while 800 blocks are done; 40 keep this memory busy."""
+    unequal = unequal_decodes()
+    histories = np.full(100, 499.0)
+    assert unequal.alone_s(histories) < 0.02 * TIMES.packed_s(*one(100, 499))[0]
+    histories[50] = 3999.0
+    keys_per_s = 8 * 100 * 4095 / (TIMES.packed_s(*one(100, 4095)) - TIMES.packed_s(*one(100, 0)))[0]
+    assert 0.9 < unequal.alone_s(histories) / (3500 * (25e-9 - 8 / keys_per_s)) < 1.2
+
+
+def test_beside_a_prompt_equal_decodes_cost_nothing_more_and_unequal_ones_do() -> None:
+    unequal, chunk = unequal_decodes(), [Chunk(512, 0)]
+    histories = np.full(20, 1000.0)
+    assert unequal.beside_s(chunk, histories, 1e-3) == 0
+    histories[::2] += np.linspace(0, 3000, 10)
+    assert unequal.beside_s(chunk, histories, 1e-3) > 10e-6
 
 
 def one(n: float, history: float) -> tuple[Floats, Floats]:
@@ -181,9 +265,8 @@ def test_the_kernels_of_an_rtx_pro_6000_are_of_that_kind(ground_truth: Path, mod
     time_s: dict[tuple[float, ...], float] = defaultdict(lambda: float("nan"))
     time_s.update({tuple(row[:4]): row[4] * 1e-6 for row in rows})
     config = model_configs([BUNDLED])[model]
-    group = config["num_attention_heads"] / config["num_key_value_heads"]
-    key_bytes = 4 * config["num_key_value_heads"] * 128
-    kernel = FlashAttention2(config["num_attention_heads"], int(group), key_bytes, 1.597e12, 188, packs=True)
+    kernel = flash_attention_2(find_device("RTXPRO6000", [BUNDLED]), model_of(config, model), 1, "bfloat16")
+    assert kernel is not None
     alone = rows[(rows[:, 0] == 0) & (rows[:, 2] >= 2) & (rows[:, 3] <= 4096)]
     assert len(alone) == 112
     error = DecodeTimes(kernel, 0.0, 0.0).packed_s(alone[:, 2], alone[:, 3]) / (alone[:, 4] * 1e-6) - 1
@@ -192,3 +275,16 @@ def test_the_kernels_of_an_rtx_pro_6000_are_of_that_kind(ground_truth: Path, mod
         for history in (256.0, 512.0, 1024.0):
             beside_s = time_s[64.0, 0.0, n, history] - time_s[64.0, 0.0, 0.0, 0.0]
             assert 1.2 < beside_s / time_s[0.0, 0.0, n, history] < 3.5
+
+
+@pytest.mark.ground_truth
+@pytest.mark.parametrize("model", ["meta-llama/Llama-3.1-8B", "Qwen/Qwen3-30B-A3B-Instruct-2507"])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_unequal_decodes_of_an_rtx_pro_6000_take_as_long_as_was_measured(
+    ground_truth: Path, model: str, tp: int
+) -> None:
+    """Against `skew.csv`, by what they take beside equal ones; of batches that are not split."""
+    alone, beside = unequal_errors(ground_truth / "vllm-0.19" / "perf", "RTXPRO6000", model, tp)
+    assert len(alone.modelled) >= 60
+    assert np.abs(alone.modelled).mean() < 0.03 < 0.05 < np.abs(alone.equal).mean()
+    assert np.abs(beside.modelled).mean() < 0.06 < np.abs(beside.equal).mean()

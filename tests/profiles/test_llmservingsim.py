@@ -31,7 +31,9 @@ def test_missing_corners_are_counted(tmp_path: Path) -> None:
 
 def test_skew_is_imported_and_what_was_derived_from_it_is_not(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "bf16")
-    assert not any("skew_fit" in note for note in import_profiles(folder)[0].meta.notes)
+    without = import_profiles(folder)[0].meta.notes
+    assert not any("skew_fit" in note for note in without)
+    assert any("tp 1: no skew.csv" in note for note in without)
     (folder / "tp1" / "skew.csv").write_text(SKEW)
     (folder / "tp1" / "skew_fit.csv").write_text("anything")
     (profile,) = import_profiles(folder)
@@ -40,6 +42,7 @@ def test_skew_is_imported_and_what_was_derived_from_it_is_not(tmp_path: Path) ->
     assert (skew.n_decode[0], skew.n_long[0], skew.short_kv_tokens[0], skew.long_kv_tokens[0]) == (2, 1, 128, 512)
     assert (skew.uniform_mean_s[0], skew.uniform_max_s[0], skew.time_s[0]) == pytest.approx((46.5e-6, 50.1e-6, 47.3e-6))
     assert any("skew_fit.csv" in note for note in profile.meta.notes)
+    assert not any("tp 1: no skew.csv" in note for note in profile.meta.notes)
 
 
 def test_experts_measured_on_one_rank_serve_every_degree_and_that_is_said(tmp_path: Path) -> None:

@@ -161,6 +161,16 @@ def test_nanoseconds_of_a_tpu_and_what_its_keys_are_of(model: Path, each: bool) 
     assert any("has no rope" in note for note in profile.meta.notes)
 
 
+def test_a_models_config_can_lie_in_a_folder_of_ones_own(model: Path, tmp_path: Path) -> None:
+    write_degree(model, layers=MOE)
+    with pytest.raises(InputError, match="in a folder that --profiles names"):
+        import_profiles_to(model, tmp_path / "refused")
+    (tmp_path / "mine" / "models" / "org").mkdir(parents=True)
+    (tmp_path / "mine" / "models" / "org" / "tiny.json").write_text(json.dumps(MOE_CONFIG))
+    (place,) = import_profiles_to(model, tmp_path / "profiles", folders=[tmp_path / "mine"])
+    assert read_profile(place).meta.model_config == MOE_CONFIG
+
+
 def test_experts_are_composed_of_one_expert_by_its_share_of_tokens(model: Path) -> None:
     write_degree(model, layers=MOE)
     profile = imported(model, {"org/tiny": MOE_CONFIG})
@@ -175,7 +185,7 @@ def test_experts_are_composed_of_one_expert_by_its_share_of_tokens(model: Path) 
     assert moe.n_experts.max() == 4
     assert not np.any(2 * moe.n_tokens < moe.n_experts)
     with pytest.raises(
-        InputError, match=r"holds experts, and how many a token uses is not known.*a config of org/tiny"
+        InputError, match=r"holds experts, and how many a token uses is not known.*config as models/org/tiny.json"
     ):
         import_profiles(model, {})
 

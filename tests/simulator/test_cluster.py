@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simulator.cluster import Cluster
 from simulator.engine import Engine
 from simulator.fleet import Autoscaling, Failure, Scaling
-from simulator.handover import KVTransfer
+from simulator.kv_transfer import KVTransfer
 from simulator.network.topology import FabricFile, NodeFile, Place, Topology, TopologyFile
 from simulator.scheduling.scheduler import Scheduler
 from simulator.service import Service

@@ -280,6 +280,31 @@ def test_ranks_that_step_together_send_what_energy_counts(tensor: int, stages: i
     assert not any(one.per_entering for one in of_one)
 
 
+@pytest.mark.parametrize(("tensor", "stages", "ranks"), [(2, 1, 2), (4, 1, 2), (2, 2, 3)])
+def test_ranks_that_split_tokens_send_what_energy_counts(tensor: int, stages: int, ranks: int) -> None:
+    """An all-reduce and an all-gather in a layer, and of each token that enters (devices - 1) (2 hidden + experts)."""
+    n = tensor * stages * ranks
+    places = [Place(0, i) for i in range(n)]
+    mesh = topology("full_mesh", n)
+    found = exchanges(mesh, places, EXPERTS, "bfloat16", tensor=tensor, stages=stages, split=True)
+    in_layers = (3 * 6 + 2) * (tensor - 1) * 64 * 2
+    to_next_stage = (stages - 1) * 2 * 64 * 2 * tensor
+    assert sum(sum(one.per_token.values()) for one in found) == pytest.approx(ranks * (in_layers + to_next_stage))
+    entering = sum(sum(one.per_entering.values()) for one in found)
+    assert entering == pytest.approx(6 * (tensor * ranks - 1) * (2 * 64 + 8) * 2)
+    whole = exchanges(mesh, places, EXPERTS, "bfloat16", tensor=tensor, stages=stages)
+    assert [sum(one.per_request.values()) for one in found] == [sum(one.per_request.values()) for one in whole]
+
+
+def test_all_devices_that_split_tokens_are_one_ring() -> None:
+    """Each of 2 x 2 devices sends 3 / 4 of the bytes to the next, of whichever rank that is."""
+    places, made = [Place(0, i) for i in range(4)], topology("full_mesh", 4)
+    found = exchanges(made, places, EXPERTS, "bfloat16", tensor=2, stages=1, split=True)
+    (ring,) = [one.per_entering for one in found if one.per_entering]
+    ways = [made.path(places[i], places[(i + 1) % 4])[0] for i in range(4)]
+    assert ring == {link: pytest.approx(3 / 4 * 6 * (2 * 64 + 8) * 2) for link in ways}
+
+
 def together(*tokens: int) -> StepPlan:
     """A step of ranks that decode so many requests each."""
     first, *others = (decode_plan(n, 100) for n in tokens)

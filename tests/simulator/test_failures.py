@@ -9,7 +9,7 @@ import pytest
 
 from simulator.cluster import Cluster
 from simulator.fleet import Autoscaling, Failure, Scaling
-from simulator.handover import KVTransfer
+from simulator.kv_transfer import KVTransfer
 from simulator.network.topology import Topology
 from simulator.service import Service
 from simulator.simulate import Simulation, simulate

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from simulator.cluster import Cluster
 from simulator.front_end import FrontEnd, simulate_behind
-from simulator.handover import KVResidual, KVTransfer, sent_blocks
+from simulator.kv_transfer import KVResidual, KVTransfer, sent_blocks
 from simulator.service import Service
 from simulator.simulate import Simulation, simulate
 from tests.engines import trace

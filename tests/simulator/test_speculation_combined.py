@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from simulator.cluster import Cluster
 from simulator.engine import Engine
 from simulator.fleet import Failure
-from simulator.handover import KVTransfer
 from simulator.kv.tiers import KVTierFile
+from simulator.kv_transfer import KVTransfer
 from simulator.network.topology import FabricFile, NodeFile, Place, Topology, TopologyFile
 from simulator.scheduling.plan import StepPlan, without_drafts
 from simulator.scheduling.scheduler import Scheduler

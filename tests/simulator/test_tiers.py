@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from simulator.cluster import Cluster
 from simulator.engine import Role
 from simulator.fleet import Failure
-from simulator.handover import KVTransfer
 from simulator.kv.tiers import KVTierFile, new_tier
+from simulator.kv_transfer import KVTransfer
 from simulator.network.topology import FabricFile, InterNodeFile, NodeFile, Place, Topology, TopologyFile
 from simulator.scheduling.scheduler import Scheduler
 from simulator.service import Service

@@ -237,6 +237,76 @@ def test_another_dataset_is_noted(tmp_path: Path) -> None:
     assert other.meta.provenance["dataset_hash"] == "sha256:00"
 
 
+RESOLVED: dict[str, Any] = {
+    **META,
+    "engine_kwargs": {**META["engine_kwargs"], "data_parallel_size": 2, "dtype": "auto", "kv_cache_dtype": "fp8_e4m3"},
+    "kv_cache": {"num_gpu_blocks": 900, "block_size": 32, "num_kv_tokens": 28800, "gpu_memory_utilization": 0.85},
+    "hardware": {"device_name": "NVIDIA GeForce RTX 4090", "device_count": 2},
+    "resolved_config": {
+        "model_config": {"max_model_len": 4096, "dtype": "torch.bfloat16", "enforce_eager": False},
+        "scheduler_config": {"max_num_seqs": 999, "async_scheduling": True, "policy": "fcfs", "max_model_len": 4096},
+        "cache_config": {"num_gpu_blocks": 900, "enable_prefix_caching": True, "cache_dtype": "fp8_e4m3"},
+        "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4], "cudagraph_mode": "<unreadable: E>"},
+        "parallel_config": "<ParallelConfig>",
+        "speculative_config": None,
+    },
+}
+
+
+def test_what_the_engine_resolved_fills_what_was_not_stated(tmp_path: Path) -> None:
+    meta = read_run(write_run(tmp_path / "run", meta=RESOLVED)).meta
+    assert meta.device == "NVIDIA GeForce RTX 4090"
+    assert meta.num_gpu_blocks == 450  # vLLM's front end adds up those of both data-parallel engines
+    assert any("2 data-parallel engines together" in note for note in meta.notes)
+    assert meta.engine_options == {
+        "max_num_seqs": 8,
+        "data_parallel_size": 2,
+        "dtype": "bfloat16",
+        "kv_cache_dtype": "fp8",
+        "block_size": 32,
+        "gpu_memory_utilization": 0.85,
+        "enable_prefix_caching": True,
+        "enforce_eager": False,
+        "max_model_len": 4096,
+        "async_scheduling": True,
+        "scheduling_policy": "fcfs",
+        "cudagraph_capture_sizes": [1, 2, 4],
+    }
+
+
+@pytest.mark.parametrize("part", ["kv_cache", "hardware", "resolved_config"])
+@pytest.mark.parametrize("empty", [None, {}])
+def test_what_could_not_be_resolved_is_not_recorded(tmp_path: Path, part: str, empty: object) -> None:
+    meta = read_run(write_run(tmp_path / "run", meta={**RESOLVED, part: empty})).meta
+    assert meta.engine_options["max_num_seqs"] == 8
+    assert (meta.device is None) == (part == "hardware")
+    assert meta.num_gpu_blocks == 450
+
+
+@pytest.mark.parametrize("version", [{}, {"vllm_version": "unknown"}])
+def test_a_run_may_say_little_of_its_engine(tmp_path: Path, version: dict[str, str]) -> None:
+    meta = {name: value for name, value in META.items() if name not in ("vllm_version", "engine_kwargs")}
+    capture = read_run(write_run(tmp_path / "run", meta={**meta, **version}))
+    assert (capture.meta.engine, capture.meta.engine_options) == (None, {})
+    said = " ".join(capture.meta.notes)
+    assert "does not state the version of vLLM" in said
+    assert "does not state the engine's arguments" in said
+    assert [one.instance for one in capture.outcomes] == [None, None]
+
+
+def test_weights_of_eight_bits_are_the_dtype(tmp_path: Path) -> None:
+    resolved = {"model_config": {"dtype": "torch.bfloat16", "quantization": "fp8"}}
+    meta = read_run(write_run(tmp_path / "run", meta={**META, "resolved_config": resolved})).meta
+    assert meta.engine_options["dtype"] == "fp8"
+
+
+def test_a_run_of_the_first_requests_is_of_that_part_of_the_workload(tmp_path: Path) -> None:
+    arrivals = [{**LINE, "arrival_time_ns": ns} for ns in (0, 1, 2)]
+    capture = read_run(write_run(tmp_path / "run"), read_workload(write_lines(tmp_path / "w.jsonl", *arrivals)))
+    assert [row.request_id for row in capture.trace.rows] == ["0", "1"]
+    assert any("the first 2 requests of the 3" in note for note in capture.meta.notes)
+
+
 def changed(index: int, **fields: object) -> list[dict[str, Any]]:
     return [{**row, **(fields if i == index else {})} for i, row in enumerate(RUN)]
 

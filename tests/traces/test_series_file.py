@@ -13,7 +13,7 @@ from traces.errors import InputError
 from traces.formats import import_capture
 from traces.outcome import Outcome
 from traces.series import LogPhase, SeriesError, log_phase, series_error, series_mape
-from traces.series_file import read_series
+from traces.series_file import SeriesClock, read_series
 from traces.trace import Trace, TraceRow
 
 TRACE = Trace((TraceRow(request_id="0", arrival_s=0.0, prompt_tokens=4, output_tokens=2),), None, "test", "sha256:0")
@@ -49,6 +49,46 @@ def test_units_become_ours(write: Callable[[str], Path]) -> None:
         "power_w": [300.0],
     }
     assert notes == []
+
+
+def test_a_row_of_the_window_that_begins_at_its_time_ends_with_the_next(write: Callable[[str], Path]) -> None:
+    path = write("time_s,power_w\n0,100\n1,200\n3,300\n")
+    series, notes = read_series(path, SeriesClock("begin"))
+    assert series["power_w"].time_s.tolist() == [1, 3, 5]
+    assert series["power_w"].value.tolist() == [100, 200, 300]
+    assert notes == ["series.txt: a row is of the window that begins at its time"]
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "zero"),
+    [
+        ("time_s", ("7", "8", "9"), "8"),
+        ("timestamp", tuple(f"2025-12-11 21:08:{second}" for second in (27, 28, 29)), "2025-12-11 21:08:28"),
+    ],
+)
+def test_second_0_of_the_trace_can_be_said(
+    write: Callable[[str], Path], name: str, times: tuple[str, ...], zero: str
+) -> None:
+    rows = "".join(f"{time},{100 + i}\n" for i, time in enumerate(times))
+    series, notes = read_series(write(f"{name},power_w\n{rows}"), SeriesClock(zero=zero))
+    assert series["power_w"].time_s.tolist() == [0, 1]
+    assert series["power_w"].value.tolist() == [101, 102]
+    assert notes == [
+        f"series.txt: {zero} is taken as second 0 of the trace",
+        "series.txt: 1 rows before second 0 of the trace left out",
+    ]
+
+
+@pytest.mark.parametrize("clock", [SeriesClock(zero="9"), SeriesClock(zero="noon"), SeriesClock("begin")])
+def test_a_clock_that_leaves_nothing_is_refused(write: Callable[[str], Path], clock: SeriesClock) -> None:
+    with pytest.raises(InputError):
+        read_series(write("time_s,power_w\n8,100\n"), clock)
+
+
+def test_a_clock_is_for_series_alone(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"input_lens": []}')
+    with pytest.raises(InputError, match="nothing for vllm-bench"):
+        import_capture(tmp_path / "result.json", trace=TRACE, clock=SeriesClock("begin"))
 
 
 def test_vllm_s_own_counters_become_a_hit_rate_from_the_first_query_on(write: Callable[[str], Path]) -> None:
@@ -116,6 +156,18 @@ def test_a_simulated_run_is_compared_on_the_measured_windows(
     assert series_mape(run, Series(np.array([0.0, 1.0, 5.0]), np.ones(3))) is None
     run.series["power_w"] = Series(measured.time_s, np.full(4, 2.0))
     assert series_mape(run, measured, "power_w") == SeriesError(pytest.approx((0.5 + 1 + 1) / 3), 3, 1)
+
+
+def test_windows_that_tremble_and_rows_that_are_missing_are_compared_as_they_are(
+    served: Callable[..., Outcome], captured: Callable[..., Capture]
+) -> None:
+    run = captured([served("0", output_tokens=5, token_times_s=(0.5, 1.02, 1.5, 2.5, 4.5))])
+    # The row after the gap is of its own second: the token at 2.5 is in no window.
+    measured = Series(np.array([0.0, 1.05, 2.0, 4.0, 5.0]), np.array([0.0, 2 / 1.05, 1 / 0.95, 1.0, 1.0]))
+    assert series_mape(run, measured) == SeriesError(pytest.approx(0.25), 4, 1)  # 4.0: nothing came, 1 was measured
+    phase = log_phase(run, measured)
+    assert phase is not None
+    assert phase.early_s == 0.0
 
 
 @pytest.mark.parametrize("early_s", [0.0, 0.35, 0.95])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 
 from calibrate.calibration import Calibration, FittedOn, FittedParameter, Residuals
-from calibrate.parameters import FRONT_END, RESIDUAL
+from calibrate.parameters import RESIDUAL, names_of
 from harness.reports.validation_page import Compared
 from harness.scoring.compare import compare
 from simulator.simulate import simulate
@@ -42,7 +42,7 @@ def _power(capture: Capture) -> tuple:  # type: ignore[type-arg]
 
 def calibration() -> Calibration:
     """One parameter that the data tell, and others that they do not."""
-    names = [parameter.name for parameter in (*RESIDUAL.parameters, *FRONT_END)]
+    names = names_of(RESIDUAL.with_front_end)
     return Calibration(
         kind="steps",
         model="model",

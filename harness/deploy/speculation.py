@@ -1,4 +1,4 @@
-"""The model that drafts for an engine, priced by a profile of its own on as many devices; and a drafter's KV."""
+"""Engines that draft: the model that does, priced by a profile of its own; its KV; and what is not known of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from harness.descriptions.source import model_from, profile_from
 from profiles.model import ModelSpec
 from simulator.network.topology import Place, Topology
 from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.rules import REFERENCE, REFERENCE_RULES, Rules
 from simulator.scheduling.speculation import FIELD, LOOKS_AHEAD, SpeculativeConfig
 from simulator.steps.operator_model import OperatorModel
 from simulator.steps.profile_overhead import profile_overhead
@@ -106,3 +107,22 @@ def drafter_kv_notes(config: SpeculativeConfig | None, drafter: Drafter | None) 
         raise InputError(message, field=f"{FIELD}.draft_s", found=config.draft_s, accepted=accepted)
     layers = drafter.model.num_layers
     return [f"KV that is sent or kept elsewhere has {layers} layers more than the model's, of {drafter.model.name}"]
+
+
+def refuse_unknown_memory(options: EngineOptions) -> None:
+    """Raise InputError where a drafter takes memory: how much is not known."""
+    config = options.speculative_config
+    if config is not None and config.method in LOOKS_AHEAD:
+        raise InputError(
+            "takes memory for the drafter, which is not predicted",
+            field=f"{FIELD}.method",
+            found=config.method,
+            accepted="num_gpu_blocks stated with it, as the engine reports it at start",
+        )
+
+
+def speculation_notes(rules: Rules) -> list[str]:
+    """What to say of a vLLM version for whose scheduling of drafts there is no proof."""
+    if rules.version == REFERENCE:
+        return []
+    return [f"drafted tokens are scheduled by the rules of {REFERENCE_RULES.name}, all else by those of {rules.name}"]
