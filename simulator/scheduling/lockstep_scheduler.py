@@ -367,6 +367,8 @@ class LockstepScheduler(Scheduler):
     def _named(self, granted: dict[Request, int]) -> tuple[list[Request], list[int], list[int]]:
         """The batch in the order of the running queue: requests, their tokens of this step, those before it."""
         offsets, step = self._lockstep.offsets, self._next_step
+        if not granted and len(offsets) == len(self.running):
+            return list(self.running), [1] * len(offsets), [offsets[request] + step for request in self.running]
         batch = [request for request in self.running if request in offsets or granted.get(request)]
         tokens = [granted.get(request, 1) for request in batch]
         return batch, tokens, [offsets[r] + step if r in offsets else r.num_computed_tokens for r in batch]
