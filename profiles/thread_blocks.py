@@ -22,7 +22,7 @@ from traces.steps import Floats
 
 
 def left_over_s(keys: Floats, heads: int, slots: int, key_s: float, keys_per_s: float) -> float:
-    """Seconds for which the last blocks leave the memory idle, all of it or as much as so many seconds of a part.
+    """Seconds for which the last blocks leave the memory idle; where they use a part of it, the share that they do not.
 
     Args:
         keys: [n] of the blocks of one head, in the order in which they begin; those of each head are alike.
@@ -62,7 +62,8 @@ def last_ends(keys: Floats, heads: int, slots: int, most: int) -> Floats:
         read = keys.cumsum()
         total = float(read[-1])
         rounds = np.arange(max(0, heads - -(-2 * slots // len(keys))), heads)
-        begins = np.add.outer(rounds * (total / slots), (read - keys) / slots - keys @ keys / (2 * total))
+        under_way = keys @ keys / (2 * total)
+        begins = np.add.outer(rounds * (total / slots), (read - keys) / slots - under_way)
         ends = (np.maximum(begins, 0.0) + keys).ravel()
     ends.sort()
     return ends[: -most - 1 : -1]
