@@ -179,11 +179,18 @@ class UnequalDecodes:
     table: AttentionTable
 
     def alone_s(self, histories: Floats) -> float:
-        """Of decodes without a prompt beside them that are not split; `histories` [n] tokens, in the batch's order."""
-        kernel = self.kernel
+        """Of decodes without a prompt beside them that are not split; `histories` [n] tokens, in the batch's order.
+
+        What equal ones leave over in a last, half empty round is in the time that was measured of them; of more than
+        two rounds it is next to nothing.
+        """
+        kernel, n = self.kernel, len(histories)
         heads = kernel.heads // kernel.group if kernel.packs else kernel.heads
-        keys_per_s = heads * self.table.decode_keys_per_s(len(histories))
-        return left_over_s(histories + 1, heads, kernel.slots, kernel.key_s, keys_per_s)
+        known = heads, kernel.slots, kernel.key_s, heads * self.table.decode_keys_per_s(n)
+        found_s = left_over_s(histories + 1, *known)
+        if kernel.slots < n * heads <= 2 * kernel.slots:
+            found_s -= left_over_s(np.full(n, histories.mean() + 1), *known)
+        return found_s
 
     def beside_s(self, chunks: Sequence[Chunk], histories: Floats, together_s: float) -> float:
         """Of decodes beside prefill chunks, which take `together_s` with equal ones.

@@ -203,6 +203,8 @@ def series_mape(
     if grid is None:
         return None
     derive_one = _derivations().get(name)
+    if derive_one is None and grid_like(measured) is None:
+        return None  # a series that was simulated by its own windows cannot be brought into others
     twin = None if derive_one is None else derive_one(simulated, grid.earlier(early_s))
     twin = simulated.series.get(name) if twin is None else Series(twin.time_s + early_s, twin.value)
     return None if twin is None else series_error(measured, twin, counted)

@@ -17,7 +17,7 @@ import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -181,9 +181,13 @@ def _table(lines: list[str]) -> tuple[list[str], Iterator[tuple[int, list[str]]]
 
 
 def _number(text: str, name: str, path: Path | None, line: int | None) -> float:
-    """A cell as a number; a timestamp as seconds."""
+    """A cell as a number; a timestamp as seconds, of UTC unless it states a time zone."""
     try:
-        value = datetime.fromisoformat(text.strip()).timestamp() if name == "timestamp" else float(text)
+        if name == "timestamp":
+            moment = datetime.fromisoformat(text.strip())
+            value = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        else:
+            value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0:

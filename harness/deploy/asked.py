@@ -104,7 +104,7 @@ def _asked(scenario: Scenario, spec: InstanceSpec, measured: CaptureMeta | None)
         mismatches += agreement.mismatches
         measured_version = version_of(measured.engine)
         if version is not None and measured_version is not None and version != measured_version:
-            said_version = scenario.file.engine_version
+            said_version = spec.engine_version or scenario.file.engine_version
             mismatches.append(
                 f"configuration mismatch: engine_version {said_version} simulated, {measured.engine} measured"
             )

@@ -110,6 +110,13 @@ def test_a_long_request_among_short_ones_is_waited_for_alone() -> None:
     assert 0.9 < unequal.alone_s(histories) / (3500 * (25e-9 - 8 / keys_per_s)) < 1.2
 
 
+def test_equal_decodes_of_a_round_and_a_bit_cost_what_was_measured() -> None:
+    """The second round is of 8 blocks, which leave this memory idle, whether they are equal or not."""
+    unequal = unequal_decodes()
+    assert unequal.alone_s(np.full(11, 999.0)) == pytest.approx(0, abs=1e-12)
+    assert unequal.alone_s(np.array([*[999.0] * 10, 3999.0])) > 10e-6
+
+
 def test_beside_a_prompt_equal_decodes_cost_nothing_more_and_unequal_ones_do() -> None:
     unequal, chunk = unequal_decodes(), [Chunk(512, 0)]
     histories = np.full(20, 1000.0)
