@@ -50,11 +50,13 @@ def engine_memory(
             offload=offload,
         )
 
-    found = account(asked.options)
-    if not spec.for_weights_and_kv or found.requested_bytes is None:
-        return found
-    left = int(found.requested_bytes - found.weight_bytes)
-    return account(msgspec.structs.replace(asked.options, kv_cache_memory_bytes=left))
+    options = asked.options
+    if spec.for_weights_and_kv and memory_bytes is not None and options.kv_cache_memory_bytes is None:
+        share = int(options.gpu_memory_utilization * memory_bytes)
+        weights = account(msgspec.structs.replace(options, kv_cache_memory_bytes=share)).weight_bytes
+        if (left := int(share - weights)) > 0:
+            return account(msgspec.structs.replace(options, kv_cache_memory_bytes=left))
+    return account(options)
 
 
 def _memory_notes(asked: EngineAsked) -> list[str]:
