@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +59,10 @@ def unpack_payload(payload: Path, site: Path) -> None:
     (site / ".complete").touch()
 
 
-def begin_again_within(site: Path) -> None:
+def begin_again_within(site: Path, begun_s: float) -> None:
     """Start this program anew with what the payload brought on its path; does not return."""
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "SERVETWIN_SITE": str(site)}
+    environment = {**os.environ, "PYTHONPATH": path, "SERVETWIN_SITE": str(site), "SERVETWIN_BEGUN_S": str(begun_s)}
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
 
@@ -106,8 +107,8 @@ def chosen_parts(parts: list[Part], only: list[str]) -> list[Part]:
     return [part for part in parts if not only or part.name in only]
 
 
-def run(chosen: argparse.Namespace) -> tuple[PartRecord, ...]:
-    """Check the host, plan, and run what is left."""
+def run(chosen: argparse.Namespace, begun_s: float) -> tuple[PartRecord, ...]:
+    """Check the host, plan, and run what is left of the budget, which `begun_s` (monotonic) is the beginning of."""
     import collectors
     from collectors.campaign.device_rates import EXPERTS, FLASH_ATTENTION
     from collectors.campaign.parts import Campaign, guarded_python, unpack_bundles
@@ -146,7 +147,7 @@ def run(chosen: argparse.Namespace) -> tuple[PartRecord, ...]:
         print("complete already:", ", ".join(unpack_bundles(chosen.resume_from, work / "done")) or "nothing")
     parts = chosen_parts(plan(SCALES[chosen.scale or ("full" if on_gpu else "tiny")], host), chosen.only)
     campaign = Campaign(work, chosen.out, facts, file_bytes=chosen.file_mib << 20)
-    return campaign.run(parts, chosen.budget_s)
+    return campaign.run(parts, begun_s + chosen.budget_s - time.monotonic())
 
 
 def main() -> None:
@@ -156,7 +157,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="what is to be carried home")
     parser.add_argument("--payload", type=Path, help="folder with all pieces of a payload (scripts/gpu_payload.py)")
     parser.add_argument("--resume-from", type=Path, help="an earlier --out: its parts are complete")
-    parser.add_argument("--budget-s", type=float, default=1200.0, help="seconds for all parts; default: 20 minutes")
+    parser.add_argument("--budget-s", type=float, default=1200.0, help="seconds from start to end; default: 20 minutes")
     parser.add_argument("--scale", choices=("full", "tiny"), help="default: full on a GPU, tiny on a CPU")
     parser.add_argument("--only", action="append", default=[], help="one part; may be repeated; default: all")
     parser.add_argument("--engine-python", type=Path, default=Path(sys.executable), help="of the engine's environment")
@@ -168,11 +169,13 @@ def main() -> None:
     parser.add_argument("--workload", type=Path, help="a trace to send in place of drawn requests")
     parser.add_argument("--file-mib", type=int, default=15, help="most MiB of a file in --out")
     chosen = parser.parse_args()
-    site = chosen.work.absolute() / "site"
-    if chosen.payload is not None and os.environ.get("SERVETWIN_SITE") != str(site):
-        unpack_payload(chosen.payload, site)
-        begin_again_within(site)
-    records = run(chosen)
+    site, begun_s = chosen.work.absolute() / "site", time.monotonic()
+    if chosen.payload is not None:
+        if os.environ.get("SERVETWIN_SITE") != str(site):
+            unpack_payload(chosen.payload, site)
+            begin_again_within(site, begun_s)
+        begun_s = float(os.environ.get("SERVETWIN_BEGUN_S", begun_s))
+    records = run(chosen, begun_s)
     for record in records:
         took = "" if record.took_s is None else f"{record.took_s:7.1f} s"
         print(f"{record.name:<24}{record.status:<14}{took}")

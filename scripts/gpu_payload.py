@@ -3,9 +3,9 @@
     .venv/bin/python scripts/gpu_payload.py --out payload                 # dense models
     .venv/bin/python scripts/gpu_payload.py --out payload --moe           # and mixtures of experts
 
-The host must have what the head of scripts/gpu-requirements.txt names. Into the payload go the packages listed there,
-vLLM without the compiled parts that other devices and quantized models need, and servetwin's own packages. Every piece
-is a folder of its own; the first holds the campaign's script too. Carry them all into one folder of the host.
+The host must have what `HOST` names. Into the payload go the packages of scripts/gpu-requirements.txt, vLLM
+without the compiled parts that other devices and quantized models need, and servetwin's own packages. Every piece is a
+folder of its own; the first holds the campaign's script too. Carry them all into one folder of the host.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 VLLM = "vllm==0.26.0"
@@ -29,6 +34,19 @@ VLLM = "vllm==0.26.0"
 
 PACKAGES = ("traces", "profiles", "collectors")
 """Of servetwin, those that measure."""
+
+HOST = set(
+    re.findall(
+        r"\S+",
+        """
+        aiohttp annotated-doc anyio attrs click cloudpickle einops filelock h11 httpx huggingface-hub idna jinja2 numpy
+        nvidia-ml-py pandas pillow prometheus-client protobuf psutil py-cpuinfo pyarrow pyyaml regex requests rich
+        safetensors scipy sentencepiece setuptools six tiktoken tokenizers torch torchvision tqdm transformers triton
+        typer uvloop
+        """,
+    )
+)
+"""Packages of the host that vLLM, the packages of the payload or servetwin import, by their canonical names."""
 
 COMPILED = (
     "vllm/_C_stable_libtorch.abi3.so",  # the kernels of every model
@@ -39,6 +57,11 @@ COMPILED = (
 MOE = ("vllm/_moe_C_stable_libtorch.abi3.so",)
 LEFT_OUT = re.compile(r"vllm/(vllm-rs$|third_party/(deep_gemm|fmha_sm100)/|.*\.(so|jpg|js|css)$)")
 """Of vLLM's wheel, what a server of a dense bfloat16 model on Hopper never loads; `COMPILED` is put back."""
+
+TARGET = {"python_version": "3.12", "python_full_version": "3.12.3", "implementation_name": "cpython"}
+TARGET |= {"platform_python_implementation": "CPython", "sys_platform": "linux", "platform_system": "Linux"}
+TARGET |= {"os_name": "posix", "platform_machine": "x86_64", "extra": ""}
+"""The host, as markers of requirements ask for it (PEP 508)."""
 
 PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (5, 12, 17, 24, 26, 27, 28, 31, 34, 35)]
 PLATFORMS += ["manylinux1_x86_64", "manylinux2010_x86_64", "manylinux2014_x86_64"]
@@ -62,7 +85,7 @@ def unpack_vllm(wheel: Path, site: Path, wanted: tuple[str, ...]) -> None:
 
 
 def fill(site: Path, wheels: Path | None, wanted: tuple[str, ...]) -> None:
-    """Put everything into the folder that becomes the host's path of packages."""
+    """Put everything into the folder that becomes the host's path of packages. Exits when a package needs another."""
     pip("install", "--no-compile", "--target", site, "--requirement", ROOT / "scripts" / "gpu-requirements.txt")
     with tempfile.TemporaryDirectory() as folder:
         if wheels is None:
@@ -73,6 +96,25 @@ def fill(site: Path, wheels: Path | None, wanted: tuple[str, ...]) -> None:
     for name in PACKAGES:
         shutil.copytree(ROOT / name, site / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.rmtree(site / "bin", ignore_errors=True)
+    if missing := list(unmet(site)):
+        raise SystemExit("scripts/gpu-requirements.txt lacks what its packages need:\n" + "\n".join(missing))
+
+
+def unmet(site: Path) -> Iterator[str]:
+    """What the folder's packages need and neither it nor the host has, a line each.
+
+    Not what vLLM needs: most of it is for other devices, and what it imports was found by trying.
+    """
+    packages = {canonicalize_name(one.name): one for one in distributions(path=[str(site)])}
+    for name, package in sorted(packages.items()):
+        for requirement in map(Requirement, (package.requires or ()) if name != "vllm" else ()):
+            there = packages.get(canonicalize_name(requirement.name))
+            if requirement.marker is not None and not requirement.marker.evaluate(TARGET):
+                continue
+            if there is None and canonicalize_name(requirement.name) not in HOST:
+                yield f"{name} needs {requirement}, which is not there"
+            elif there is not None and not requirement.specifier.contains(there.version, prereleases=True):
+                yield f"{name} needs {requirement}, and there is {there.version}"
 
 
 def compress(site: Path, whole: Path, preset: int) -> None:
@@ -102,7 +144,7 @@ def main() -> None:
     """Pack what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the pieces")
-    parser.add_argument("--piece-mib", type=int, default=56, help="most MiB of a piece")
+    parser.add_argument("--piece-mib", type=int, default=48, help="most MiB of a piece")
     parser.add_argument("--moe", action="store_true", help="with the kernels of mixtures of experts")
     parser.add_argument("--workload", type=Path, help="a trace to send in place of drawn requests; stays on the host")
     parser.add_argument("--wheels", type=Path, help="folder with vLLM's wheel; default: it is downloaded")

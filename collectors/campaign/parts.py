@@ -8,7 +8,7 @@ nothing else. Parts that need the same server follow each other and share it. Ru
     WORK/logs/               what servers and parts printed
     OUT/campaign.json        what became of every part
     OUT/campaign-1.tar ...   the complete parts, in files of a size that can be carried
-    OUT/logs.tar.gz          the logs, once a part has failed
+    OUT/logs.tar.gz          the logs
 """
 
 from __future__ import annotations
@@ -223,8 +223,7 @@ class Campaign:
         complete = [self._work / "done" / f"{one.name}.tar.gz" for one in records if one.status == "complete"]
         write_bundles(complete, self._out, self._file_bytes)
         campaign = CampaignRecord(host=self._host, parts=records)
-        if record.status == "failed":
-            _pack(self._work / "logs", self._out / "logs.tar.gz")
+        _pack(self._work / "logs", self._out / "logs.tar.gz")
         _replace(self._out / "campaign.json", msgspec.json.format(msgspec.json.encode(campaign), indent=1) + b"\n")
 
 

@@ -6,13 +6,15 @@ import importlib.util
 import json
 import sys
 import tarfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import msgspec
 import pytest
 
-from collectors.campaign.parts import CampaignRecord, PartRecord, write_bundles
+from collectors.campaign.parts import Campaign, CampaignRecord, Part, PartRecord, write_bundles
 from collectors.campaign.plan import GIVEN
 from traces.capture import Capture, read_capture, write_capture
 
@@ -70,6 +72,49 @@ def test_the_payload_leaves_out_what_other_devices_need() -> None:
         assert left_out.match(name)
     for name in ("vllm/v1/engine/core.py", "vllm-0.26.0.dist-info/METADATA", "vllm/third_party/pynvml.py"):
         assert not left_out.match(name)
+
+
+def test_a_package_that_needs_what_is_nowhere_is_named(tmp_path: Path) -> None:
+    requirements = (
+        "torch",  # of the host
+        "There_Too>=1",
+        "there-too>=2",
+        "nowhere>=0.4",
+        "windows-only; sys_platform == 'win32'",
+        "old-only; python_version < '3.12'",
+        "optional; extra == 'more'",
+    )
+    for name, lines in (("needy", requirements), ("there-too", ()), ("vllm", ("flashinfer",))):
+        info = tmp_path / f"{name.replace('-', '_')}-1.5.dist-info"
+        info.mkdir()
+        needs = "".join(f"Requires-Dist: {line}\n" for line in lines)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n{needs}")
+    assert list(gpu_payload.unmet(tmp_path)) == [
+        "needy needs there-too>=2, and there is 1.5",
+        "needy needs nowhere>=0.4, which is not there",
+    ]
+
+
+def test_the_budget_begins_with_the_program_and_not_with_its_first_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: list[float] = []
+
+    def run(_: Campaign, parts: Sequence[Part], budget_s: float) -> tuple[PartRecord, ...]:
+        budgets.append(budget_s)
+        return ()
+
+    monkeypatch.setattr(gpu_campaign, "host_facts", lambda _: {"cpu": "a CPU", "packages": {}, "imports": {}})
+    monkeypatch.setattr(Campaign, "run", run)
+    for name in (*gpu_campaign.ENVIRONMENT, "PYTHONPATH", "VLLM_CACHE_ROOT"):
+        monkeypatch.setenv(name, "")
+    command = ["gpu_campaign.py", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--budget-s", "100"]
+    command += ["--payload", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setenv("SERVETWIN_SITE", str(tmp_path / "work" / "site"))  # begun anew within it, 30 s ago
+    monkeypatch.setenv("SERVETWIN_BEGUN_S", str(time.monotonic() - 30.0))
+    gpu_campaign.main()
+    assert budgets[0] == pytest.approx(70.0, abs=10.0)
 
 
 def carried(folder: Path, captures: dict[str, Capture], *more: PartRecord) -> Path:
