@@ -12,7 +12,7 @@ decode apart, as in its `mixed_step`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -48,6 +48,9 @@ EXPERTS = "experts"
 
 DISTRIBUTION = "power_law_1.2"
 """Of tokens over experts; the one that its `MOEModel` takes."""
+
+OF_TENSOR_PARALLELISM = ("all_reduce", "all_gather")
+"""Collectives of devices that share layers."""
 
 _MOST_REQUESTS = 2048
 
@@ -107,7 +110,8 @@ def aiconfigurator_profile(
             tables, model, tp, gemm, kv, _experts(model, law, tp, expert_parallel), coverage
         ).priced()
         notes.append(_shares(model, tp, composition, by_degree[tp], coverage))
-    collectives = _collectives(tables, [tp for tp in degrees if tp > 1], coverage)
+    several = [tp for tp in degrees if tp > 1]
+    collectives = _collectives(tables, several, coverage, OF_TENSOR_PARALLELISM, field="tensor_parallel_size")
     meta = ProfileMeta(
         device=device,
         model=model.name,
@@ -129,7 +133,7 @@ def aiconfigurator_profile(
         measured={"license": "Apache-2.0", "system": system, "gemm": gemm}
         | ({"distribution": law, "expert_parallel": expert_parallel} if model.num_experts else {}),
     )
-    return with_digest(Profile(meta, by_degree, collectives=collectives))
+    return with_digest(Profile(meta, by_degree, collectives=collectives or None))
 
 
 def _module(model: ModelSpec) -> str:
@@ -309,30 +313,56 @@ def _spread(tp: int, ep: int, dtype: str, distribution: str) -> str:
     return f"{dtype} {how} as {distribution}"
 
 
-def _collectives(tables: Tables, degrees: Sequence[int], coverage: _Coverage) -> dict[str, dict[int, Curve]] | None:
-    """All-reduce and all-gather at the sizes that were collected; None at one device.
+@dataclass(frozen=True, slots=True)
+class _Collective:
+    """A collective as the package has it: which table, and which of its rows."""
+
+    table: str
+    of_type: dict[str, object]
+
+
+_COLLECTIVES = {
+    "all_reduce": _Collective("custom_allreduce_perf", {"allreduce_dtype": "bfloat16"}),
+    "all_gather": _Collective("nccl_perf", {"op_name": "all_gather", "nccl_dtype": "half"}),
+    "reduce_scatter": _Collective("nccl_perf", {"op_name": "reduce_scatter", "nccl_dtype": "half"}),
+    "all_to_all": _Collective("nccl_perf", {"op_name": "alltoall", "nccl_dtype": "half"}),
+}
+
+
+def aiconfigurator_collectives(system: str, ranks: int) -> tuple[dict[str, dict[int, Curve]], str]:
+    """What was measured between so many devices of one system, by name, and a line that says from which files.
+
+    Raises InputError where the package has no such system or number, EngineError without the extra.
+    """
+    coverage = _Coverage()
+    curves = _collectives(Tables(system), [ranks], coverage, _COLLECTIVES, field="collectives.source")
+    return curves, f"collectives of {ranks} ranks as measured on {system}: {', '.join(coverage.files)}"
+
+
+def _collectives(
+    tables: Tables, degrees: Sequence[int], coverage: _Coverage, names: Iterable[str], *, field: str
+) -> dict[str, dict[int, Curve]]:
+    """Collectives at the sizes that were collected, by name and number of devices.
 
     Its message sizes are elements of two bytes, and for all-gather those that each rank ends up with.
     """
     curves: dict[str, dict[int, Curve]] = {}
-    for name, table, of_type in (
-        ("all_reduce", "custom_allreduce_perf", {"allreduce_dtype": "bfloat16"}),
-        ("all_gather", "nccl_perf", {"op_name": "all_gather", "nccl_dtype": "half"}),
-    ):
+    for name in names:
+        one = _COLLECTIVES[name]
         for ranks in degrees:
-            elements = tables.collected(table, ["message_size"], num_gpus=ranks, **of_type)[:, 0]
+            elements = tables.collected(one.table, ["message_size"], num_gpus=ranks, **one.of_type)[:, 0]
             if not len(elements):
-                there = tables.collected(table, ["num_gpus"], **of_type)[:, 0]
+                there = tables.collected(one.table, ["num_gpus"], **one.of_type)[:, 0]
                 accepted = ", ".join(str(n) for n in there)
                 message = f"{name} was not collected on {tables.system}"
-                raise InputError(message, field="tensor_parallel_size", found=ranks, accepted=accepted)
+                raise InputError(message, field=field, found=ranks, accepted=accepted)
             operator = tables.collective(name, ranks)
             answers = (tables.answer(operator, is_context=True, batch_size=1, s=1, x=int(n)) for n in elements)
             times = np.array([coverage.counted(name, answer) for answer in answers])
             curves.setdefault(name, {})[ranks] = Curve(elements.astype(np.float64) * 2, times)
         if degrees:
-            coverage.files.append(f"{name} from aiconfigurator's {'/'.join(tables.file(table).parts[-3:-1])}")
-    return curves or None
+            coverage.files.append(f"{name} from aiconfigurator's {'/'.join(tables.file(one.table).parts[-3:-1])}")
+    return curves
 
 
 def _shares(model: ModelSpec, tp: int, composition: Composition, tables: OperatorTables, coverage: _Coverage) -> str:

@@ -158,12 +158,13 @@ class Tables:
         return [_experts_as(one, asked) for one in prefill], [_experts_as(one, asked) for one in decode]
 
     def collective(self, name: str, ranks: int) -> Operator:
-        """`all_reduce` or `all_gather` between so many devices, over x elements of two bytes."""
+        """A collective between so many devices, over x elements of two bytes; `all_reduce` is vLLM's, others NCCL's."""
         operations = _sdk("operations")
         if name == "all_reduce":
             return self._operators([operations.CustomAllReduce(name, 1, 1, ranks)])[0]
         half = _sdk("common").CommQuantMode.half
-        return self._operators([operations.NCCL(name, 1, name, 1, ranks, half)])[0]
+        spelled = name.replace("all_to_all", "alltoall")
+        return self._operators([operations.NCCL(name, 1, spelled, 1, ranks, half)])[0]
 
     def answer(self, operator: Operator, **shape: int | bool) -> Answer:
         """One run at one shape (`EngineHandle.evaluate_ops_json`). Raises InputError for what it cannot answer."""

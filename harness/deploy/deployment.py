@@ -229,7 +229,7 @@ def _engines(
     spec, options, model, profile = kind.asked.spec, kind.asked.options, kind.model, kind.profile
     notes: list[str] = list(source_notes(spec.source, profile))
     with located(spec):
-        partition = partition_of(spec, model, profile, places[0], topology, split=kind.split)
+        partition = partition_of(spec, model, profile, places[0], topology, kind.asked.folders, split=kind.split)
         attention = attention_of(spec, scenario.file.attention)
         near = near_memory_of(spec, attention, model, options, kind.asked.folders)
         offload = offload_of(spec, model, options, partition)

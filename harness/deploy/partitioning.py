@@ -1,13 +1,15 @@
-"""How an engine's model is spread over its devices, and what they take to talk: by measured tables, or by the links."""
+"""How an engine's model is spread over its devices, and its experts over them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from harness.deploy.collectives import collectives_among, described
 from harness.descriptions.cluster import ExpertsFile, InstanceSpec
 from profiles.model import ModelSpec, compute_dtype
 from profiles.profile import Profile
-from simulator.network.collectives import CollectiveTimes, Hop, LinkCollectives, MeasuredCollectives, at_once, group_of
+from simulator.network.collectives import CollectiveTimes, Hop, at_once
 from simulator.network.topology import Place, Topology
 from simulator.scheduling.options import EngineOptions
 from simulator.steps.experts import ExpertTimes, placement_of
@@ -25,12 +27,11 @@ def partition_of(
     profile: Profile,
     places: Sequence[Place],
     topology: Topology | None,
+    folders: Sequence[Path] = (),
     *,
     split: bool = False,
 ) -> Partition:
     """The partition that a description asks for.
-
-    Collectives that the profile measured with as many ranks are taken from it, others from the links.
 
     Args:
         spec: the engine's parallel sizes.
@@ -38,6 +39,7 @@ def partition_of(
         profile: of its device.
         places: its devices, rank by rank and within a rank stage by stage.
         topology: links between them; None: not described.
+        folders: where devices are looked up.
         split: the devices of a rank split its tokens before the experts (`use_sequence_parallel_moe`).
 
     Raises:
@@ -54,25 +56,31 @@ def partition_of(
     if split and ROUTER in profile.meta.composition.per_layer:
         message = "was measured for all tokens of a rank, of which each device has a share"
         raise ProfileError(message, file=profile.path, field="composition.per_layer", found=ROUTER)
+
+    def among(groups: Sequence[Sequence[Place]]) -> CollectiveTimes:
+        return collectives_among(groups, spec, profile, topology, folders)
+
     return Partition(
         tensor,
         pipeline,
         ranks,
         spec.enable_expert_parallel,
-        _times(profile, of_ranks, topology) if tensor > 1 else None,
-        _times(profile, expert_groups(of_ranks, split=split), topology) if ranks > 1 else None,
+        among(of_ranks) if tensor > 1 else None,
+        among(expert_groups(of_ranks, split=split)) if ranks > 1 else None,
         _next_stage(places, tensor, pipeline, topology) if pipeline > 1 else None,
         split,
     )
 
 
 def drafter_partition(
-    profile: Profile, tensor: int, pipeline: int, places: Sequence[Place], topology: Topology | None
+    spec: InstanceSpec, profile: Profile, places: Sequence[Place], topology: Topology | None, folders: Sequence[Path]
 ) -> Partition:
-    """The partition of a model that drafts, over the `tensor` devices that share each of the engine's layers."""
+    """The partition of a model that drafts, over the devices that share each of the engine's layers."""
+    tensor = spec.tensor_parallel_size
     if tensor == 1:
         return ALONE
-    return Partition(tensor, tensor=_times(profile, _shares_of_layers(places, tensor, pipeline), topology))
+    groups = _shares_of_layers(places, tensor, spec.pipeline_parallel_size)
+    return Partition(tensor, tensor=collectives_among(groups, spec, profile, topology, folders))
 
 
 def check_degrees(spec: InstanceSpec, model: ModelSpec) -> None:
@@ -124,26 +132,11 @@ def _shares_of_layers(places: Sequence[Place], tensor: int, pipeline: int) -> li
     return [places[i : i + tensor] for i in range(0, len(places), tensor * pipeline)]
 
 
-def _times(profile: Profile, groups: Sequence[Sequence[Place]], topology: Topology | None) -> CollectiveTimes:
-    """Collectives among the devices of each group, all at once."""
-    measured, (first, *others) = profile.collectives or {}, groups
-    if any(len(first) in by_ranks for by_ranks in measured.values()):
-        return MeasuredCollectives(measured, len(first), source=str(profile.path / "collectives.csv"))
-    return LinkCollectives(group_of(_described(topology), first, others))
-
-
 def _next_stage(places: Sequence[Place], tensor: int, pipeline: int, topology: Topology | None) -> Hop:
     """From each device of a first stage to its like in the second, of all ranks at once."""
-    links = _described(topology)
+    links = described(topology)
     senders = [i + j for i in range(0, len(places), tensor * pipeline) for j in range(tensor)]
     return at_once([links.path(places[i], places[i + tensor]) for i in senders])
-
-
-def _described(topology: Topology | None) -> Topology:
-    if topology is None:
-        accepted = "the links between devices, or a profile that measured collectives"
-        raise InputError("is missing", field="fabric", accepted=accepted)
-    return topology
 
 
 def experts_of(

@@ -58,7 +58,7 @@ def drafter_of(
     if model.num_experts:
         field = f"{FIELD}.model"
         raise InputError("is a mixture of experts", field=field, found=config.model, accepted="a dense model")
-    partition = drafter_partition(profile, degree, spec.pipeline_parallel_size, places, topology)
+    partition = drafter_partition(spec, profile, places, topology, folders)
     passes = OperatorModel(
         profile,
         options,

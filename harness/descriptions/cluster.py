@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -43,6 +43,19 @@ class ExpertsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     mode: Mode = "expected"
 
 
+class CollectivesFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an engine's devices take to talk to each other (`harness.deploy.collectives`).
+
+    Attributes:
+        source: `aiconfigurator`: its measured tables of this device; `links`: by the links, whatever the profile
+            measured; None: as the profile measured them with as many ranks, else by the links.
+        disable_custom_all_reduce: NCCL sums everything, and vLLM's own kernel nothing (vLLM's option of that name).
+    """
+
+    source: Literal["aiconfigurator", "links"] | None = None
+    disable_custom_all_reduce: bool = False
+
+
 class InstanceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Engines of one kind, in our own cluster description; parallel sizes by vLLM's names.
 
@@ -58,6 +71,7 @@ class InstanceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         data_parallel_size: copies behind one router; those of a mixture-of-experts model step together.
         enable_expert_parallel: each device of an engine holds whole experts, and not a part of each.
         experts: how a mixture of experts is used.
+        collectives: what its devices take to talk.
         node: node that they stand on, counted from 0; engines on different nodes reach each other over `inter_node`.
         scheduling_order: a user's own order of requests, as `module:Class` (`simulator.scheduling.policies`).
         cache_eviction: a user's own rule of what the prefix cache evicts, as `module:Class`.
@@ -81,6 +95,7 @@ class InstanceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     data_parallel_size: Degree = 1
     enable_expert_parallel: bool = False
     experts: ExpertsFile = ExpertsFile()
+    collectives: CollectivesFile = CollectivesFile()
     node: Annotated[int, msgspec.Meta(ge=0)] = 0
     scheduling_order: str | None = None
     cache_eviction: str | None = None
@@ -141,6 +156,7 @@ class InstanceSpec:
         says_expert_parallel: whether the description says the last of them; else a capture may.
         nodes: node of each data-parallel rank of the first engine.
         experts: how a mixture of experts is used.
+        collectives: what its devices take to talk.
         scheduling_order, cache_eviction: a user's own, as `module:Class`; None: vLLM's.
         engine_version: vLLM's version whose rules they follow; None: the scenario's.
         source: where the times of operators are from.
@@ -168,6 +184,7 @@ class InstanceSpec:
     says_expert_parallel: bool = True
     nodes: tuple[int, ...] = (0,)
     experts: ExpertsFile = field(default_factory=ExpertsFile)
+    collectives: CollectivesFile = field(default_factory=CollectivesFile)
     scheduling_order: str | None = None
     cache_eviction: str | None = None
     engine_version: str | None = None
@@ -305,6 +322,7 @@ def read_own_cluster(document: Document) -> ClusterSpec:
             enable_expert_parallel=instance.enable_expert_parallel,
             nodes=(instance.node,) * instance.data_parallel_size,
             experts=instance.experts,
+            collectives=instance.collectives,
             scheduling_order=instance.scheduling_order,
             cache_eviction=instance.cache_eviction,
             engine_version=instance.engine_version,

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from profiles.interpolation import interpolate
 from profiles.profile import Curve
+from simulator.network.links import Path
 from simulator.network.topology import Place, Topology
-from simulator.network.transfers import Path
 from traces.errors import InputError, ProfileError
 from traces.steps import Floats
 
@@ -230,16 +230,6 @@ def send_s(n_bytes: Bytes, path: Path) -> Floats:
     return at_once([path]).time_s(_floats(n_bytes))
 
 
-def one_shot_all_reduce_s(n_bytes: Bytes, group: Group) -> Floats:
-    """Each rank reads all bytes of each other one, and adds them up itself (vLLM: cross_device_reduce_1stage)."""
-    return group.pair.time_s(_floats(n_bytes))
-
-
-def two_shot_all_reduce_s(n_bytes: Bytes, group: Group) -> Floats:
-    """Each rank adds up its part, reading it from all; then each reads all sums (vLLM: cross_device_reduce_2stage)."""
-    return 2 * group.pair.time_s(_floats(n_bytes) / group.n_ranks)
-
-
 def _pipelined_s(n_bytes: Floats, ahead: float, hop: Hop) -> Floats:
     """`ahead` + k steps of a k-th of the bytes, at the best k: a real number, and 1 where it would be less."""
     alpha, whole = hop.latency_s, n_bytes / hop.bandwidth_bytes_per_s
@@ -254,23 +244,10 @@ def _floats(n_bytes: Bytes) -> Floats:
 # -- times from links ------------------------------------------------------------------------------------------------
 
 
-VLLM_CUSTOM_ALL_REDUCE_BYTES = 8192 * 1024
-"""Below so many bytes vLLM's own kernel sums, where it can (vLLM 0.32 device_communicators/custom_all_reduce.py,
-`max_size`). With symmetric memory vLLM has other limits, by device (all_reduce_utils.py, CUSTOM_ALL_REDUCE_MAX_SIZES).
-"""
-
-
 class LinkCollectives:
     """Times by formula from the links between the ranks."""
 
-    def __init__(
-        self,
-        group: Group,
-        *,
-        algorithm: Algorithm = "fastest",
-        call_s: float = 0.0,
-        custom_all_reduce_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, group: Group, *, algorithm: Algorithm = "fastest") -> None:
         """Choose how.
 
         Args:
@@ -278,9 +255,6 @@ class LinkCollectives:
             algorithm: of all-reduce; `tree` has none for all-gather and reduce-scatter, which go round the ring as
                 NCCL's do (src/graph/tuning.cc). `hierarchical`: inside each node, then between nodes. `fastest`: at
                 each size the fastest of those that the group allows.
-            call_s: added to each operation: launch and synchronisation. NCCL's own model has 6.6 us for rings with the
-                protocol for small messages (tuning.cc, baseLat).
-            custom_all_reduce_bytes: vLLM's own kernel sums below so many bytes, where vLLM would use it; None: never.
 
         Raises:
             InputError: `hierarchical` where ranks are not spread evenly over nodes, several in each.
@@ -290,8 +264,6 @@ class LinkCollectives:
             raise InputError(field="algorithm", found=algorithm, accepted=accepted)
         self._group = group
         self._algorithm = algorithm
-        self._call_s = call_s
-        self._custom_bytes = custom_all_reduce_bytes
 
     def all_reduce_s(self, n_bytes: Bytes) -> Floats:
         """Each rank has `n_bytes`; each gets their sum."""
@@ -302,12 +274,7 @@ class LinkCollectives:
         }
         if group.nodes is not None:
             choices["hierarchical"] = _hierarchical_all_reduce_s(whole, group.nodes)
-        chosen = self._chosen(choices)
-        if self._custom_bytes is not None:
-            one_shot, two_shot = one_shot_all_reduce_s(whole, group), two_shot_all_reduce_s(whole, group)
-            custom = np.where(custom_is_one_shot(whole, group.n_ranks), one_shot, two_shot)
-            chosen = np.where(uses_custom_all_reduce(whole, group, self._custom_bytes), custom, chosen)
-        return self._called(chosen)
+        return self._chosen(choices)
 
     def all_gather_s(self, n_bytes: Bytes) -> Floats:
         """Each rank has its part; each gets all parts, `n_bytes` together."""
@@ -319,11 +286,11 @@ class LinkCollectives:
 
     def all_to_all_s(self, n_bytes: Bytes) -> Floats:
         """Each rank has `n_bytes`, an equal part of them for each rank; all are sent at once, as NCCL groups them."""
-        return self._called(self._group.pair.time_s(_floats(n_bytes) / self._group.n_ranks))
+        return self._unless_alone(self._group.pair.time_s(_floats(n_bytes) / self._group.n_ranks))
 
     def broadcast_s(self, n_bytes: Bytes) -> Floats:
         """One rank has `n_bytes`; each gets them."""
-        return self._called(broadcast_s(n_bytes, self._group.n_ranks, self._group.ring))
+        return broadcast_s(n_bytes, self._group.n_ranks, self._group.ring)
 
     def count(self, operation: Operation, n_bytes: float, times: int) -> None:
         """Nothing: formulas have no range."""
@@ -333,8 +300,7 @@ class LinkCollectives:
         ring = self._group.ring
         return (
             f"collectives of {self._group.n_ranks} ranks are not measured: {self._algorithm} all-reduce, "
-            f"{ring.bandwidth_bytes_per_s / 1e9:g} GB/s and {ring.latency_s * 1e6:g} us from rank to rank, "
-            f"{self._call_s * 1e6:g} us a call",
+            f"{ring.bandwidth_bytes_per_s / 1e9:g} GB/s and {ring.latency_s * 1e6:g} us from rank to rank",
         )
 
     def _pass_s(self, n_bytes: Bytes) -> Floats:
@@ -343,17 +309,17 @@ class LinkCollectives:
         choices: dict[Algorithm, Floats] = {"ring": ring, "tree": ring}
         if group.nodes is not None:
             choices["hierarchical"] = _hierarchical_pass_s(whole, group.nodes)
-        return self._called(self._chosen(choices))
+        return self._chosen(choices)
 
     def _chosen(self, choices: Mapping[Algorithm, Floats]) -> Floats:
         if self._algorithm == "fastest":
             fastest: Floats = np.min(list(choices.values()), axis=0)
-            return fastest
-        return choices[self._algorithm]
+            return self._unless_alone(fastest)
+        return self._unless_alone(choices[self._algorithm])
 
-    def _called(self, seconds: Floats) -> Floats:
-        """A rank alone calls nobody."""
-        return seconds + self._call_s if self._group.n_ranks > 1 else 0 * seconds
+    def _unless_alone(self, seconds: Floats) -> Floats:
+        """A rank alone sends nothing."""
+        return seconds if self._group.n_ranks > 1 else 0 * seconds
 
 
 def _hierarchical_pass_s(n_bytes: Floats, nodes: NodeGroup) -> Floats:
@@ -370,25 +336,6 @@ def _hierarchical_all_reduce_s(n_bytes: Floats, nodes: NodeGroup) -> Floats:
     return ring_all_reduce_s(n_bytes, nodes.ranks_per_node, nodes.inside) + np.minimum(ring, tree)
 
 
-def uses_custom_all_reduce(n_bytes: Bytes, group: Group, max_bytes: int) -> npt.NDArray[np.bool_]:
-    """Whether vLLM sums so many bytes with its own kernel, of the shape of `n_bytes`.
-
-    vLLM 0.32 custom_all_reduce.py, should_custom_ar: 2, 4, 6 or 8 ranks of one node, which above two must be connected
-    by NVLink each with each; a multiple of 16 bytes; less than `max_bytes`.
-    """
-    whole = _floats(n_bytes)
-    able = group.n_ranks in (2, 4, 6, 8) and (group.n_ranks == 2 or group.fully_connected)
-    uses: npt.NDArray[np.bool_] = able & (whole % 16 == 0) & (whole < max_bytes)
-    return uses
-
-
-def custom_is_one_shot(n_bytes: Bytes, n_ranks: int) -> npt.NDArray[np.bool_]:
-    """Whether vLLM's kernel takes one shot (csrc/custom_all_reduce.cuh, `allreduce`), of the shape of `n_bytes`."""
-    below = 512 * 1024 if n_ranks <= 4 else 256 * 1024
-    one_shot: npt.NDArray[np.bool_] = (n_ranks == 2) | (_floats(n_bytes) < below)
-    return one_shot
-
-
 # -- measured times --------------------------------------------------------------------------------------------------
 
 
@@ -398,8 +345,17 @@ class MeasuredCollectives:
     Below the smallest: its time, the floor of a call. Above the largest: linear from the last two, and counted.
     """
 
-    def __init__(self, collectives: Mapping[str, Mapping[int, Curve]], n_ranks: int, *, source: str) -> None:
-        """Take the curves of this number of ranks. Raises ProfileError when none was measured; `source` is the file."""
+    def __init__(
+        self, collectives: Mapping[str, Mapping[int, Curve]], n_ranks: int, *, source: str, note: str | None = None
+    ) -> None:
+        """Take the curves of this number of ranks. Raises ProfileError when none was measured.
+
+        Args:
+            collectives: curves by operation and number of ranks.
+            n_ranks: which of them.
+            source: the file that they are from.
+            note: what a reader of results should know of it.
+        """
         self._curves = {name: by_ranks[n_ranks] for name, by_ranks in collectives.items() if n_ranks in by_ranks}
         if not self._curves:
             degrees = sorted({ranks for by_ranks in collectives.values() for ranks in by_ranks})
@@ -407,6 +363,7 @@ class MeasuredCollectives:
             raise ProfileError(file=source, field="ranks", found=n_ranks, accepted=accepted)
         self._n_ranks = n_ranks
         self._source = source
+        self._note = note
         self._calls: Counter[str] = Counter()
         self._beyond: Counter[str] = Counter()
 
@@ -433,8 +390,8 @@ class MeasuredCollectives:
             self._beyond[operation] += times
 
     def notes(self) -> tuple[str, ...]:
-        """How many operations were priced beyond the measured range."""
-        return tuple(
+        """What was said of the tables, and how many operations were priced beyond the measured range."""
+        return (() if self._note is None else (self._note,)) + tuple(
             f"{count} of {self._calls[name]} {name} of {self._n_ranks} ranks priced beyond the largest measured, "
             f"{self._curves[name].x[-1]:.0f} bytes"
             for name, count in sorted(self._beyond.items())

@@ -15,10 +15,11 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 
 from profiles.device import Bandwidth, Latency
-from simulator.network.transfers import Link, Path
+from simulator.network.links import Link, Path
 from traces.errors import InputError
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
+LinkKind = Literal["nvlink", "pcie"]
 
 
 class FabricFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,11 +33,14 @@ class FabricFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kind: one of these.
         bandwidth_bytes_per_s: of each link.
         latency_s: from a device to a neighbour; a switch's two links have half of it each.
+        link: what the links are, by which NVIDIA's collectives take as long as NCCL predicts
+            (`simulator.network.nccl`); None: as long as these figures say.
     """
 
     kind: Literal["full_mesh", "switch", "ring", "bus"]
     bandwidth_bytes_per_s: Bandwidth
     latency_s: Latency
+    link: LinkKind | None = None
 
 
 class InterNodeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -176,9 +180,18 @@ class Topology:
 
         True of a full mesh and of a switch. vLLM asks NVML the same of NVLinks.
         """
+        fabric = self._fabric_of(places)
+        return fabric is not None and fabric.kind in ("full_mesh", "switch")
+
+    def link_kind(self, places: Sequence[Place]) -> LinkKind | None:
+        """What ties these devices to each other; None: they are not of one node, or it is not described."""
+        fabric = self._fabric_of(places)
+        return None if fabric is None else fabric.link
+
+    def _fabric_of(self, places: Sequence[Place]) -> FabricFile | None:
+        """What ties these devices of one node; None where they are of several."""
         node = self._node(places[0])
-        kind = None if node.fabric is None else node.fabric.kind
-        return all(place.node == places[0].node for place in places) and kind in ("full_mesh", "switch")
+        return node.fabric if all(place.node == places[0].node for place in places) else None
 
     def _node(self, place: Place) -> NodeFile:
         nodes = self._file.nodes

@@ -11,18 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiles.profile import Curve, read_collectives
+from profiles.profile import Curve
+from profiles.profile_folder import read_collectives
 from simulator.network.collectives import (
-    VLLM_CUSTOM_ALL_REDUCE_BYTES,
     CollectiveTimes,
-    Group,
     Hop,
     LinkCollectives,
     MeasuredCollectives,
     Operation,
     at_once,
     broadcast_s,
-    custom_is_one_shot,
     group_of,
     ring_all_reduce_s,
     ring_pass_s,
@@ -30,15 +28,14 @@ from simulator.network.collectives import (
     switched_group,
     traffic,
     tree_all_reduce_s,
-    uses_custom_all_reduce,
 )
+from simulator.network.links import Link
 from simulator.network.topology import FabricFile, InterNodeFile, NodeFile, Place, PortFile, Topology, TopologyFile
-from simulator.network.transfers import Link, Network
+from simulator.network.transfers import Network
 from traces.errors import InputError, ProfileError
 
 GB = 1e9
 US = 1e-6
-MIB = 2**20
 SIZES = np.array([0.0, 16.0, 1e3, 1e5, 1e7, 1e9])
 HOP = Hop(100 * GB, 2 * US)
 
@@ -129,15 +126,9 @@ def test_sending_is_the_path_alone() -> None:
 
 
 def test_a_rank_alone_takes_no_time() -> None:
-    times = LinkCollectives(switched_group(1, 100 * GB, 2 * US), call_s=1e-5, custom_all_reduce_bytes=8 * MIB)
+    times = LinkCollectives(switched_group(1, 100 * GB, 2 * US))
     for operation in (times.all_reduce_s, times.all_gather_s, times.all_to_all_s, times.broadcast_s):
         assert operation(SIZES).tolist() == [0.0] * len(SIZES)
-
-
-def test_a_call_costs_what_it_costs() -> None:
-    group = switched_group(4, 100 * GB, 2 * US)
-    free, called = LinkCollectives(group), LinkCollectives(group, call_s=6.6 * US)
-    assert called.all_reduce_s(SIZES) - free.all_reduce_s(SIZES) == pytest.approx(6.6 * US)
 
 
 @given(
@@ -248,35 +239,6 @@ def test_a_device_is_in_a_group_once() -> None:
 def test_a_note_says_that_nothing_was_measured() -> None:
     (note,) = LinkCollectives(switched_group(4, 100 * GB, 2 * US)).notes()
     assert note.startswith("collectives of 4 ranks are not measured: fastest all-reduce, 100 GB/s and 2 us from rank")
-
-
-# -- vLLM's own all-reduce -------------------------------------------------------------------------------------------
-
-
-def test_one_shot_reads_all_and_two_shots_read_parts() -> None:
-    """Four ranks on a switch: three others' bytes come down one link; in two shots a quarter of them, twice."""
-    sizes = np.array([256.0 * 1024, 512 * 1024, 8 * MIB])
-    group = switched_group(4, 100 * GB, 2 * US)
-    ours = LinkCollectives(group, custom_all_reduce_bytes=VLLM_CUSTOM_ALL_REDUCE_BYTES).all_reduce_s(sizes)
-    nccl = LinkCollectives(group).all_reduce_s(sizes)
-    assert ours[0] == pytest.approx(2 * US + 3 * sizes[0] / (100 * GB))
-    assert ours[1] == pytest.approx(2 * (2 * US + 3 * sizes[1] / 4 / (100 * GB)))
-    assert ours[2] == nccl[2]
-
-
-def test_vllm_uses_its_kernel_where_it_says() -> None:
-    def uses(n_bytes: float, n_ranks: int, fully_connected: bool = True) -> bool:
-        group = Group(n_ranks, HOP, HOP, fully_connected=fully_connected)
-        return bool(uses_custom_all_reduce(n_bytes, group, VLLM_CUSTOM_ALL_REDUCE_BYTES))
-
-    assert uses(16, 2, fully_connected=False)
-    assert not uses(16, 4, fully_connected=False)
-    assert not uses(16, 3)
-    assert uses(16, 8)
-    assert not uses(17, 8)
-    assert not uses(8 * MIB, 8)
-    shots = [bool(custom_is_one_shot(size, n)) for n in (2, 4, 8) for size in (256 * 1024 - 16, 256 * 1024, 512 * 1024)]
-    assert shots == [True, True, True, True, True, False, True, False, False]
 
 
 # -- measured tables -------------------------------------------------------------------------------------------------
