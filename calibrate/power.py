@@ -6,8 +6,9 @@ the seconds that each window has of each state:
     measured = described + base + (standby - idle) * seconds on standby + (active - idle) * seconds at work
 
 where `described` is what the description says of everything else. A level of devices at rest cannot be told from the
-rest of the server, and is held. The regression is of relative errors and reweighted towards their median, as windows
-at the edge of a busy stretch are far off where the simulated stretch is longer than the measured one.
+rest of the server, and is held. Of a meter of the devices alone there is neither base nor anything else. The regression
+is of relative errors and reweighted towards their median, as windows at the edge of a busy stretch are far off where
+the simulated stretch is longer than the measured one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from traces.errors import InputError
 from traces.series import Grid, grid_like
 from traces.steps import Floats, Steps
 
+SERVER, DEVICES = "power_w", "power_w.devices"
+"""Series of a capture: of a whole server, and of its accelerators alone."""
+
 REWEIGHTINGS = 30
 SMALLEST_ERROR = 0.005
 """Errors below this weigh as if they were it: half a percent is what meters of servers tell."""
@@ -37,26 +41,32 @@ class FittedPower:
 
     Attributes:
         device: levels of each device.
-        base_w: of a node, what no other component explains.
+        base_w: of a node, what no other component explains; None: of a meter of the devices, which does not say.
+        metered: the series, `power_w` or `power_w.devices`.
         delay_s: by how much the series' clock, or its meter, is behind the run's.
         mape: mean relative error over the windows that were fitted.
         n_windows: how many there were.
     """
 
     device: DevicePower
-    base_w: float
+    base_w: float | None
+    metered: str
     delay_s: float
     mape: float
     n_windows: int
 
     def run(self, steps: Steps, machines: Sequence[Machine], nodes: Sequence[NodePower], end_s: float) -> PowerRun:
         """What these steps draw by the fitted levels."""
-        fitted = [msgspec.structs.replace(node, base_w=self.base_w) for node in nodes]
-        return power_run(steps, [replace(one, power=self.device) for one in machines], fitted, end_s)
+        own = [replace(one, power=self.device) for one in machines]
+        return power_run(steps, own, [self.node(one) for one in nodes], end_s)
+
+    def node(self, described: NodePower) -> NodePower:
+        """A node with the fitted base, where there is one."""
+        return described if self.base_w is None else msgspec.structs.replace(described, base_w=self.base_w)
 
     def series(self, run: PowerRun, grid: Grid) -> Series:
         """The run's power on the series' clock."""
-        watts = run.series(Grid(grid.start_s - self.delay_s, grid.window_s, grid.n))["power_w"]
+        watts = run.series(Grid(grid.start_s - self.delay_s, grid.window_s, grid.n))[self.metered]
         return Series(grid.ends_s(), watts.value)
 
 
@@ -66,8 +76,10 @@ def fit_power(
     nodes: Sequence[NodePower],
     measured: Series,
     delays_s: Sequence[float] = (0.0,),
+    *,
+    metered: str = SERVER,
 ) -> FittedPower:
-    """Fit standby and active level and base to the power of all nodes together.
+    """Fit standby and active level, and base, to the power of all nodes together.
 
     Args:
         steps: when devices were at work, simulated or measured.
@@ -75,6 +87,7 @@ def fit_power(
         nodes: what is said of all else; whatever they say of base and of the device's levels but idle is fitted anew.
         measured: mean watts of windows of equal width.
         delays_s: delays of the series to choose from, by the smallest error.
+        metered: which series it is, `SERVER` or `DEVICES`.
 
     Raises:
         InputError: unlike devices or none described; windows that are not of equal width, or that do not hold each of
@@ -86,8 +99,8 @@ def fit_power(
         raise InputError(field="devices", found=len(kinds), accepted="levels of one kind of device to start from")
     grid = grid_like(measured)
     if grid is None:
-        raise InputError(field="power_w", accepted="windows of equal width")
-    found = [_fitted(steps, machines, nodes, measured, grid, power, delay_s) for delay_s in delays_s]
+        raise InputError(field=metered, accepted="windows of equal width")
+    found = [_fitted(steps, machines, nodes, measured, grid, power, delay_s, metered) for delay_s in delays_s]
     return min(found, key=lambda one: one.mape)
 
 
@@ -99,6 +112,7 @@ def _fitted(
     grid: Grid,
     power: DevicePower,
     delay_s: float,
+    metered: str,
 ) -> FittedPower:
     """The levels at one delay."""
     idle_w = power.idle_w
@@ -108,30 +122,34 @@ def _fitted(
     def watts(device: DevicePower) -> Floats:
         plain = [msgspec.structs.replace(node, base_w=0.0) for node in nodes]
         own = [replace(one, power=device) for one in machines]
-        return power_run(steps, own, plain, float(steps.end_s.max(initial=0.0))).series(shifted)["power_w"].value
+        return power_run(steps, own, plain, float(steps.end_s.max(initial=0.0))).series(shifted)[metered].value
 
     described = watts(bare)
     active = watts(msgspec.structs.replace(bare, active_w=idle_w + 1)) - described
-    columns = [np.full(grid.n, float(len(nodes))), active]
+    columns = [active]
     if power.standby_s is not None:
         columns.append(watts(msgspec.structs.replace(bare, standby_w=idle_w + 1)) - described)
-    base_w, active_w, *standby = _regression(np.stack(columns, axis=1), measured.value - described, measured.value)
+    if metered == SERVER:
+        columns.append(np.full(grid.n, float(len(nodes))))
+    by_level = np.stack(columns, axis=1)
+    found = _regression(by_level, measured.value - described, measured.value, metered)
+    active_w, *standby = found if metered == DEVICES else found[:-1]
     levels = DevicePower(
         idle_w=idle_w,
         standby_w=idle_w + standby[0] if standby else None,
         standby_s=power.standby_s,
         active_w=idle_w + active_w,
     )
-    predicted = described + np.stack(columns, axis=1) @ np.array([base_w, active_w, *standby])
+    predicted = described + by_level @ np.array(found)
     mape = float(np.mean(np.abs(predicted - measured.value) / measured.value))
-    return FittedPower(levels, base_w, delay_s, mape, grid.n)
+    return FittedPower(levels, None if metered == DEVICES else found[-1], metered, delay_s, mape, grid.n)
 
 
-def _regression(columns: Floats, target: Floats, measured: Floats) -> list[float]:
+def _regression(columns: Floats, target: Floats, measured: Floats, metered: str) -> list[float]:
     """Coefficients that make the relative errors small, most of all the common ones."""
     if np.linalg.matrix_rank(columns) < columns.shape[1]:
         accepted = "a series that holds each of rest, standby and work"
-        raise InputError("levels cannot be told apart", field="power_w", accepted=accepted)
+        raise InputError("levels cannot be told apart", field=metered, accepted=accepted)
     weights = 1 / measured
     for _ in range(REWEIGHTINGS):
         found = np.linalg.lstsq(columns * weights[:, None], target * weights, rcond=None)[0]

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import yaml
 
-from calibrate.power import FittedPower, fit_power
+from calibrate.power import DEVICES, SERVER, FittedPower, fit_power
 from calibrate.split import Split, parse_split
 from harness.deploy.asked import located
 from harness.deploy.power import end_of
@@ -25,8 +25,6 @@ from traces.capture import Series, read_capture
 from traces.errors import InputError
 from traces.formats import read_any_trace
 from traces.series import grid_like
-
-SERIES = "power_w"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +51,14 @@ class PowerLevels:
 def fit_levels(
     scenario_path: Path, capture_path: Path, fit_on: str = "all", overrides: Sequence[str] = ()
 ) -> PowerLevels:
-    """Fit standby and active level and base to a capture's power, by its own steps or else by simulated ones.
+    """Fit standby and active level, and base, to a capture's power, by its own steps or else by simulated ones.
+
+    A meter of the whole server tells all three. One of the devices alone, which is taken where there is no other, says
+    nothing of the base.
 
     Args:
         scenario_path: with a `power` section that says the rest: idle levels, host, memory and so on.
-        capture_path: a run with a `power_w` series.
+        capture_path: a run with a `power_w` series, or one of `power_w.devices`.
         fit_on: all, first:SHARE or time:FROM:TO of its windows.
         overrides: of the scenario's keys.
 
@@ -66,9 +67,11 @@ def fit_levels(
     """
     scenario, split = read_scenario(scenario_path, overrides), parse_split(fit_on)
     measured = read_capture(capture_path)
-    watts = measured.series.get(SERIES)
-    if watts is None:
-        raise InputError("has no measured power", file=capture_path, field=SERIES, accepted="a capture with --power")
+    metered = next((name for name in (SERVER, DEVICES) if name in measured.series), None)
+    if metered is None:
+        accepted = f"power of the whole server, or of its devices in {DEVICES}"
+        raise InputError("has no measured power", file=capture_path, field=SERVER, accepted=accepted)
+    watts = measured.series[metered]
     deployment = deploy_calibrated(scenario, measured.meta, scenario.calibration_path)
     plan = deployment.power
     if plan is None:
@@ -87,7 +90,7 @@ def fit_levels(
         kind, steps, end_s = "simulated", twin.steps, end_of(twin)
         assert steps is not None
     own = _windows(watts, split)
-    fitted = fit_power(steps, plan.machines, plan.nodes, _chosen(watts, own))
+    fitted = fit_power(steps, plan.machines, plan.nodes, _chosen(watts, own), metered=metered)
     rest_mape = None
     if not own.all():
         grid = grid_like(watts)
@@ -95,9 +98,8 @@ def fit_levels(
         drawn = fitted.series(fitted.run(steps, plan.machines, plan.nodes, end_s), grid)
         rest_mape = float(np.mean(np.abs(drawn.value - watts.value)[~own] / watts.value[~own]))
     device = deployment.cluster.engines[0].device
-    power = msgspec.structs.replace(
-        plan.nodes[0], devices={**plan.nodes[0].devices, device: fitted.device}, base_w=fitted.base_w
-    )
+    node = fitted.node(plan.nodes[0])
+    power = msgspec.structs.replace(node, devices={**node.devices, device: fitted.device})
     return PowerLevels(power, fitted, rest_mape, int((~own).sum()), split.text, kind)
 
 

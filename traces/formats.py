@@ -9,11 +9,11 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from traces import llmservingsim, series_file
+from traces import llmservingsim_run, power_log, series_file
 from traces.capture import Capture, read_capture
 from traces.decoding import read_bytes
 from traces.errors import InputError, nearest
-from traces.readers import azure, lengths, mooncake, otel, own, sharegpt, tracev2
+from traces.readers import azure, lengths, llmservingsim, mooncake, otel, own, sharegpt, tracev2
 from traces.readers.jsonl import keys
 from traces.readers.source import Reader, Source, first_line, whole
 from traces.results import aiperf, guidellm, inference_perf, vllm_bench
@@ -63,7 +63,10 @@ CAPTURE_FILES = {
     "inference-perf": "per_request_lifecycle_metrics.json",
 }
 """Of the folders that load generators write, the file with a row per request."""
-CAPTURE_FORMATS = (*CAPTURE_FOLDERS, "vllm-bench", *CAPTURE_FILES, "series")
+POWER_LOGS = ("nvidia-smi", "ipmitool")
+TIMED_BY_CLOCK = ("series", *POWER_LOGS)
+"""Formats of files whose times can be read in several ways."""
+CAPTURE_FORMATS = (*CAPTURE_FOLDERS, "vllm-bench", *CAPTURE_FILES, *TIMED_BY_CLOCK)
 
 
 def read_any_trace(path: Path, format: str | None = None, tokenizer: Path | None = None) -> Trace:
@@ -175,7 +178,7 @@ def import_capture(
                 raise InputError("holds its own trace", file=path, accepted="no other trace beside it")
             return read_capture(path)
         case "llmservingsim":
-            return llmservingsim.read_run(path, trace)
+            return llmservingsim_run.read_run(path, trace)
         case "vllm-bench":
             return vllm_bench.read_vllm_bench(file, trace)
         case "guidellm":
@@ -184,6 +187,8 @@ def import_capture(
             return aiperf.read_aiperf(file, trace)
         case "inference-perf":
             return inference_perf.read_inference_perf(file, part, trace)
+        case "nvidia-smi" | "ipmitool":
+            return power_log.read_power_log_capture(path, trace, clock, format)
         case _:
             return series_file.read_series_capture(path, trace, clock)
 
@@ -195,7 +200,7 @@ def _check_asked(path: Path, format: str, part: int | None, clock: series_file.S
         raise InputError("is not a folder", file=path, accepted=accepted)
     if part is not None and format not in ("guidellm", "inference-perf"):
         raise InputError(field="--part", found=part, accepted=f"nothing for {format}, which holds one run")
-    if clock != series_file.AS_WRITTEN and format != "series":
+    if clock != series_file.AS_WRITTEN and format not in TIMED_BY_CLOCK:
         raise InputError(field="--times, --zero", accepted=f"nothing for {format}, whose times say what they are of")
 
 
@@ -204,7 +209,7 @@ def _capture_format(path: Path) -> str:
         return _file_format(path)
     if (path / "outcomes.parquet").is_file():
         return "servetwin"
-    if llmservingsim.is_run(path):
+    if llmservingsim_run.is_run(path):
         return "llmservingsim"
     if known := next((name for name, file in CAPTURE_FILES.items() if (path / file).is_file()), None):
         return known
@@ -216,12 +221,12 @@ def _capture_format(path: Path) -> str:
 
 
 def _file_format(path: Path) -> str:
-    """The format of a file: JSON is told by its outermost names, whatever else is a table of series."""
+    """The format of a file: JSON is told by its outermost names; what is no power log either is a table of series."""
     data = read_bytes(path).lstrip()
     if data.startswith(b"["):
         return "inference-perf"
     if not data.startswith(b"{"):
-        return "series"
+        return power_log.power_log_tool(data) or "series"
     first_line = data.split(b"\n", 1)[0]
     names = keys(first_line) or keys(data)
     if "metadata" in names and "metrics" in names:

@@ -17,25 +17,45 @@ from traces.capture import Capture, Series
 from traces.outcome import Status
 from traces.steps import Batches, Floats, Ints, Mask, Steps
 
+SAME_TIME_S = 1e-6
+"""Times nearer to each other than this are the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
     """Windows of equal width: number i (from 0) is (start_s + i * window_s, start_s + (i + 1) * window_s].
 
-    Those of a log whose rows are not evenly spaced end where `uneven_s` says, ascending, and begin where the one before
-    ends; after a gap of more than half a window they are `window_s` wide.
+    Those of a log whose rows are not evenly spaced begin and end where `uneven_s` says, ascending, and do not overlap;
+    `window_s` is then the width of most.
     """
 
     start_s: float
     window_s: float
     n: int
-    uneven_s: tuple[float, ...] | None = field(default=None, kw_only=True)
+    uneven_s: tuple[tuple[float, float], ...] | None = field(default=None, kw_only=True)
 
     def ends_s(self) -> Floats:
         """End of each window, [n] seconds."""
         if self.uneven_s is not None:
-            return np.asarray(self.uneven_s, dtype=np.float64)
+            return np.asarray(self.uneven_s, dtype=np.float64)[:, 1]
         return np.asarray(self.start_s + self.window_s * np.arange(1, self.n + 1), dtype=np.float64)
+
+    def begins_s(self) -> Floats:
+        """Begin of each window, [n] seconds."""
+        if self.uneven_s is not None:
+            return np.asarray(self.uneven_s, dtype=np.float64)[:, 0]
+        return np.asarray(self.start_s + self.window_s * np.arange(self.n), dtype=np.float64)
+
+    def widths_s(self) -> Floats:
+        """Width of each window, [n] seconds."""
+        if self.uneven_s is not None:
+            return self.ends_s() - self.begins_s()
+        return np.full(self.n, self.window_s)
+
+    def gaps_s(self) -> Floats:
+        """Time between windows that is in none, [n_gaps] seconds; an even grid has none."""
+        between_s = self.begins_s()[1:] - self.ends_s()[:-1]
+        return between_s[between_s > SAME_TIME_S]
 
     def sums(self, time_s: Floats, amount: Floats) -> Floats:
         """Sum of the amounts whose time falls into each window, [n]; what falls outside the grid is left out."""
@@ -43,23 +63,19 @@ class Grid:
         window = np.searchsorted(edges, time_s, side="left") - 1
         inside = (window >= 0) & (window < self.n)
         if self.uneven_s is not None:
-            begins_s = self.ends_s() - self._widths_s()
-            inside[inside] = time_s[inside] > begins_s[window[inside]]
+            inside[inside] = time_s[inside] > self.begins_s()[window[inside]]
         return np.bincount(window[inside], weights=amount[inside], minlength=self.n).astype(np.float64)
 
     def rates(self, time_s: Floats, amount: Floats) -> Floats:
         """The same sums per second of each window, [n]."""
-        return self.sums(time_s, amount) / (self.window_s if self.uneven_s is None else self._widths_s())
+        return self.sums(time_s, amount) / self.widths_s()
 
     def earlier(self, by_s: float) -> Grid:
         """The same windows, that much before."""
-        moved = None if self.uneven_s is None else tuple(end_s - by_s for end_s in self.uneven_s)
+        moved = None
+        if self.uneven_s is not None:
+            moved = tuple((begin_s - by_s, end_s - by_s) for begin_s, end_s in self.uneven_s)
         return replace(self, start_s=self.start_s - by_s, uneven_s=moved)
-
-    def _widths_s(self) -> Floats:
-        """Width of each window of an uneven grid, [n] seconds."""
-        between_s = np.diff(self.ends_s(), prepend=self.start_s)
-        return np.where(between_s > 1.5 * self.window_s, self.window_s, between_s)
 
     def means(self, series: Series) -> Series:
         """Mean of the samples in each window that has any."""
@@ -88,18 +104,82 @@ def grid_like(series: Series) -> Grid | None:
 def windows_of(series: Series) -> Grid | None:
     """The windows of a recorded series, even or as a log has them whose clock trembles, or that misses rows.
 
-    None for fewer than two rows, and where less than half of them are as far apart as the median of all, to 10 %.
+    A window begins where the one before ends; after a gap of more than half a window it is as wide as most. None for
+    fewer than two rows, and where less than half of them are as far apart as the median of all, to 10 %.
     """
-    even = grid_like(series)
+    even = _even(series)
     if even is not None or len(series.time_s) < 2:
         return even
-    widths_s = np.diff(series.time_s)
-    window_s = float(np.median(widths_s))
-    if np.mean(np.abs(widths_s - window_s) <= 0.1 * window_s) < 0.5:
+    between_s = np.diff(series.time_s)
+    window_s = float(np.median(between_s))
+    if np.mean(np.abs(between_s - window_s) <= 0.1 * window_s) < 0.5:
         return None
-    return Grid(
-        float(series.time_s[0]) - window_s, window_s, len(series.time_s), uneven_s=tuple(series.time_s.tolist())
-    )
+    widths_s = np.where(between_s > 1.5 * window_s, window_s, between_s)
+    return _uneven(series, np.append(window_s, widths_s))
+
+
+def power_windows(series: Series) -> Grid | None:
+    """The windows of a power series: even, or of each row the time that it stands for.
+
+    A row stands for the time since the row before (`held_s`); the first for as long as the second. None for fewer than
+    two rows, or times that do not ascend.
+    """
+    even = _even(series)
+    if even is not None or len(series.time_s) < 2 or np.diff(series.time_s).min() <= 0:
+        return even
+    widths_s = held_s(series.time_s)
+    return _uneven(series, np.append(widths_s[0], widths_s))
+
+
+GAP_INTERVALS = 3
+"""A gap longer than so many of a log's usual intervals is not measured; a row or two that are late are no gap."""
+NEAR_INTERVALS = 5
+"""The usual interval is the median of so many on each side, as a log may change its rate."""
+
+
+def held_s(time_s: Floats) -> Floats:
+    """How long what was read holds between each row and the next, [n - 1] seconds.
+
+    All the time between them, or the usual interval where they are more than `GAP_INTERVALS` of them apart. Usual is
+    the median of the interval and the `NEAR_INTERVALS` on each side, mirrored at the ends of the log.
+
+    Args:
+        time_s: [n] ascending, at least two.
+    """
+    between_s = np.diff(time_s)
+    near = np.pad(between_s, NEAR_INTERVALS, mode="symmetric")
+    usual_s = np.median(np.lib.stride_tricks.sliding_window_view(near, 2 * NEAR_INTERVALS + 1), axis=1)
+    return np.asarray(np.where(between_s > GAP_INTERVALS * usual_s, usual_s, between_s), dtype=np.float64)
+
+
+def is_power(name: str) -> bool:
+    """Whether a series is of power: `power_w`, or that of a component."""
+    return name.split(".")[0] == "power_w"
+
+
+def is_before_second_0(grid: Grid) -> Mask:
+    """Which windows begin before second 0, of which nothing is simulated, [n]."""
+    return np.asarray(grid.begins_s() < -SAME_TIME_S)
+
+
+def scored_windows(series: Series, name: str) -> Grid | None:
+    """The windows over which a measured series is scored; None where it cannot be."""
+    return power_windows(series) if is_power(name) else windows_of(series)
+
+
+def _even(series: Series) -> Grid | None:
+    """The windows of a series whose rows all stand at the ends of windows of equal width."""
+    grid = grid_like(series)
+    if grid is None or np.abs(grid.ends_s() - series.time_s).max() > SAME_TIME_S:
+        return None
+    return grid
+
+
+def _uneven(series: Series, widths_s: Floats) -> Grid:
+    """Windows of these widths, [n], that end at the times of the rows."""
+    begins_s = series.time_s - widths_s
+    spans_s = tuple(zip(begins_s.tolist(), series.time_s.tolist(), strict=True))
+    return Grid(float(begins_s[0]), float(np.median(widths_s)), len(spans_s), uneven_s=spans_s)
 
 
 def derive(capture: Capture, grid: Grid) -> dict[str, Series]:
@@ -128,11 +208,14 @@ class SeriesError:
         mape: mean of |simulated - measured| / measured over the windows that count.
         n: how many count: those that both have and in which the measured value is above 0.
         n_left_out: measured windows that do not, because nothing was measured there to divide by, or nothing simulated.
+        weighted_s: of power whose rows are uneven, the time that those that count stand for, by which they weigh in the
+            mean; None: each weighs the same.
     """
 
     mape: float
     n: int
     n_left_out: int
+    weighted_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +272,10 @@ def series_mape(
     """The error of a simulated run's series against a measured one, window by window.
 
     The simulated series is derived on the measured one's own windows, so that a second is compared with the same
-    second. After the simulated run's end it is 0, and counts. None where the run has no such series, the measured one
-    has no windows (`windows_of`), or none counts.
+    second. After the simulated run's end it is 0, and counts. Power was simulated over windows: where the measured rows
+    are uneven, these must be theirs (`power_windows`), and each weighs by the time that it stands for. Power of time
+    before second 0 is not simulated, and does not count. None where the run has no such series, the measured one has no
+    windows (`scored_windows`), or none counts.
 
     Args:
         simulated: the simulated run.
@@ -199,33 +284,55 @@ def series_mape(
         counted: which of its windows count, [n]; all unless given.
         early_s: by how much its windows end before their times, for a series that can be derived.
     """
-    grid = windows_of(measured)
+    grid = scored_windows(measured, name)
     if grid is None:
         return None
+    if is_power(name):
+        return _power_error(simulated.series.get(name), measured, grid, counted)
     derive_one = _derivations().get(name)
-    if derive_one is None and grid_like(measured) is None:
+    if derive_one is None and grid.uneven_s is not None:
         return None  # a series that was simulated by its own windows cannot be brought into others
     twin = None if derive_one is None else derive_one(simulated, grid.earlier(early_s))
     twin = simulated.series.get(name) if twin is None else Series(twin.time_s + early_s, twin.value)
     return None if twin is None else series_error(measured, twin, counted)
 
 
-def series_error(measured: Series, simulated: Series, counted: Mask | None = None) -> SeriesError | None:
+def _power_error(twin: Series | None, measured: Series, grid: Grid, counted: Mask | None) -> SeriesError | None:
+    """The error of simulated power; None where it is not known over the windows of the measured rows."""
+    if twin is None:
+        return None
+    counts = ~is_before_second_0(grid)
+    if counted is not None:
+        counts &= counted
+    if grid.uneven_s is None:
+        return series_error(measured, twin, counts)
+    if len(twin.time_s) != grid.n or np.abs(twin.time_s - measured.time_s).max() > SAME_TIME_S:
+        return None
+    return series_error(measured, twin, counts, grid.widths_s())
+
+
+def series_error(
+    measured: Series, simulated: Series, counted: Mask | None = None, widths_s: Floats | None = None
+) -> SeriesError | None:
     """The error of one series against another at the times that both have, to a millionth of a second; None if none.
 
     So does LLMServingSim's paper count its per-second error (docs/validity.md). `counted` says which measured windows
-    count, [n]; all unless given.
+    count, [n]; all unless given. `widths_s`, [n] seconds, is by what they weigh; all the same unless given.
     """
     if not len(measured.time_s) or not len(simulated.time_s):
         return None
-    at = np.clip(np.searchsorted(simulated.time_s, measured.time_s - 1e-6), 0, len(simulated.time_s) - 1)
-    counts = (np.abs(simulated.time_s[at] - measured.time_s) <= 1e-6) & (measured.value > 0)
+    at = np.clip(np.searchsorted(simulated.time_s, measured.time_s - SAME_TIME_S), 0, len(simulated.time_s) - 1)
+    counts = (np.abs(simulated.time_s[at] - measured.time_s) <= SAME_TIME_S) & (measured.value > 0)
     if counted is not None:
         counts &= counted
     if not counts.any():
         return None
     off = np.abs(simulated.value[at][counts] - measured.value[counts]) / measured.value[counts]
-    return SeriesError(float(off.mean()), int(counts.sum()), int((~counts).sum()))
+    n, n_left_out = int(counts.sum()), int((~counts).sum())
+    if widths_s is None:
+        return SeriesError(float(off.mean()), n, n_left_out)
+    weights_s = widths_s[counts]
+    return SeriesError(float(np.average(off, weights=weights_s)), n, n_left_out, float(weights_s.sum()))
 
 
 def output_tokens_per_s(capture: Capture, grid: Grid) -> Series | None:

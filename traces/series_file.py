@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 from traces.capture import Capture, CaptureMeta, Series
 from traces.decoding import read_bytes, sha256
 from traces.errors import InputError
+from traces.series import held_s
 from traces.steps import Floats
 from traces.trace import Trace
 
@@ -57,7 +58,7 @@ class SeriesClock:
 
     Attributes:
         times: whether a row is of the window that ends at its time, or of the one that begins there and ends with the
-            next row's.
+            next row's (or sooner, where that is far away: `traces.series.held_s`).
         zero: time in the file, as it writes times, that is second 0 of the trace; None: 0 of `time_s`, or the first
             `timestamp`.
     """
@@ -78,10 +79,20 @@ def read_series_capture(path: Path, trace: Trace | None, clock: SeriesClock = AS
     `trace` is the workload that was served; without it the series cannot be compared with anything. `clock` says how
     the file's times are to be read.
     """
+    served = workload(path, trace)
+    return series_capture(path, served, *read_series(path, clock))
+
+
+def workload(path: Path, trace: Trace | None) -> Trace:
+    """The workload that was served beside a file of series. Raises InputError without one."""
     if trace is None:
         message = "says what a run did and not what it served"
         raise InputError(message, file=path, accepted="--trace with the workload beside it")
-    series, notes = read_series(path, clock)
+    return trace
+
+
+def series_capture(path: Path, trace: Trace, series: dict[str, Series], notes: Sequence[str]) -> Capture:
+    """A capture of a file's series and no outcome."""
     meta = CaptureMeta(
         kind="measured",
         engine=None,
@@ -98,7 +109,10 @@ def read_series(path: Path, clock: SeriesClock = AS_WRITTEN) -> tuple[dict[str, 
     """The series that a file holds, and what was made of its times and columns. Raises InputError."""
     columns = _columns(path)
     time_name = next(name for name in TIMES if name in columns)
-    time_s, notes = _on_the_traces_clock(columns.pop(time_name), time_name, clock, path)
+    time_s = columns.pop(time_name)
+    zero_s = float(time_s[0]) if time_name == "timestamp" else 0.0
+    zero_s = zero_s if clock.zero is None else _number(clock.zero, time_name, None, None)
+    time_s, notes = on_the_traces_clock(time_s, zero_s, clock, path)
     columns = {name: values[-len(time_s) :] for name, values in columns.items()}
     series: dict[str, Series] = {}
     for column, values in columns.items():
@@ -120,19 +134,27 @@ def read_series(path: Path, clock: SeriesClock = AS_WRITTEN) -> tuple[dict[str, 
     return series, notes
 
 
-def _on_the_traces_clock(time_s: Floats, name: str, clock: SeriesClock, path: Path) -> tuple[Floats, list[str]]:
-    """The times of the rows from the trace's second 0 on, at the ends of their windows, and what was done to them."""
+def on_the_traces_clock(time_s: Floats, zero_s: float, clock: SeriesClock, path: Path) -> tuple[Floats, list[str]]:
+    """The times of the rows from the trace's second 0 on, at the ends of their windows, and what was done to them.
+
+    Args:
+        time_s: [n] of a file, ascending.
+        zero_s: the one that is second 0.
+        clock: what was said of the file.
+        path: the file.
+
+    Raises InputError where no row is left, or one alone whose window would begin at its time.
+    """
     notes = []
     if clock.zero is not None:
-        time_s = time_s - _number(clock.zero, name, None, None)
         notes.append(f"{path.name}: {clock.zero} is taken as second 0 of the trace")
-    elif name == "timestamp":
-        time_s = time_s - time_s[0]
+    time_s = time_s - zero_s
     after = time_s >= 0
     if clock.times == "begin":
         if len(time_s) < 2:
             raise InputError("has one row, whose window has no end", file=path, accepted="two rows or more")
-        time_s = np.append(time_s[1:], 2 * time_s[-1] - time_s[-2])
+        widths_s = held_s(time_s)
+        time_s = time_s + np.append(widths_s, widths_s[-1])
         notes.append(f"{path.name}: a row is of the window that begins at its time")
     if not after.any():
         raise InputError("holds no row from second 0 on", file=path, field="--zero", found=clock.zero)

@@ -1,6 +1,7 @@
 """Reads a recording of power: each component's power over time, on the host's monotonic clock.
 
-A file that was recorded into several times has as many headers; between two sessions there is a gap.
+A file that was recorded into several times has as many headers; between two sessions there is a gap. A log of
+nvidia-smi or ipmitool (`traces.power_log`) is read as a recording on its own clock.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import numpy as np
 
 from collectors.journal import read_journal
 from collectors.power.component_power import ComponentPower, Energy, Tries, component_power
-from collectors.power.reading import Component
+from collectors.power.reading import Component, Kind
 from collectors.power.records import SCHEMA, PowerHeader, Sample
-from traces.decoding import decode_json
+from traces.decoding import decode_json, read_bytes
 from traces.errors import CollectorError, InputError
+from traces.power_log import PowerLog, power_log_tool, read_power_log
 
 _DECODER: msgspec.json.Decoder[PowerHeader | Sample] = msgspec.json.Decoder(PowerHeader | Sample)
 
@@ -78,12 +80,14 @@ class _Collected:
 
 
 def read_power(path: Path) -> PowerRecording:
-    """Read a recording of power, whole or cut off.
+    """Read a recording of power, whole or cut off, or a log of nvidia-smi or ipmitool.
 
     Raises:
         InputError: the file cannot be read, or a line is not what it should be.
         CollectorError: it has no header.
     """
+    if path.is_file() and power_log_tool(read_bytes(path)) is not None:
+        return _of_log(read_power_log(path))
     headers: list[PowerHeader] = []
     collected: dict[str, _Collected] = {}
     for number, line in read_journal(path):
@@ -109,6 +113,22 @@ def read_power(path: Path) -> PowerRecording:
     }
     clocks = tuple(ClockPair(header.monotonic_ns / 1e9, header.wall_ns / 1e9) for header in headers)
     return PowerRecording(rate_hz, clocks, components, tuple(_notes(collected, components)))
+
+
+def _of_log(log: PowerLog) -> PowerRecording:
+    """A log as a recording; both clocks are the log's own, and the rate is that of most of its rows."""
+    between_s = np.concatenate([np.diff(meter.time_s) for meter in log.meters])
+    rate_hz = 1 / float(np.median(between_s)) if len(between_s) else 1.0
+    components = {}
+    for meter in log.meters:
+        kind: Kind = "gpu" if log.tool == "nvidia-smi" else "server"
+        n = len(meter.time_s)
+        tries = Tries(meter.time_s, np.zeros(n, dtype=np.int64), meter.power_w, np.full(n, np.nan), meter.failures)
+        component = Component(name=meter.name, kind=kind, device=meter.device)
+        components[meter.name] = component_power(component, log.tool, tries, rate_hz)
+    begin_s = min(float(meter.time_s[0]) for meter in log.meters)
+    notes = (*log.notes, *_notes({}, components))
+    return PowerRecording(rate_hz, (ClockPair(begin_s, begin_s),), components, notes)
 
 
 def power_facts(recording: PowerRecording) -> dict[str, Any]:

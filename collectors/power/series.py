@@ -11,53 +11,46 @@ from collectors.power.component_power import LEAST_COVERAGE, ComponentPower
 from collectors.power.power_file import PowerRecording
 from collectors.power.reading import Kind
 from traces.capture import Series
-from traces.errors import InputError
 from traces.steps import Floats
+
+METERED_TOTALS: tuple[tuple[str, tuple[Kind, ...]], ...] = (
+    ("power_w.devices", ("gpu", "tpu", "cpu")),
+    ("power_w", ("server", "command")),
+)
+"""Names of totals, and the kinds of which one may be: the first that was recorded. A simulation's `power_w.devices` is
+of the devices alone, its `power_w` of all that is described. Where there is no accelerator, CPUs are the devices."""
 
 
 def power_series(
-    recording: PowerRecording, origin_monotonic_s: float, total_of: Kind | None = None, window_s: float | None = None
+    recording: PowerRecording, origin_monotonic_s: float, window_s: float | None = None
 ) -> dict[str, Series]:
-    """Power on a capture's clock: `power_w`, a total, and `power_w.<component>` of each component.
+    """Power on a capture's clock: `power_w.<component>` of each component, and the totals of `METERED_TOTALS`.
 
     A value is the mean over a window and stands at its end, as in `traces.series`. The windows of a kind's components
     are the same, of equal width, and begin with the first that is covered. One that samples do not cover (to 95 %) is
-    left out; of the total, one that is not covered for every component of the kind.
+    left out; of a total, one that is not covered for every component of the kind.
 
     Args:
         recording: of power.
         origin_monotonic_s: second 0 of the capture on the host's monotonic clock.
-        total_of: the kind that `power_w` is the total of; None: the accelerators (gpu, else tpu), or where there are
-            none, the only kind that was recorded. Of several other kinds there is no total.
         window_s: width of the windows; None: the longest period of the kind's components.
-
-    Raises InputError when nothing of the kind `total_of` was measured.
     """
     kinds: dict[Kind, list[ComponentPower]] = {}
     for one in recording.components.values():
         if len(one.covered.begin_s):
             kinds.setdefault(one.component.kind, []).append(one)
-    if total_of is not None and total_of not in kinds:
-        raise InputError(field="total_of", found=total_of, accepted=", ".join(kinds) or "None: nothing was measured")
-    total_of = total_of or _accelerators(kinds)
+    totals = {next((kind for kind in of if kind in kinds), None): name for name, of in METERED_TOTALS}
     found: dict[str, Series] = {}
     for kind, parts in kinds.items():
         ends_s, values = _windows(parts, window_s or max(one.period_s for one in parts))
         ends_s = ends_s - origin_monotonic_s
         rows = {f"power_w.{one.component.name}": row for one, row in zip(parts, values, strict=True)}
-        rows |= {"power_w": values.sum(axis=0)} if kind == total_of else {}
+        rows |= {totals[kind]: values.sum(axis=0)} if kind in totals else {}
         for name, row in rows.items():
             told = ~np.isnan(row)
             if told.any():
                 found[name] = Series(ends_s[told], row[told])
     return found
-
-
-def _accelerators(kinds: dict[Kind, list[ComponentPower]]) -> Kind | None:
-    for kind in ("gpu", "tpu"):
-        if kind in kinds:
-            return kind
-    return next(iter(kinds)) if len(kinds) == 1 else None
 
 
 def _windows(parts: Sequence[ComponentPower], window_s: float) -> tuple[Floats, Floats]:

@@ -81,7 +81,7 @@ def _calibrate_power(
         ("idle, held", f"{device.idle_w:.1f} W"),
         ("standby", standby),
         ("active", f"{device.active_w:.1f} W"),
-        ("base", f"{fitted.base_w:.1f} W"),
+        ("base", "–" if fitted.base_w is None else f"{fitted.base_w:.1f} W"),
         ("error of the windows that were fitted", f"{fitted.mape:.2%} of {fitted.n_windows}"),
         ("error of the others", rest),
     ]

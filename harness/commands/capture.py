@@ -23,13 +23,17 @@ def capture_import(
     format: Format = None,
     part: Annotated[int | None, typer.Option(help="Which benchmark (guidellm) or stage (inference-perf).")] = None,
     times: Annotated[
-        Times, typer.Option(help="series: rows are of windows that end, or begin, at their times.")
+        Times, typer.Option(help="series, power logs: rows are of windows that end, or begin, at their times.")
     ] = "end",
-    zero: Annotated[str | None, typer.Option(help="series: the time in the file that is the trace's second 0.")] = None,
+    zero: Annotated[str | None, typer.Option(help="series, power logs: the time that is second 0.")] = None,
 ) -> None:
     """Import a run measured by another tool: LLMServingSim, vllm bench serve, guidellm, aiperf, inference-perf, series.
 
+    Also power alone, as nvidia-smi and ipmitool log it.
+
     Example: servetwin capture import bench/RTX4090/Llama --trace workload.jsonl --out captures/rtx4090
+
+    Example: servetwin capture import gpu.csv --zero "2025/11/03 14:05:33" --trace workload.jsonl --out captures/gpu
 
     Example: servetwin capture import server_power.tsv --times begin --trace workload.jsonl --out captures/power
     """

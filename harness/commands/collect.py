@@ -229,7 +229,7 @@ def collect_operators(
     """
     from harness.profiler import profile_operators
     from harness.terminal.facts import profile_facts
-    from profiles.profile import read_profile
+    from profiles.profile_folder import read_profile
 
     options = {
         "--model": model,
@@ -305,7 +305,7 @@ def collect_power(
 
 @collect_app.command("power-show")
 def collect_power_show(recording: Path, as_json: Json = False) -> None:
-    """Print the summary of a recording of power, whole or cut off.
+    """Print the summary of a recording of power, whole or cut off, or of a log of nvidia-smi or ipmitool.
 
     Example: servetwin collect power-show power.jsonl
     """

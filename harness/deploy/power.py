@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -155,10 +155,13 @@ def energy_figures(energy: Energy, capture: Capture) -> dict[str, Any]:
     }
 
 
-def with_power(capture: Capture, energy: Energy, grid: Grid | None = None) -> Capture:
-    """The capture with its power over time, by the second or over other windows, and what a reader should know."""
+def with_power(capture: Capture, energy: Energy, grids: Mapping[str, Grid] | None = None) -> Capture:
+    """The capture with its power over time, by the second, or some of its series over other windows; with its notes."""
     meta = msgspec.structs.replace(capture.meta, notes=(*capture.meta.notes, *_notes(energy.run)))
-    series = energy.run.series(grid or grid_over(capture)) if energy.run.components else {}
+    series = energy.run.series(grid_over(capture)) if energy.run.components else {}
+    for name, grid in (grids or {}).items():
+        if name in series:
+            series[name] = energy.run.series(grid)[name]
     return replace(capture, meta=meta, series={**capture.series, **series})
 
 

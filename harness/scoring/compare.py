@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,23 @@ from harness.descriptions.scenario import Scenario
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES, itl_by_request, requests, throughput
 from traces.outcome import Outcome, Status
-from traces.series import Grid, derive, grid_over, log_phase, series_mape, windows_of
+from traces.series import (
+    GAP_INTERVALS,
+    Grid,
+    derive,
+    grid_over,
+    is_before_second_0,
+    log_phase,
+    power_windows,
+    scored_windows,
+    series_mape,
+)
 from traces.statistics import STATISTICS, pooled_error_ci, relative_error_ci, statistic
 from traces.steps import Floats, Mask
 
 PAIRED = ("ttft_s", "tpot_s", "e2el_s")
-SERIES = ("output_tokens_per_s", "power_w", "kv_usage", "prefix_hit_rate", "gpu_memory_bytes")
+POWER = ("power_w", "power_w.devices")
+SERIES = ("output_tokens_per_s", *POWER, "kv_usage", "prefix_hit_rate", "gpu_memory_bytes")
 FEWEST_REQUESTS = 20
 """Below this many scored requests a comparison is not valid: no percentile but the median has an interval."""
 
@@ -108,6 +119,33 @@ def compare(
         "stages": {name: metrics[name] for name in STAGES},
         "series": series,
     }
+
+
+def measured_power(measured: Capture) -> dict[str, Grid]:
+    """The windows of each series of measured power that simulated power is scored against: of all, of the devices."""
+    grids = {name: power_windows(measured.series[name]) for name in POWER if name in measured.series}
+    return {name: grid for name, grid in grids.items() if grid is not None}
+
+
+def power_notes(measured: Capture) -> list[str]:
+    """What of measured power is not scored, and how it is where its rows are uneven in time."""
+    return [f"{name}: {note}" for name, grid in measured_power(measured).items() for note in _power_notes(grid)]
+
+
+def _power_notes(grid: Grid) -> Iterator[str]:
+    if grid.uneven_s is not None:
+        yield (
+            f"its {grid.n} rows are not evenly spaced: each is compared with the mean simulated power of the time that "
+            "it stands for, and weighs by that time"
+        )
+    if len(gaps_s := grid.gaps_s()):
+        count = f"{len(gaps_s)} gap{'s' * (len(gaps_s) > 1)}"
+        yield (
+            f"not measured, and not scored: {gaps_s.sum():.3g} s in {count} between rows more than {GAP_INTERVALS} of "
+            "the log's usual intervals apart"
+        )
+    if n_before := int(np.count_nonzero(is_before_second_0(grid))):
+        yield f"not simulated, and not scored: {n_before} rows that stand for time before second 0"
 
 
 def _unscored_series(measured: Capture) -> str:
@@ -205,20 +243,23 @@ def _paired(measured: Floats, simulated: Floats) -> dict[str, Any] | None:
 def _series_errors(measured: Capture, simulated: Capture, scored: Sequence[Outcome] | None) -> dict[str, Any]:
     """Mean |error| per window over the windows in which the measured value is above 0; None where not measured.
 
-    With `scored`, only windows in which one of these requests was served. A capture of series alone says nothing of how
-    their clock stands to the requests': then also the error in their phase (`traces.series.log_phase`).
+    With `scored`, only windows in which one of these requests was served. Of power whose rows are uneven, also the time
+    by which they weigh. A capture of series alone says nothing of how their clock stands to the requests': then also
+    the error in their phase (`traces.series.log_phase`).
     """
     errors: dict[str, Any] = dict.fromkeys(SERIES)
     derived = derive(measured, grid_over(measured))
     for name in SERIES:
         series = measured.series.get(name) or derived.get(name)
-        grid = None if series is None else windows_of(series)
+        grid = None if series is None else scored_windows(series, name)
         if series is None or grid is None:
             continue
         error = series_mape(simulated, series, name, counted=None if scored is None else _served(scored, grid))
         if error is None:
             continue
         errors[name] = {"mape": error.mape, "n": error.n}
+        if error.weighted_s is not None:
+            errors[name]["weighted_s"] = error.weighted_s
         phase = None if measured.outcomes else log_phase(simulated, series, name)
         if phase is not None:
             errors[name]["in_phase"] = {"mape": phase.mape, "n": phase.n, "early_s": phase.early_s}
@@ -227,11 +268,11 @@ def _series_errors(measured: Capture, simulated: Capture, scored: Sequence[Outco
 
 def _served(outcomes: Sequence[Outcome], grid: Grid) -> Mask:
     """Whether one of the requests was in the engine during each window, [n]."""
-    ends_s = grid.ends_s()
+    begins_s, ends_s = grid.begins_s(), grid.ends_s()
     inside = np.zeros(grid.n, dtype=bool)
     for outcome in outcomes:
         if outcome.finish_s is not None:
-            inside |= (ends_s > outcome.arrival_s) & (ends_s - grid.window_s < outcome.finish_s)
+            inside |= (ends_s > outcome.arrival_s) & (begins_s < outcome.finish_s)
     return inside
 
 

@@ -89,6 +89,8 @@ def verdict(result: dict[str, Any]) -> str:
 def _series_part(name: str, error: dict[str, Any]) -> str:
     """The error of one series, and in its log's phase where its clock is not known."""
     part = f"{name} {error['mape']:.1%} over {error['n']} windows"
+    if "weighted_s" in error:
+        return f"{part}, weighted by the {error['weighted_s']:.1f} s that they stand for"
     phase = error.get("in_phase")
     if phase is None or not phase["early_s"]:
         return part

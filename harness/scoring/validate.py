@@ -28,13 +28,20 @@ from harness.running.predicted import (
     predicted_by_draws,
     run,
 )
-from harness.scoring.compare import Validation, compare, noise_floor, over_floor, scored_ids
+from harness.scoring.compare import (
+    Validation,
+    compare,
+    measured_power,
+    noise_floor,
+    over_floor,
+    power_notes,
+    scored_ids,
+)
 from simulator.simulate import Simulation
 from traces.capture import Capture, read_capture
 from traces.decoding import read_bytes, sha256
 from traces.errors import InputError
 from traces.formats import read_any_trace
-from traces.series import grid_like
 from traces.trace import Trace
 
 
@@ -188,6 +195,7 @@ def _compared(case: _Case, ran: _Ran) -> dict[str, Any]:
         *_fitted_notes(n_fitted, scored=scored),
         *_draw_notes(case.n_draws),
         *(interval_notes(deployment) if ran.drawn is None else []),
+        *power_notes(measured),
         *ran.twin.meta.notes,
         *measured.meta.notes,
     ]
@@ -229,8 +237,7 @@ def _twin(simulation: Simulation, deployment: Deployment, trace: Trace, measured
     )
     if deployment.power is None:
         return twin
-    said = measured.series.get("power_w")
-    return with_power(twin, energy_of(simulation, deployment.power), None if said is None else grid_like(said))
+    return with_power(twin, energy_of(simulation, deployment.power), measured_power(measured))
 
 
 def _recording(path: Path, of: Path) -> Capture:

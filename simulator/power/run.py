@@ -128,8 +128,11 @@ class PowerRun:
 
     def series(self, grid: Grid) -> dict[str, Series]:
         """Mean watts over each window, which stands at its end: `power_w`, and `power_w.<component>`."""
-        edges_s = np.concatenate([[grid.start_s], grid.ends_s()])
-        found = {f"power_w.{name}": np.diff(self.by_s(name, edges_s)) / grid.window_s for name in self.components}
+        begins_s, ends_s, widths_s = grid.begins_s(), grid.ends_s(), grid.widths_s()
+        found = {
+            f"power_w.{name}": (self.by_s(name, ends_s) - self.by_s(name, begins_s)) / widths_s
+            for name in self.components
+        }
         total = np.sum([np.zeros(grid.n), *found.values()], axis=0)
         return {name: Series(grid.ends_s(), watts) for name, watts in {"power_w": total, **found}.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.engines import trace
 from tests.harness.test_power import scenario
 from tests.measured_power import START, power_case
 from tests.pages import shown_and_printed
-from traces.capture import write_capture
+from traces.capture import read_capture, write_capture
 from traces.errors import InputError
 from traces.formats import import_capture, read_any_trace
 from traces.trace import write_trace
@@ -63,6 +64,21 @@ def test_levels_come_back_and_the_section_is_read_as_it_is(tmp_path: Path) -> No
         simulate_scenario(path)[1]["energy"]["total_j"] for path in (wrong, tmp_path / "real" / "scenario.yaml")
     )
     assert fitted == pytest.approx(real, rel=1e-3)
+
+
+def test_a_meter_of_the_devices_tells_their_levels_and_no_base(tmp_path: Path) -> None:
+    run, wrong = measured(tmp_path / "real"), described_wrongly(tmp_path)
+    capture = read_capture(run)
+    devices = {name: series for name, series in capture.series.items() if name == "power_w.devices"}
+    write_capture(replace(capture, series=devices), tmp_path / "gpus")
+    levels = fit_levels(wrong, tmp_path / "gpus")
+    assert levels.fitted.device.active_w == pytest.approx(200, rel=1e-3)
+    assert levels.fitted.mape < 1e-3
+    assert levels.fitted.base_w is None
+    assert levels.power.base_w == 20, "as described"
+    write_capture(replace(capture, series={}), tmp_path / "none")
+    with pytest.raises(InputError, match=r"'power_w': has no measured power: .* or of its devices in power_w.devices"):
+        fit_levels(wrong, tmp_path / "none")
 
 
 def test_a_part_is_fitted_and_the_rest_is_scored(tmp_path: Path) -> None:

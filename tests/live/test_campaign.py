@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from collectors.campaign.parts import CampaignRecord, unpack_bundles
-from profiles.profile import read_profile
+from profiles.profile_folder import read_profile
 from traces.capture import Capture, read_capture
 
 pytestmark = pytest.mark.live

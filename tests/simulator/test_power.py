@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from profiles.device import DevicePower
 from simulator.kv.tiers import CROSSES, Memory, Move
+from simulator.network.links import Link
 from simulator.network.topology import Place
-from simulator.network.transfers import Link, Network
+from simulator.network.transfers import Network
 from simulator.power.curves import Curve, Spans, constant, summed
 from simulator.power.nodes import HostPower, NodePower, PartPower
 from simulator.power.run import Machine, PowerRun, power_run
@@ -329,6 +330,23 @@ def test_windows_of_the_series_add_up_to_the_energy(
     assert series["power_w"].value.sum() * window_s == pytest.approx(total_j, rel=1e-9)
     parts = np.sum([one.value for name, one in series.items() if name != "power_w"], axis=0)
     assert parts == pytest.approx(series["power_w"].value, rel=1e-9)
+
+
+@given(clusters(), st.lists(st.tuples(st.floats(0, 2), st.floats(0.01, 3)), min_size=1, max_size=8))
+def test_windows_of_an_uneven_log_are_means_of_their_own_time(
+    cluster: tuple[Steps, list[Machine], list[NodePower]], parts: list[tuple[float, float]]
+) -> None:
+    steps, machines, nodes = cluster
+    gaps_s, widths_s = (np.array(column) for column in zip(*parts, strict=True))
+    ends_s = np.cumsum(gaps_s + widths_s)
+    spans_s = tuple(zip((ends_s - widths_s).tolist(), ends_s.tolist(), strict=True))
+    run = power_run(steps, machines, nodes, float(steps.end_s.max(initial=1.0)))
+    series = run.series(Grid(spans_s[0][0], 1.0, len(spans_s), uneven_s=spans_s))
+    for name in run.components:
+        found = series[f"power_w.{name}"].value
+        for mean_w, (begin_s, end_s) in zip(found, spans_s, strict=True):
+            (alone,) = run.series(Grid(begin_s, end_s - begin_s, 1))[f"power_w.{name}"].value
+            assert mean_w == pytest.approx(alone, rel=1e-6, abs=1e-6)
 
 
 @given(clusters())

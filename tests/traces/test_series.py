@@ -16,10 +16,12 @@ from traces.series import (
     derive,
     grid_like,
     grid_over,
+    held_s,
     kv_usage,
     n_running,
     n_waiting,
     output_tokens_per_s,
+    power_windows,
     prefix_hit_rate,
     prompt_tokens_per_s,
 )
@@ -44,6 +46,41 @@ def test_a_window_owns_its_end_and_not_its_start() -> None:
     assert grid.ends_s().tolist() == [3.0, 5.0, 7.0]
     amounts = grid.sums(np.array([1.0, 1.1, 3.0, 3.1, 7.0, 7.1]), np.array([1.0, 2, 4, 8, 16, 32]))
     assert amounts.tolist() == [6.0, 8.0, 16.0]
+
+
+@pytest.mark.parametrize(
+    ("between_s", "held"),
+    [
+        ([1, 1, 3, 1, 1], [1, 1, 3, 1, 1]),  # three intervals are no gap
+        ([1, 1, 3.1, 1, 1], [1, 1, 1, 1, 1]),
+        ([1, 1, 60], [1, 1, 1]),
+        ([60, 1, 1], [1, 1, 1]),
+        ([*[0.2] * 20, *[1.0] * 20], [*[0.2] * 20, *[1.0] * 20]),  # from 5 Hz to 1 Hz: no gap
+        ([*[1.0] * 20, *[0.2] * 20], [*[1.0] * 20, *[0.2] * 20]),
+        ([*[0.2] * 20, 30, *[1.0] * 20], [*[0.2] * 20, 1.0, *[1.0] * 20]),
+        ([7], [7]),
+    ],
+)
+def test_a_reading_holds_until_the_next_unless_that_is_far_away(between_s: list[float], held: list[float]) -> None:
+    time_s = np.concatenate([[0.0], np.cumsum(between_s)])
+    assert held_s(time_s) == pytest.approx(held)
+
+
+def test_windows_of_power_are_the_times_that_its_rows_stand_for() -> None:
+    time_s = np.array([1.0, 2.0, 4.0, 5.0, 60.0, 61.0])
+    grid = power_windows(Series(time_s, np.ones(6)))
+    assert grid is not None
+    assert grid.begins_s().tolist() == [0, 1, 2, 4, 59, 60]
+    assert grid.ends_s().tolist() == time_s.tolist()
+    assert grid.gaps_s().tolist() == [54]
+    assert grid.earlier(0.5).begins_s().tolist() == [-0.5, 0.5, 1.5, 3.5, 58.5, 59.5]
+    assert grid.sums(np.array([0.5, 3.0, 30.0, 59.0, 59.5]), np.ones(5)).tolist() == [1, 0, 1, 0, 1, 0]
+
+
+def test_even_power_has_an_even_grid_and_too_little_has_none() -> None:
+    assert power_windows(Series(np.arange(1.0, 5.0), np.ones(4))) == Grid(0.0, 1.0, 4)
+    assert power_windows(Series(np.ones(1), np.ones(1))) is None
+    assert power_windows(Series(np.array([1.0, 1.0, 2.0]), np.ones(3))) is None
 
 
 def test_the_grid_covers_the_run(served: Served, captured: Captured) -> None:

@@ -59,6 +59,12 @@ def test_a_row_of_the_window_that_begins_at_its_time_ends_with_the_next(write: C
     assert notes == ["series.txt: a row is of the window that begins at its time"]
 
 
+def test_a_row_before_a_gap_ends_as_soon_as_most(write: Callable[[str], Path]) -> None:
+    rows = "".join(f"{second},100\n" for second in (0, 1, 2, 3, 60, 61, 62))
+    series, _ = read_series(write(f"time_s,power_w\n{rows}"), SeriesClock("begin"))
+    assert series["power_w"].time_s.tolist() == [1, 2, 3, 4, 61, 62, 63]
+
+
 @pytest.mark.parametrize(
     ("name", "times", "zero"),
     [
@@ -170,6 +176,47 @@ def test_windows_that_tremble_and_rows_that_are_missing_are_compared_as_they_are
     assert phase.early_s == 0.0
 
 
+def rows_at(*time_s: float) -> Series:
+    """Measured rows of 100 W."""
+    return Series(np.array(time_s), np.full(len(time_s), 100.0))
+
+
+def test_power_of_uneven_rows_weighs_by_the_time_that_they_stand_for(captured: Callable[..., Capture]) -> None:
+    """Missing seconds: the row at 4 stands for two, the one at 60 for one, as the 55 s before it are a gap."""
+    measured = rows_at(1, 2, 4, 5, 60, 61)
+    run = captured([])
+    run.series["power_w"] = Series(measured.time_s, np.array([100.0, 100, 150, 100, 80, 100]))
+    error = series_mape(run, measured, "power_w")
+    assert error == SeriesError(pytest.approx((2 * 0.5 + 1 * 0.2) / 7), 6, 0, pytest.approx(7.0))
+    some = series_mape(run, measured, "power_w", counted=measured.time_s < 5)
+    assert some == SeriesError(pytest.approx(2 * 0.5 / 4), 3, 3, pytest.approx(4.0))
+
+
+def test_uneven_power_is_not_compared_with_power_of_other_windows(captured: Callable[..., Capture]) -> None:
+    """Simulated by the second: at 4 it says what was drawn in one second, and the row is of two."""
+    run = captured([])
+    run.series["power_w"] = rows_at(1, 2, 3, 4, 5)
+    assert series_mape(run, rows_at(1, 2, 4, 5), "power_w") is None
+    assert series_mape(run, rows_at(1, 2, 3, 4), "power_w") is not None
+
+
+def test_power_before_second_0_is_not_scored(captured: Callable[..., Capture]) -> None:
+    run = captured([])
+    for measured in (rows_at(0, 1, 2), rows_at(-1.5, 0.5, 2, 4)):
+        run.series["power_w"] = Series(measured.time_s, np.where(measured.time_s > 1, 100.0, 50.0))
+        error = series_mape(run, measured, "power_w")
+        assert error is not None
+        assert (error.n, error.n_left_out) == (2, len(measured.time_s) - 2)
+
+
+def test_rows_that_tremble_by_a_millisecond_are_all_scored(captured: Callable[..., Capture]) -> None:
+    """Even to 1 %, and yet they stand where no even windows end. The first begins a millisecond before second 0."""
+    trembling = np.arange(1, 101) * 0.2 + np.tile([0.0, 0.001, 0.0003, -0.0005], 25)
+    run = captured([])
+    run.series["power_w"] = rows_at(*trembling)
+    assert series_mape(run, rows_at(*trembling), "power_w") == SeriesError(0.0, 99, 1, pytest.approx(19.8, abs=0.01))
+
+
 @pytest.mark.parametrize("early_s", [0.0, 0.35, 0.95])
 def test_the_phase_of_a_log_is_found(
     served: Callable[..., Outcome], captured: Callable[..., Capture], early_s: float
@@ -217,7 +264,7 @@ def test_the_reference_s_own_figures_come_out(ground_truth: Path) -> None:
 
 @pytest.mark.ground_truth
 def test_the_reference_counts_generated_tokens_alone(ground_truth: Path) -> None:
-    from traces.llmservingsim import read_workload
+    from traces.readers.llmservingsim import read_workload
 
     folder = ground_truth / "ispass26"
     for case, workload in (("MD", "llama"), ("SD+PC", "llama"), ("PDD", "llama"), ("SM", "phi")):

@@ -6,7 +6,6 @@ import csv
 import datetime
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -281,11 +280,11 @@ def test_series_are_means_over_equal_windows_on_the_captures_clock(tmp_path: Pat
     lines = [sample(t, f"gpu{i}", joules=(100.0 + 50 * i) * t) for t in times(2, 6) for i in range(2)]
     made = recorded(tmp_path / "s", header("gpu0", "gpu1"), *lines)
     series = power_series(made, ORIGIN_S + 1.0)
-    assert series.keys() == {"power_w", "power_w.gpu0", "power_w.gpu1"}
-    assert series["power_w"].time_s == pytest.approx(np.arange(1.1, 5.05, 0.1))
-    assert series["power_w"].value == pytest.approx(np.full(40, 250.0))
+    assert series.keys() == {"power_w.devices", "power_w.gpu0", "power_w.gpu1"}
+    assert series["power_w.devices"].time_s == pytest.approx(np.arange(1.1, 5.05, 0.1))
+    assert series["power_w.devices"].value == pytest.approx(np.full(40, 250.0))
     assert series["power_w.gpu1"].value == pytest.approx(np.full(40, 150.0))
-    coarse = power_series(made, ORIGIN_S, window_s=1.0)["power_w"]
+    coarse = power_series(made, ORIGIN_S, window_s=1.0)["power_w.devices"]
     assert coarse.time_s == pytest.approx([3.0, 4.0, 5.0, 6.0])
 
 
@@ -294,13 +293,13 @@ def test_a_window_of_the_total_needs_every_device(tmp_path: Path) -> None:
     lines += [sample(t, "gpu1", watts=70.0) for t in [*times(0, 2), *times(4, 6)]]
     series = power_series(recorded(tmp_path / "s", header("gpu0", "gpu1"), *lines), ORIGIN_S, window_s=1.0)
     assert series["power_w.gpu0"].time_s == pytest.approx([1, 2, 3, 4, 5, 6])
-    assert series["power_w"].time_s == pytest.approx([1, 2, 5, 6])
-    assert series["power_w"].value == pytest.approx(np.full(4, 170.0))
+    assert series["power_w.devices"].time_s == pytest.approx([1, 2, 5, 6])
+    assert series["power_w.devices"].value == pytest.approx(np.full(4, 170.0))
 
 
 def test_a_window_that_is_half_covered_is_left_out(tmp_path: Path) -> None:
     made = gauge(tmp_path / "g", [*times(0, 2.5), *times(4, 6)], lambda t: 100.0)
-    assert power_series(made, ORIGIN_S, window_s=1.0)["power_w"].time_s == pytest.approx([1, 2, 5, 6])
+    assert power_series(made, ORIGIN_S, window_s=1.0)["power_w.devices"].time_s == pytest.approx([1, 2, 5, 6])
 
 
 def host(path: Path, *kinds: str) -> PowerRecording:
@@ -313,28 +312,22 @@ def host(path: Path, *kinds: str) -> PowerRecording:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "options", "watts"),
+    ("kinds", "totals"),
     [
-        (("cpu", "gpu", "server"), {}, 2.0),
-        (("cpu", "tpu"), {}, 2.0),
-        (("cpu",), {}, 1.0),
-        (("cpu", "dram"), {}, None),
-        (("cpu", "dram"), {"total_of": "dram"}, 2.0),
+        (("cpu", "gpu", "server"), {"power_w.devices": 2.0, "power_w": 3.0}),
+        (("cpu", "tpu"), {"power_w.devices": 2.0}),
+        (("cpu", "dram"), {"power_w.devices": 1.0}),
+        (("command",), {"power_w": 1.0}),
+        (("dram",), {}),
     ],
 )
-def test_the_total_is_of_one_kind(
-    tmp_path: Path, kinds: tuple[str, ...], options: dict[str, Any], watts: float | None
+def test_totals_are_of_the_devices_and_of_the_server(
+    tmp_path: Path, kinds: tuple[str, ...], totals: dict[str, float]
 ) -> None:
-    series = power_series(host(tmp_path / "h", *kinds), ORIGIN_S, **options)
-    assert {f"power_w.{kind}0" for kind in kinds} <= series.keys()
-    assert ("power_w" in series) == (watts is not None)
-    if watts is not None:
-        assert series["power_w"].value == pytest.approx(np.full(20, watts))
-
-
-def test_a_total_of_what_was_not_measured_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="accepted: cpu, dram"):
-        power_series(host(tmp_path / "h", "cpu", "dram"), ORIGIN_S, total_of="gpu")
+    series = power_series(host(tmp_path / "h", *kinds), ORIGIN_S)
+    assert series.keys() == {f"power_w.{kind}0" for kind in kinds} | totals.keys()
+    for name, watts in totals.items():
+        assert series[name].value == pytest.approx(np.full(20, watts))
 
 
 # Levels.
@@ -417,6 +410,37 @@ def test_busy_windows_are_of_steps_that_touch_on_any_instance() -> None:
     assert len(busy_windows(steps, ORIGIN_S, merge_s=0.1)) == 3
     with pytest.raises(ValueError, match="no window"):
         derive_levels(PowerRecording(1.0, (), {}, ()), [(2.0, 1.0)])
+
+
+# Logs of nvidia-smi and ipmitool.
+
+
+def test_a_log_of_gpus_is_a_recording(tmp_path: Path) -> None:
+    rows = ["timestamp, index, power.draw [W]"]
+    for second in range(20):
+        if second != 7:
+            cells = ("100.00 W", "[N/A]" if second == 3 else "300.00 W")
+            rows += [f"2025/11/03 12:00:{second:02d}.{gpu}00, {gpu}, {cell}" for gpu, cell in enumerate(cells)]
+    (tmp_path / "log").write_text("\n".join(rows) + "\n")
+    recording = read_power(tmp_path / "log")
+    facts = power_facts(recording)
+    assert recording.rate_hz == pytest.approx(1.0)
+    assert {name: one["sensor"] for name, one in facts["components"].items()} == {
+        "gpu0": "nvidia-smi",
+        "gpu1": "nvidia-smi",
+    }
+    assert facts["components"]["gpu0"]["energy_j"] == pytest.approx(1900.0)
+    assert facts["components"]["gpu1"]["failed"] == 1
+    assert facts["notes"] == ["gpu1: 1 of 19 readings failed (mostly: [N/A])"]
+    begin_s = recording.components["gpu0"].begin_s
+    assert recording.monotonic_s(begin_s) == begin_s
+    assert power_series(recording, begin_s)["power_w.devices"].value == pytest.approx(400.0)
+
+
+def test_a_log_of_a_server_that_was_never_read_has_no_power(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("2025-11-03 12:00:00,\n2025-11-03 12:00:01,\n")
+    facts = power_facts(read_power(tmp_path / "log"))["components"]["server"]
+    assert (facts["mean_w"], facts["max_w"], facts["failed"]) == (None, None, 2)
 
 
 @pytest.mark.ground_truth
