@@ -22,8 +22,9 @@ from calibrate.regression import FAR, Equations, Estimate, identify, robust_sd, 
 from simulator.cluster import Cluster
 from simulator.engine import Engine
 from simulator.kv_transfer import KVResidual, paths_between
+from simulator.network.links import Path
 from simulator.network.topology import Place
-from simulator.network.transfers import Network, Path
+from simulator.network.transfers import Network
 from traces.capture import Capture
 from traces.errors import InputError
 from traces.steps import Floats, Mask

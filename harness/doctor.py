@@ -13,7 +13,7 @@ from harness.demo import BUNDLED
 from profiles.catalog import BUNDLED as PROFILES
 from profiles.catalog import list_profiles
 from profiles.compiled import folder, looked_at
-from profiles.profile import read_profile
+from profiles.profile_folder import read_profile
 from traces.capture import read_capture
 from traces.errors import ServetwinError
 

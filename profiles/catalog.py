@@ -18,7 +18,8 @@ import numpy as np
 from profiles.compiled import read_once
 from profiles.device import DeviceSpec, read_device
 from profiles.model import QUANTIZED_BYTES, ModelSpec, read_model
-from profiles.profile import Curve, OperatorTables, Profile, ProfileMeta, read_meta
+from profiles.profile import Curve, OperatorTables, Profile, ProfileMeta
+from profiles.profile_folder import read_meta
 from traces.decoding import decode_json, read_bytes
 from traces.errors import InputError, ProfileError, nearest
 

@@ -27,7 +27,8 @@ import numpy as np
 
 from profiles import attention, interpolation
 from profiles.attention import AttentionArrays, compile_attention
-from profiles.profile import AttentionRows, Profile, SkewRows, digest_of, read_profile
+from profiles.profile import AttentionRows, Profile, SkewRows
+from profiles.profile_folder import digest_of, read_profile
 from traces.errors import InputError
 from traces.steps import Floats
 

@@ -17,16 +17,8 @@ import numpy.typing as npt
 
 from profiles.catalog import BUNDLED, model_configs
 from profiles.csv_table import read_csv
-from profiles.profile import (
-    AttentionRows,
-    Composition,
-    MoeRows,
-    OperatorTables,
-    Profile,
-    ProfileMeta,
-    SkewRows,
-    curves_of,
-)
+from profiles.profile import AttentionRows, Composition, MoeRows, OperatorTables, Profile, ProfileMeta, SkewRows
+from profiles.profile_folder import curves_of
 from traces.decoding import decode_yaml
 from traces.errors import InputError, nearest
 from traces.steps import Floats

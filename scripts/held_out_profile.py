@@ -138,7 +138,7 @@ def measure(work: Path, budget_s: float) -> None:
 def compare(work: Path) -> tuple[dict[str, list[float]], float]:
     """Signed relative errors by kind of batch, and the seconds that the profile took."""
     from profiles.model import model_of
-    from profiles.profile import read_profile
+    from profiles.profile_folder import read_profile
     from simulator.scheduling.options import EngineOptions
     from simulator.scheduling.plan import plan_of
     from simulator.steps.operator_model import OperatorModel

@@ -25,7 +25,7 @@ from collectors.campaign.parts import CampaignRecord, unpack_bundles
 from collectors.campaign.plan import GIVEN
 from collectors.power.levels import Levels, derive_levels
 from collectors.power.power_file import read_power
-from profiles.profile import read_profile, write_profile
+from profiles.profile_folder import read_profile, write_profile
 from traces.capture import Capture, read_capture, write_capture
 from traces.decoding import decode_json, read_bytes
 from traces.errors import InputError
@@ -110,7 +110,7 @@ def _device_lines(rates: dict[str, Any], levels: Levels | None) -> Iterator[str]
 def _row(name: str, capture: Capture) -> str:
     figures = requests(capture.outcomes)
     span_s = max(one.finish_s or 0.0 for one in capture.outcomes)
-    power = capture.series.get("power_w")
+    power = capture.series.get("power_w.devices")
     within = None if power is None else power.value[(power.time_s > 0) & (power.time_s <= span_s)]
     cells = [name, str(len(capture.outcomes)), f"{len(capture.outcomes) / span_s:.2f}"]
     for values, scale in ((figures.ttft_s, 1e3), (figures.tpot_s, 1e3), (figures.e2el_s, 1.0)):

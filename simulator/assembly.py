@@ -12,8 +12,9 @@ from simulator.kv.host_link import HostWay
 from simulator.kv.tier_links import NicWay
 from simulator.kv.tiers import KVTiers, Tier, new_tier
 from simulator.kv_transfer import check_block_sizes
+from simulator.network.links import Link
 from simulator.network.topology import Place
-from simulator.network.transfers import Link, Network
+from simulator.network.transfers import Network
 from simulator.rank import Rank
 from simulator.scheduling.scheduler import Scheduler
 from simulator.scheduling.speculation import check_drafters_apart

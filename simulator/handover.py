@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from simulator.kv_transfer import NO_RESIDUAL, KVResidual, KVTransfer, blocks_of, paths_between, sent_blocks
+from simulator.network.links import Link, Path
 from simulator.network.topology import Place, Topology
-from simulator.network.transfers import Link, Network, Path, Transfer
+from simulator.network.transfers import Network, Transfer
 from simulator.rank import Part, Rank
 from simulator.scheduling.plan import StepPlan
 from simulator.scheduling.request import PromptKV, Request

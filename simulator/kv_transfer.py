@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from simulator.network.links import Path
 from simulator.network.topology import Place, Topology
-from simulator.network.transfers import Path
 from traces.errors import InputError
 
 

@@ -9,8 +9,7 @@ none runs past the next moment at which another could concern it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from functools import partial
 
 import msgspec
@@ -19,20 +18,18 @@ import numpy as np
 from simulator.agenda import Agenda
 from simulator.assembly import beside_loads, check_together, new_handover, put_tiers, sessions_of, shared_links
 from simulator.cluster import Cluster
+from simulator.coupling import Coupling, Reach
 from simulator.engine import Engine, Role
 from simulator.fleet import Earlier, Failure, Fleet, earlier_of, scalings
 from simulator.instance import Instance, Tell
-from simulator.kv.prefixes import Prefixes
 from simulator.kv.tiers import Tier, tier_notes
-from simulator.network.topology import Place
 from simulator.network.transfers import Network
 from simulator.rank import Arrival, Part, Rank, token_times_s
-from simulator.routing import Router, new_router, reads
+from simulator.ranks import Ranks
+from simulator.routing import reads
 from simulator.scheduling.plan import StepPlan, without_drafts
 from simulator.scheduling.request import Request, RequestStatus
-from simulator.steps.contention import SharedLinks, shared_notes
-from simulator.steps.step_time import reads_batches
-from simulator.steps.talking import Neighbour
+from simulator.steps.contention import shared_notes
 from simulator.turns import Turns
 from traces.errors import EngineError
 from traces.steps import Floats
@@ -61,7 +58,6 @@ class Service:
         """
         self.arrivals_s = [row.arrival_s for row in trace.rows]
         self.instances: list[Instance] = []
-        self.ranks: list[Rank] = []
         self.tiers: list[Tier] = []
         self.earlier: dict[int, Earlier] = {}
         self._trace = trace
@@ -74,27 +70,23 @@ class Service:
         self._scalings = scalings(cluster.autoscaling, self._roles)
         # Requests sent again, and how often each was.
         self._sent_again: Counter[int] = Counter()
-        self._instance_of: dict[int, int] = {}
-        self._places: dict[int, tuple[Place, ...]] = {}
-        self._prefixes = Prefixes(trace, is_whole=bool(trace.rows))
-        # Ranks whose schedulers are told of shared prefixes only, and by the trace's own hashes.
-        self._told_little: set[int] = set()
         self._network = Network()
-        of_engines = [self._new_ranks(engine, cluster, names_batches=names_batches) for engine in cluster.engines]
+        ranks = self._ranks = Ranks(trace, cluster, names_batches=names_batches)
+        self.ranks = ranks.all
         ways = [
-            put_tiers(cluster, engine, ranks, self._places, self.tiers, self._network)
-            for engine, ranks in zip(cluster.engines, of_engines, strict=True)
+            put_tiers(cluster, engine, own, ranks.places, self.tiers, self._network)
+            for engine, own in zip(cluster.engines, ranks.of_engines, strict=True)
         ]
-        self.handover = new_handover(cluster, self._places, self._network)
+        self.handover = new_handover(cluster, ranks.places, self._network)
         # Step times of instances whose weights share links with KV of tiers, and whose collectives share links with KV
         # or with those of others, by instance.
         self._beside = beside_loads(cluster, ways)
         step_times = [self._beside.get(number, engine.step_time) for number, engine in enumerate(cluster.engines)]
-        of_kv = set() if self.handover is None else self.handover.links(self._of("prefill"), self._of("decode"))
+        of_kv = set() if self.handover is None else self.handover.links(ranks.of("prefill"), ranks.of("decode"))
         self._shared = shared_links(cluster, step_times, of_kv, self._network)
-        for number, (engine, ranks) in enumerate(zip(cluster.engines, of_engines, strict=True)):
+        for number, (engine, own) in enumerate(zip(cluster.engines, ranks.of_engines, strict=True)):
             instance = Instance(
-                ranks,
+                own,
                 self._shared.get(number, step_times[number]),
                 steps_in_flight=engine.steps_in_flight,
                 decode_stagger=engine.decode_stagger,
@@ -106,48 +98,28 @@ class Service:
                 on_step=self._shared[number].ran if number in self._shared else None,
             )
             self.instances.append(instance)
-        self._first = self._new_pool("prefill" if self.handover else "both", cluster, cluster.seed)
-        self._second = self._new_pool("decode", cluster, cluster.seed + 1)
+        self._first = ranks.pool("prefill" if self.handover else "both", cluster.seed)
+        self._second = ranks.pool("decode", cluster.seed + 1)
         self._agenda = Agenda(len(self.instances))
         self._fleet = Fleet(self.instances, self._roles, self._scalings, self._agenda, self.handover)
+        self._coupling = Coupling(self.instances, self._roles, self._agenda, self._shared, self._reach())
         check_together(cluster, self.ranks)
 
-    def _new_ranks(self, engine: Engine, cluster: Cluster, *, names_batches: bool) -> list[Rank]:
-        """The ranks of the next engine, empty, and put where they are."""
-        # A user's own rules, tiers and vLLM's scheduler see every block.
-        sees_all = engine.has_own_rules or engine.scheduler != "native" or cluster.kv_tiers or ":" in cluster.routing
-        per_hash = 1 if sees_all else self._prefixes.blocks_per_hash(engine.options.block_size)
-        sends_layers = engine.role == "prefill" and cluster.kv_transfer.when == "layer_by_layer"
-        names_batches = names_batches or sends_layers or reads_batches(engine.step_time)
-        first = len(self.ranks)
-        instance = 1 + max(self._instance_of.values(), default=-1)
-        for i, number in enumerate(range(first, first + engine.ranks)):
-            self.ranks.append(engine.new_rank(number, blocks_per_hash=per_hash, names_batches=names_batches))
-            self._instance_of[number] = instance
-            self._places[number] = engine.rank_places(i)
-            if not sees_all:
-                self._told_little.add(number)
-        return self.ranks[first:]
+    def _reach(self) -> Reach:
+        """Which others what an instance does can concern.
 
-    def _of(self, role: Role) -> list[Rank]:
-        """The ranks of all engines of a role."""
-        return [rank for rank in self.ranks if self._roles[self._instance_of[rank.number]] == role]
-
-    def _new_pool(self, role: Role, cluster: Cluster, seed: int) -> Pool:
-        """The ranks of a role, behind a router."""
-        engines = cluster.engines
-        router = new_router(
-            cluster.routing,
-            options=cluster.routing_options,
-            version=engines[0].rules.version,
-            steps_together=len(engines) == 1 and engines[0].ranks > 1,
-            seed=seed,
-        )
-        return Pool(self._of(role), router)
+        Any of them with sessions, with a tier that they share, where KV shares links with steps, and where a decode
+        instance sends requests back.
+        """
+        shares_a_tier = len(self.instances) > 1 and any(tier.file.shared for tier in self.tiers)
+        sends_back = self.handover is not None and self.handover.may_fail
+        if self._sessions is not None or shares_a_tier or self.shares_links or sends_back:
+            return "any"
+        return "none" if self.handover is None else "other_role"
 
     def run(self) -> None:
         """Serve the whole trace. Raises EngineError when a request can never go on, and says which."""
-        if self._is_coupled or self._failures or self._scalings:
+        if self._coupling.reach != "none" or self._failures or self._scalings:
             self._take_turns()
         elif self.reads_state:
             turns = self.turns()
@@ -168,7 +140,7 @@ class Service:
     @property
     def reads_state(self) -> bool:
         """Whether a request's rank depends on what engines are doing when it arrives."""
-        return self._first.router.reads_state and len(self._first.ranks) > 1
+        return self._first.reads_state
 
     def turns(self) -> Turns:
         """The engines for a router that looks at them, and at nothing of them that it does not say."""
@@ -212,30 +184,21 @@ class Service:
         return [*notes, *tier_notes(self.tiers)]
 
     @property
-    def _shares_a_tier(self) -> bool:
-        return len(self.instances) > 1 and any(tier.file.shared for tier in self.tiers)
-
-    @property
     def shares_links(self) -> bool:
         """Whether KV between instances shares links with their collectives, or with a store behind one of them."""
         return bool(self._shared) or self._network.is_shared
 
-    @property
-    def _is_coupled(self) -> bool:
-        """Whether what one instance does can concern another."""
-        return self._sessions is not None or self.handover is not None or self._shares_a_tier or bool(self._shared)
-
     def send(self, index: int, row: TraceRow, time_s: float) -> Rank:
         """Send an arriving request to the rank that the router chooses. Returns it."""
         until_s = self._until_s(index, row)
-        rank = self._first.choose(row, self._blocks(row, self._first.ranks[0]), time_s)
+        rank = self._first.choose(row, time_s)
         part = Part.WHOLE
         if self.handover is not None:
             # What leaves as it is computed must know where to go.
             target = self._second_rank(index, time_s) if self.handover.is_layer_by_layer else None
             self.handover.begin(index, rank, target)
             row, part = msgspec.structs.replace(row, output_tokens=1), Part.PROMPT
-        rank.submit(Arrival(time_s, row, index, self._hashes(row, rank), part, until_s))
+        rank.submit(Arrival(time_s, row, index, self._ranks.hashes(row, rank), part, until_s))
         return rank
 
     def _row(self, index: int) -> TraceRow:
@@ -245,24 +208,13 @@ class Service:
 
     def _second_rank(self, index: int, time_s: float) -> Rank:
         """The decode rank that the router chooses for a request."""
-        row = self._row(index)
-        return self._second.choose(row, self._blocks(row, self._second.ranks[0]), time_s)
+        return self._second.choose(self._row(index), time_s)
 
     def _until_s(self, index: int, row: TraceRow) -> float:
         """When the client of a request gives it up."""
         if self._deadline_s is None:
             return np.inf
         return (self.arrivals_s[index] if self.arrivals_s else row.arrival_s) + self._deadline_s
-
-    def _blocks(self, row: TraceRow, rank: Rank) -> Sequence[int]:
-        """Hashes of a row's blocks, for a router."""
-        return self._prefixes.blocks(row, rank.block_size)
-
-    def _hashes(self, row: TraceRow, rank: Rank) -> tuple[int, ...]:
-        """What a rank's scheduler is told of a row's blocks."""
-        if rank.number in self._told_little:
-            return self._prefixes.shared(row, rank.block_size)
-        return tuple(self._prefixes.blocks(row, rank.block_size))
 
     # -- in turns ----------------------------------------------------------------------------------------------
 
@@ -292,49 +244,11 @@ class Service:
         """Let the instance that is furthest behind take its turn, at most until another could concern it."""
         number = self._agenda.take_turn()
         instance = self.instances[number]
-        if self._is_coupled:
-            until_s = min(until_s, self._concerned_s(number))
-        if (shared := self._shared.get(number)) is not None:
-            shared.now_s = instance.now_s
-            shared.neighbours = self._neighbours(shared)
-            if shared.is_shared_now:
-                until_s = instance.now_s  # each step finds less KV on its links
+        until_s = self._coupling.begin_turn(number, until_s)
         if instance.step(until_s):
             self._agenda.wake(number, instance.now_s)
         else:
             self._agenda.asleep.add(number)
-
-    def _neighbours(self, shared: SharedLinks) -> tuple[Neighbour, ...]:
-        """Other engines that talk over the links of one that is about to plan a step."""
-        due = {number for at_s, number in self._agenda.awake if at_s == shared.now_s}
-        return tuple(
-            Neighbour(other.talk, is_due=number in due and self.instances[number].has_requests)
-            for number, other in self._shared.items()
-            if shared.is_beside(other)
-        )
-
-    def _concerned_s(self, number: int) -> float:
-        """When another instance could do something that concerns this one.
-
-        With sessions any of them can, and where a decode instance sends requests back or KV shares links with steps.
-        Else those of the other role: KV that one decode instance reads can only delay another's, unless it makes room
-        on a prefill instance that waits for it.
-        """
-        role = self._roles[number]
-        any_can = (
-            self._sessions is not None
-            or self._shares_a_tier
-            or (self.handover is not None and self.handover.may_fail)
-            or self.shares_links
-            or (role == "decode" and any(map(self._is_held_up, self._agenda.asleep)))
-        )
-        others = (at_s for at_s, other in self._agenda.awake if any_can or self._roles[other] != role)
-        return min(others, default=np.inf)
-
-    def _is_held_up(self, number: int) -> bool:
-        """Whether a prefill instance has requests and no blocks for them."""
-        waits = any(rank.scheduler.waiting for rank in self.instances[number].ranks)
-        return waits and self._roles[number] == "prefill"
 
     def _arrive(self, index: int, time_s: float) -> None:
         self.arrivals_s[index] = time_s
@@ -352,7 +266,7 @@ class Service:
 
     def _wake(self, rank: Rank, time_s: float) -> None:
         """Something has changed for a rank: its instance looks again, as soon as it can."""
-        number = self._instance_of[rank.number]
+        number = self._ranks.instance_of[rank.number]
         if number in self._agenda.asleep:
             instance = self.instances[number]
             instance.now_s = max(instance.now_s, time_s)
@@ -470,7 +384,7 @@ class Service:
         target = self.handover.target(request.index) or self._second_rank(request.index, time_s)
         is_kept = self.handover.computed(rank, request, target)
         part = Part.ANSWER if is_kept else Part.WHOLE
-        hashes, until_s = self._hashes(row, target), self._until_s(request.index, row)
+        hashes, until_s = self._ranks.hashes(row, target), self._until_s(request.index, row)
         target.submit(Arrival(time_s, row, request.index, hashes, part, until_s))
         self._wake(target, time_s)
         if is_kept:
@@ -505,21 +419,3 @@ class Service:
     def _wake_all(self, ranks: list[Rank], time_s: float) -> None:
         for rank in ranks:
             self._wake(rank, time_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Ranks of one role, and the router before them."""
-
-    ranks: list[Rank]
-    router: Router
-
-    @property
-    def has_alive(self) -> bool:
-        """Whether any of them is in use."""
-        return any(rank.alive for rank in self.ranks)
-
-    def choose(self, row: TraceRow, hashes: Sequence[int], now_s: float) -> Rank:
-        """The rank that a request goes to, of those in use."""
-        alive = [rank for rank in self.ranks if rank.alive]
-        return alive[self.router.choose(row, hashes, alive, now_s)] if len(alive) > 1 else alive[0]

@@ -29,6 +29,21 @@ def chained(ids: Iterable[int | str], seed: str = "") -> tuple[int, ...]:
     return tuple(hashes)
 
 
+def token_hashes(token_ids: Sequence[int], block_size: int) -> tuple[int, ...]:
+    """Identity of each full block of tokens together with everything before it, as unsigned 64-bit integers.
+
+    The chain is vLLM's (0.19 v1/core/kv_cache_utils.py hash_block_tokens: parent's hash, then the block's tokens), the
+    hash is not.
+    """
+    tokens = np.asarray(token_ids, dtype="<i8").tobytes()
+    hashes: list[int] = []
+    parent = b""
+    for start in range(0, len(token_ids) // block_size * block_size * 8, block_size * 8):
+        parent = hashlib.blake2b(parent + tokens[start : start + block_size * 8], digest_size=16).digest()
+        hashes.append(int.from_bytes(parent[:8], "little"))
+    return tuple(hashes)
+
+
 def refined(hashes: Sequence[int], parts: int) -> tuple[int, ...]:
     """Hashes of blocks `parts` times smaller: block h becomes blocks (h, 0), (h, 1) and so on, in this order.
 

@@ -20,7 +20,8 @@ from collectors.operators.sharding import sharded, share_of
 from collectors.operators.shot_journal import Found, Measured, Planned, Recorded, ShotJournal, Took, shot_journal
 from collectors.operators.shots import Limits, Shot
 from profiles.model import ModelSpec, model_of
-from profiles.profile import Profile, ProfileMeta, write_profile
+from profiles.profile import Profile, ProfileMeta
+from profiles.profile_folder import write_profile
 from traces.capture import check_new_folder
 from traces.decoding import decode_json, read_bytes, sha256
 from traces.errors import EngineError

@@ -87,7 +87,7 @@ def profile_show(folder: Path, as_json: Json = False) -> None:
     Example: servetwin profile show profiles/RTXPRO6000/meta-llama/Llama-3.1-8B
     """
     from harness.terminal.facts import profile_facts
-    from profiles.profile import read_profile
+    from profiles.profile_folder import read_profile
 
     facts = profile_facts(read_profile(folder))
     print_json(facts) if as_json else print_facts(facts)
@@ -100,7 +100,7 @@ def profile_card(folder: Path) -> None:
     Example: servetwin profile card profiles/RTXPRO6000/meta-llama/Llama-3.1-8B > CARD.md
     """
     from harness.terminal.cards import profile_card as card
-    from profiles.profile import read_profile
+    from profiles.profile_folder import read_profile
 
     typer.echo(card(read_profile(folder)), nl=False)
 
@@ -129,7 +129,7 @@ def profile_diff(a: Path, b: Path, as_json: Json = False) -> None:
     """
     from harness.terminal.console import console, table
     from profiles.catalog import diff_profiles
-    from profiles.profile import read_profile
+    from profiles.profile_folder import read_profile
 
     rows = diff_profiles(read_profile(a), read_profile(b))
     if as_json:

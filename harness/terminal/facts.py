@@ -12,7 +12,8 @@ from harness.terminal.console import print_facts, print_json
 from harness.terminal.summary import print_summary
 from profiles.catalog import find_device, find_model, model_configs, with_bundled
 from profiles.formats import import_any_profiles
-from profiles.profile import AttentionRows, Curve, Profile, write_profile
+from profiles.profile import AttentionRows, Curve, Profile
+from profiles.profile_folder import write_profile
 from profiles.spread import worst_spreads
 from traces.capture import Capture, new_folder
 from traces.metrics import summary

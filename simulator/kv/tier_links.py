@@ -14,8 +14,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from simulator.network.links import Link
 from simulator.network.topology import Place, Topology
-from simulator.network.transfers import Link, Network, fair_rates
+from simulator.network.transfers import Network, fair_rates
 
 Direction = Literal["in", "out"]
 

@@ -25,22 +25,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from simulator.network.links import Link, Path
 from traces.steps import Floats
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Link:
-    """One direction of a wire, or all of a bus; a thing of its own, whatever others have the same figures.
-
-    Attributes:
-        name: unique in its topology.
-        bandwidth_bytes_per_s: above 0.
-        latency_s: before the first byte.
-    """
-
-    name: str
-    bandwidth_bytes_per_s: float
-    latency_s: float
 
 
 class User(Protocol):
@@ -49,10 +35,6 @@ class User(Protocol):
     def rate(self, link: Link, at_s: float) -> tuple[float, float]:
         """Bytes per second from this moment on, and until when as far as that is known; infinite when it is not."""
         ...
-
-
-Path = tuple[Link, ...]
-"""Links that a transfer crosses, each once; none from a place to itself, which takes no time."""
 
 
 @dataclass(slots=True, eq=False)

@@ -26,8 +26,9 @@ import numpy as np
 
 from profiles.model import ModelSpec, dtype_bytes
 from simulator.network.collectives import Operation, traffic
+from simulator.network.links import Link, Path
 from simulator.network.topology import Place, Topology
-from simulator.network.transfers import Link, Network, Path, fair_rates
+from simulator.network.transfers import Network, fair_rates
 from simulator.scheduling.plan import StepPlan
 from simulator.steps.partition import expert_groups, layer_passes, stage_layers
 from simulator.steps.step_time import StepCost, StepTimeModel, reads_batches

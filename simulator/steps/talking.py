@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from simulator.network.transfers import Link
+from simulator.network.links import Link
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.running.simulate import simulate_scenario
 from profiles.llmservingsim import import_profiles
-from profiles.profile import write_profile
+from profiles.profile_folder import write_profile
 from tests.engines import trace
 from tests.profiles.bundles import write_bundle
 from traces.capture import Capture

@@ -10,7 +10,8 @@ import pytest
 
 from profiles.catalog import BUNDLED, diff_profiles, find_device, find_model, find_profile, list_profiles, with_bundled
 from profiles.llmservingsim import import_profiles
-from profiles.profile import Curve, Profile, read_profile, write_profile
+from profiles.profile import Curve, Profile
+from profiles.profile_folder import read_profile, write_profile
 from tests.profiles.bundles import write_bundle
 from traces.errors import InputError, ProfileError
 

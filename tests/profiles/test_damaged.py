@@ -12,7 +12,8 @@ from profiles.device import read_device
 from profiles.llmservingsim import import_profiles
 from profiles.llmservingsim_artifact import import_profiles as import_older_profiles
 from profiles.model import read_model
-from profiles.profile import Profile, read_profile, write_profile
+from profiles.profile import Profile
+from profiles.profile_folder import read_profile, write_profile
 from tests.profiles.bundles import write_bundle
 from tests.profiles.older_bundles import write_degree
 from tests.traces.mutations import N_COPIES, read_copies

@@ -14,7 +14,8 @@ from profiles.attention import AttentionTable
 from profiles.catalog import BUNDLED, find_model, model_configs
 from profiles.formats import import_any_profiles
 from profiles.llmservingsim_artifact import import_profiles
-from profiles.profile import AttentionRows, Profile, read_profile, write_profile
+from profiles.profile import AttentionRows, Profile
+from profiles.profile_folder import read_profile, write_profile
 from simulator.scheduling.options import EngineOptions
 from simulator.steps.operator_model import OperatorModel
 from tests.profiles.bundles import write_bundle

@@ -10,7 +10,8 @@ import pytest
 from harness.running.simulate import simulate_scenario
 from harness.terminal.facts import import_profiles_to
 from profiles.formats import import_any_profiles
-from profiles.profile import Profile, read_profile, write_profile
+from profiles.profile import Profile
+from profiles.profile_folder import read_profile, write_profile
 from profiles.vidur import import_profiles
 from tests.engines import trace
 from tests.profiles.vidur_files import CONFIG, write_vidur

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.running.simulate import simulate_scenario
-from profiles.profile import read_profile
+from profiles.profile_folder import read_profile
 from profiles.vidur_network import Network, read_network
 from tests.engines import trace
 from tests.profiles.vidur_files import CONFIG, STATS, write_vidur

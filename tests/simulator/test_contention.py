@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from profiles.model import ModelSpec
 from simulator.cluster import Cluster
+from simulator.network.links import Link
 from simulator.network.topology import FabricFile, NodeFile, Place, Topology, TopologyFile
-from simulator.network.transfers import Link, Network, fair_rates
+from simulator.network.transfers import Network, fair_rates
 from simulator.scheduling.plan import StepPlan
 from simulator.service import Service
 from simulator.simulate import simulate

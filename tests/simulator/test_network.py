@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.network.transfers import Link, Network, Transfer
+from simulator.network.links import Link
+from simulator.network.transfers import Network, Transfer
 
 GB = 1e9
 EXACT = 1e-12

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster import Cluster
+from simulator.network.links import Link
 from simulator.network.topology import FabricFile, NodeFile, Place, Topology, TopologyFile
-from simulator.network.transfers import Link, Network
+from simulator.network.transfers import Network
 from simulator.service import Service
 from simulator.simulate import simulate
 from simulator.steps.contention import Exchange

@@ -8,6 +8,7 @@ from pathlib import Path as FilePath
 
 import pytest
 
+from simulator.network.links import Path
 from simulator.network.topology import (
     FabricFile,
     InterNodeFile,
@@ -21,7 +22,7 @@ from simulator.network.topology import (
     llmservingsim_topology,
     ring_way,
 )
-from simulator.network.transfers import Network, Path
+from simulator.network.transfers import Network
 from traces.decoding import decode_yaml
 from traces.errors import InputError
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from traces.capture import read_capture, write_capture
 from traces.errors import InputError
-from traces.llmservingsim import chained_hashes, read_run, read_workload
+from traces.hashes import token_hashes
+from traces.llmservingsim_run import read_run
 from traces.metrics import requests, summary
+from traces.readers.llmservingsim import read_workload
 from traces.series import derive, grid_like
 
 LINE = {"input_toks": 5, "output_toks": 3, "arrival_time_ns": 2_000_000_000}
@@ -44,7 +46,7 @@ def test_ids_become_hashes_of_full_blocks_over_prompt_and_answer(tmp_path: Path)
     prompt_only = {**LINE, "input_tok_ids": [1, 2, 3, 4, 9]}
     trace = read_workload(write_lines(tmp_path / "w.jsonl", with_ids, prompt_only), block_size=4)
     first, second = (row.block_hashes for row in trace.rows)
-    assert first == chained_hashes([1, 2, 3, 4, 5, 6, 7, 8], 4)
+    assert first == token_hashes([1, 2, 3, 4, 5, 6, 7, 8], 4)
     assert second is not None
     assert len(second) == 1
     assert second[0] == first[0]
@@ -60,12 +62,10 @@ def test_fields_that_are_not_read_are_noted(tmp_path: Path) -> None:
     st.lists(st.integers(0, 200_000), max_size=40), st.lists(st.integers(0, 200_000), max_size=40), st.integers(1, 8)
 )
 def test_equal_hashes_are_equal_prefixes(one: list[int], other: list[int], block_size: int) -> None:
-    shared = sum(
-        a == b for a, b in zip(chained_hashes(one, block_size), chained_hashes(other, block_size), strict=False)
-    )
+    shared = sum(a == b for a, b in zip(token_hashes(one, block_size), token_hashes(other, block_size), strict=False))
     same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     assert shared == same // block_size
-    assert all(0 <= h < 2**64 for h in chained_hashes(one, block_size))
+    assert all(0 <= h < 2**64 for h in token_hashes(one, block_size))
 
 
 CALL = {"input_toks": 5, "output_toks": 3, "tool_duration_ns": 0}
@@ -102,7 +102,7 @@ def test_a_sessions_calls_share_their_prefix(tmp_path: Path) -> None:
     then = {"input_toks": 9, "output_toks": 3, "input_tok_ids": [1, 2, 3, 4, 5, 6, 7, 8, 9]}
     trace = read_workload(write_lines(tmp_path / "w.jsonl", calls(first, then, CALL)), block_size=4)
     one, other, unknown = (row.block_hashes for row in trace.rows)
-    assert one == other == chained_hashes([1, 2, 3, 4, 5, 6, 7, 8], 4)
+    assert one == other == token_hashes([1, 2, 3, 4, 5, 6, 7, 8], 4)
     assert unknown is None
     assert trace.hash_block_size == 4
 

@@ -20,7 +20,7 @@ import numpy as np
 from traces.arrivals import Rate, arrivals_s
 from traces.decoding import decode_json, read_bytes, sha256
 from traces.errors import InputError
-from traces.llmservingsim import chained_hashes
+from traces.hashes import token_hashes
 from traces.readers.source import Numbered, Source, whole
 from traces.trace import Trace, TraceRow
 
@@ -101,7 +101,7 @@ def rows(source: Source, tokenizer: Tokenizer) -> Iterator[Numbered]:
     ]
     for number, (line, conversation) in enumerate(_conversations(source)):
         ids, answers = _tokens(source, conversation, tokenizer)
-        hashes = chained_hashes(ids, BLOCK_SIZE)
+        hashes = token_hashes(ids, BLOCK_SIZE)
         begun = False
         for turn, (start, end) in enumerate(answers):
             if source.empty(line, start, end - start):

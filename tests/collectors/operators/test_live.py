@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from collectors.local.small_model import write_small_model
-from profiles.profile import Profile, read_profile
+from profiles.profile import Profile
+from profiles.profile_folder import read_profile
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.live

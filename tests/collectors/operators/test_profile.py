@@ -12,7 +12,8 @@ from collectors.operators.composition import STEPS_ALONE
 from collectors.operators.samples import Answer, Parts, Samples, tables_of
 from collectors.operators.shots import Limits, Shot, plan_shots
 from profiles.attention import AttentionTable, Chunk
-from profiles.profile import OperatorTables, Profile, ProfileMeta, read_profile, write_profile
+from profiles.profile import OperatorTables, Profile, ProfileMeta
+from profiles.profile_folder import read_profile, write_profile
 from profiles.spread import worst_spreads
 from tests.collectors.operators.shot_answers import DENSE, LIMITS, MOE, answer, samples_of
 from traces.errors import CollectorError

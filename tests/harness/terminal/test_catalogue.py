@@ -14,7 +14,7 @@ from harness.demo import BUNDLED as LOADS
 from harness.terminal.cards import capture_card, digest_of, profile_card
 from harness.terminal.catalogue import KINDS, VALIDITY, Findings, catalogue
 from profiles.catalog import BUNDLED, list_profiles
-from profiles.profile import read_profile, write_profile
+from profiles.profile_folder import read_profile, write_profile
 from tests.harness.scenarios import write_scenario
 from traces.capture import read_capture
 from traces.decoding import decode_yaml

@@ -26,9 +26,8 @@ from profiles.profile import (
     Profile,
     ProfileMeta,
     StepRows,
-    read_profile,
-    write_profile,
 )
+from profiles.profile_folder import read_profile, write_profile
 from tests.conftest import ROOT
 from tests.edits import edit
 from tests.profiles.bundles import write_bundle
