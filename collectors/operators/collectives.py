@@ -1,15 +1,18 @@
-"""What messages between devices take: torch.distributed's collectives by operation, number of ranks and bytes.
+"""What messages between devices take: collectives by operation, number of ranks and bytes.
 
-One process per rank: NCCL on GPUs, Gloo on a CPU. A sample is the time of a call on the slowest rank, all having begun
-together; on GPUs of ten calls in a row, by events, so that launches do not count. `bytes` is the larger of a rank's two
-buffers, as nccl-tests count: what all_reduce sums, what all_gather fills, what reduce_scatter and all_to_all read.
+One process per rank. On GPUs torch.distributed's by NCCL; on a CPU those of vLLM's tensor-parallel group, most of which
+go through shared memory, or without vLLM torch's by Gloo. A sample is the time of a call on the slowest rank, all
+having begun together; on GPUs of ten calls in a row, by events, so that launches do not count. `bytes` is the larger of
+a rank's two buffers, as nccl-tests count: what all_reduce sums, what all_gather fills, what reduce_scatter and
+all_to_all read.
 
-An engine may use kernels of its own for small messages (vLLM's custom all-reduce); these are torch's.
+Between GPUs vLLM has a kernel of its own for small sums (custom all-reduce), which is not measured here.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -77,11 +80,15 @@ def _n_gpus() -> int:
     return int(torch.cuda.device_count())
 
 
-def measure_collectives(devices: Devices) -> list[Row]:
-    """Every operation at every group size and message size. Raises CollectorError when a rank fails."""
+def measure_collectives(devices: Devices, engine: str = "torch") -> list[Row]:
+    """Every operation at every group size and message size, by `engine`, on GPUs always torch.
+
+    Raises CollectorError when a rank fails.
+    """
+    by_vllm = devices.kind == "cpu" and engine == "vllm"
     rows = []
     for ranks in devices.group_sizes():
-        rows += _group(devices.kind, ranks)
+        rows += _group(devices.kind, ranks, by_vllm=by_vllm)
     return rows
 
 
@@ -101,12 +108,13 @@ def collective_curves(rows: Sequence[Row]) -> tuple[dict[str, dict[int, Curve]],
     return curves, tuple(f"{op} of {ranks} ranks was not measured: {error}" for (op, ranks), error in failed.items())
 
 
-def _group(kind: str, ranks: int) -> list[Row]:
+def _group(kind: str, ranks: int, *, by_vllm: bool) -> list[Row]:
     """One process for each rank; the first one's rows."""
     context = multiprocessing.get_context("spawn")
     address = f"tcp://127.0.0.1:{_free_port()}"
     receiver, sender = context.Pipe(duplex=False)
-    processes = [context.Process(target=_rank, args=(kind, rank, ranks, address, sender)) for rank in range(ranks)]
+    asked = [(kind, rank, ranks, address, by_vllm, sender) for rank in range(ranks)]
+    processes = [context.Process(target=_rank, args=one) for one in asked]
     for process in processes:
         process.start()
     sender.close()
@@ -130,7 +138,7 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _rank(kind: str, rank: int, ranks: int, address: str, answer: Any) -> None:
+def _rank(kind: str, rank: int, ranks: int, address: str, by_vllm: bool, answer: Any) -> None:
     """A rank's process: every operation at every size, in the same order on all."""
     import torch
     import torch.distributed as dist
@@ -139,22 +147,40 @@ def _rank(kind: str, rank: int, ranks: int, address: str, answer: Any) -> None:
         torch.cuda.set_device(rank)
     else:
         torch.set_num_threads(1)
-    backend = "nccl" if kind == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=address, rank=rank, world_size=ranks)
-    rows = [row for op in COLLECTIVES for row in _operation(op, kind, ranks)]
+    group = None
+    if by_vllm:
+        group = _vllm_group(rank, ranks, address)
+    else:
+        backend = "nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=address, rank=rank, world_size=ranks)
+    rows = [row for op in COLLECTIVES for row in _operation(op, kind, ranks, group)]
     if rank == 0:
         answer.send(msgspec.to_builtins(rows))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _operation(op: str, kind: str, ranks: int) -> list[Row]:
-    """One operation at every size; a single row with the error where torch's backend does not have it."""
+def _vllm_group(rank: int, ranks: int, address: str) -> Any:
+    """vLLM's tensor-parallel group of all ranks, as its workers make it on a CPU (0.32 `v1/worker/cpu_worker.py`)."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.distributed import parallel_state
+    from vllm.platforms import current_platform
+
+    current_platform.import_kernels()
+    os.environ["VLLM_DIST_IDENT"] = address.rpartition(":")[2]  # names the memory that the ranks share
+    with set_current_vllm_config(VllmConfig()):
+        parallel_state.init_distributed_environment(ranks, rank, address, rank, "gloo")
+        parallel_state.initialize_model_parallel(ranks)
+    return parallel_state.get_tp_group()
+
+
+def _operation(op: str, kind: str, ranks: int, group: Any) -> list[Row]:
+    """One operation at every size; a single row with the error where the backend does not have it."""
     rows = []
     n_bytes = SMALLEST_BYTES
     while n_bytes <= LARGEST_BYTES[kind]:
         try:
-            samples_us = _sample(_call(op, kind, ranks, n_bytes), kind)
+            samples_us = _sample(_call(op, kind, ranks, n_bytes, group), kind)
         except (RuntimeError, NotImplementedError) as error:
             return [Row(op, ranks, n_bytes, [], str(error).splitlines()[0])]
         rows.append(Row(op, ranks, n_bytes, samples_us))
@@ -162,8 +188,8 @@ def _operation(op: str, kind: str, ranks: int) -> list[Row]:
     return rows
 
 
-def _call(op: str, kind: str, ranks: int, n_bytes: int) -> Callable[[], None]:
-    """What does the operation once, on bfloat16."""
+def _call(op: str, kind: str, ranks: int, n_bytes: int, group: Any) -> Callable[[], object]:
+    """What does the operation once, on bfloat16: by vLLM's group, where there is one and it has the operation."""
     import torch
     import torch.distributed as dist
 
@@ -171,6 +197,10 @@ def _call(op: str, kind: str, ranks: int, n_bytes: int) -> Callable[[], None]:
     whole = torch.zeros(n, dtype=torch.bfloat16, device=kind)
     part = torch.zeros(n // ranks, dtype=torch.bfloat16, device=kind)
     other = torch.zeros_like(whole)
+    if group is not None and op != "all_to_all":
+        data = part if op == "all_gather" else whole
+        along = {} if op == "all_reduce" else {"dim": 0}
+        return lambda: getattr(group, op)(data, **along)
     match op:
         case "all_reduce":
             return lambda: dist.all_reduce(whole)
@@ -184,7 +214,7 @@ def _call(op: str, kind: str, ranks: int, n_bytes: int) -> Callable[[], None]:
             return lambda: dist.all_to_all_single(other, whole)
 
 
-def _sample(call: Callable[[], None], kind: str) -> list[float]:
+def _sample(call: Callable[[], object], kind: str) -> list[float]:
     """Microseconds of a call on the slowest rank, several times."""
     import torch
     import torch.distributed as dist
@@ -200,13 +230,13 @@ def _sample(call: Callable[[], None], kind: str) -> list[float]:
     return [float(value) for value in slowest.tolist()]
 
 
-def _clock_us(call: Callable[[], None]) -> float:
+def _clock_us(call: Callable[[], object]) -> float:
     begun_ns = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - begun_ns) / 1e3
 
 
-def _events_us(call: Callable[[], None]) -> float:
+def _events_us(call: Callable[[], object]) -> float:
     import torch
 
     torch.cuda.synchronize()

@@ -83,7 +83,7 @@ def measure_profile(options: Options, between: Callable[[Engine], None] = lambda
         if n_shots := sum(measured.n_shots for measured in recorded.by_tp.values()):
             say(f"goes on after {n_shots} shots that were measured before")
         if devices is not None and "collectives" not in recorded.found:
-            journal.keep(Found("collectives", msgspec.to_builtins(measure_collectives(devices))))
+            journal.keep(Found("collectives", msgspec.to_builtins(measure_collectives(devices, options.engine))))
         for tp in options.tensor_parallel:
             _measure_degree(options, share_of(config, model, tp), changes[tp], tp, journal, between)
         write_profile(profile_of(options, config, model, recorded, host), options.out)

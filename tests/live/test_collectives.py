@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from profiles.model import read_model
+from profiles.profile import COLLECTIVES
 from simulator.network.topology import Place
 from simulator.scheduling.rules import REFERENCE
 from simulator.steps.partition import Partition, expert_groups, use_sequence_parallel_moe
@@ -52,11 +53,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def noted(folder: Path, model_type: str) -> list[list[dict[str, Any]]]:
-    """What each of the four devices of two ranks said, in order of the devices."""
+def engine_python() -> Path:
     python = ROOT / ".venv-engine" / "bin" / "python"
     if not python.exists():
         pytest.skip("no engine; run scripts/install_engine.sh")
+    return python
+
+
+def noted(folder: Path, model_type: str) -> list[list[dict[str, Any]]]:
+    """What each of the four devices of two ranks said, in order of the devices."""
+    python = engine_python()
     for name in ("model", "plugins/noting-1.0.dist-info", "said"):
         (folder / name).mkdir(parents=True)
     config = {**CONFIG, "model_type": model_type, **FAMILIES[model_type]}
@@ -145,3 +151,30 @@ def test_experts_are_talked_about_as_they_are_priced(tmp_path: Path, model_type:
             assert behind["operation"] == ("all_gather" if split else "all_reduce")
             assert behind["rows"] == (partition.entering(own) // 2 if split else own)
     assert seen >= {*PROMPTS, 1}
+
+
+MEASURE = """
+import json
+from collectors.operators.collectives import Devices, measure_collectives
+if __name__ == "__main__":
+    rows = measure_collectives(Devices("cpu", 2), "vllm")
+    print("rows", json.dumps([[row.op, row.ranks, row.bytes, row.error] for row in rows]))
+"""
+
+
+def test_collectives_of_vllms_own_group_are_measured_at_every_size(tmp_path: Path) -> None:
+    (tmp_path / "measure.py").write_text(MEASURE)
+    ran = subprocess.run(
+        [engine_python(), tmp_path / "measure.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "VLLM_NO_USAGE_STATS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    (said,) = (line for line in ran.stdout.splitlines() if line.startswith("rows "))
+    rows = json.loads(said.removeprefix("rows "))
+    assert {tuple(row[:2]) for row in rows} == {(op, 2) for op in COLLECTIVES}
+    assert all(error is None for *_, error in rows)
+    assert {row[2] for row in rows if row[0] == "all_reduce"} == {1024 * 4**i for i in range(8)}
+    assert "falling back to torch.distributed" not in ran.stdout + ran.stderr
