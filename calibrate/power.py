@@ -24,8 +24,8 @@ from simulator.power.nodes import NodePower
 from simulator.power.run import Machine, PowerRun, power_run
 from traces.capture import Series
 from traces.errors import InputError
-from traces.series import Grid, grid_like
 from traces.steps import Floats, Steps
+from traces.windows import Grid, grid_like, is_before_second_0
 
 SERVER, DEVICES = "power_w", "power_w.devices"
 """Series of a capture: of a whole server, and of its accelerators alone."""
@@ -131,8 +131,11 @@ def _fitted(
         columns.append(watts(msgspec.structs.replace(bare, standby_w=idle_w + 1)) - described)
     if metered == SERVER:
         columns.append(np.full(grid.n, float(len(nodes))))
+    ran = ~is_before_second_0(shifted)  # of the time before, nothing is said
+    if not ran.any():
+        raise InputError(field=metered, accepted="windows after second 0")
     by_level = np.stack(columns, axis=1)
-    found = _regression(by_level, measured.value - described, measured.value, metered)
+    found = _regression(by_level[ran], (measured.value - described)[ran], measured.value[ran], metered)
     active_w, *standby = found if metered == DEVICES else found[:-1]
     levels = DevicePower(
         idle_w=idle_w,
@@ -141,8 +144,9 @@ def _fitted(
         active_w=idle_w + active_w,
     )
     predicted = described + by_level @ np.array(found)
-    mape = float(np.mean(np.abs(predicted - measured.value) / measured.value))
-    return FittedPower(levels, None if metered == DEVICES else found[-1], metered, delay_s, mape, grid.n)
+    mape = float(np.mean((np.abs(predicted - measured.value) / measured.value)[ran]))
+    base_w = None if metered == DEVICES else found[-1]
+    return FittedPower(levels, base_w, metered, delay_s, mape, int(ran.sum()))
 
 
 def _regression(columns: Floats, target: Floats, measured: Floats, metered: str) -> list[float]:

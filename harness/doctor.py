@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from harness.demo import BUNDLED
+from harness.terminal.catalogue import missing_tables
+from profiles.aiconfigurator_tables import core_version
 from profiles.catalog import BUNDLED as PROFILES
 from profiles.catalog import list_profiles
 from profiles.compiled import folder, looked_at
@@ -40,7 +42,13 @@ def doctor(engine: Path = Path(".venv-engine")) -> list[Check]:
     python_at = engine / "bin" / "python"
     found = str(python_at) if python_at.exists() else "absent; scripts/install_engine.sh installs one"
     checks.append(Check("engine for live tests (optional)", True if python_at.exists() else None, found))
-    return [*checks, _tables()]
+    return [*checks, _aiconfigurator(), _tables()]
+
+
+def _aiconfigurator() -> Check:
+    """Tables of devices that no profile here is of, an extra."""
+    missing = missing_tables()
+    return Check("aiconfigurator (optional)", None if missing else True, missing or core_version())
 
 
 def _tables() -> Check:

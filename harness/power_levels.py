@@ -24,7 +24,7 @@ from simulator.power.nodes import NodePower
 from traces.capture import Series, read_capture
 from traces.errors import InputError
 from traces.formats import read_any_trace
-from traces.series import grid_like
+from traces.windows import grid_like, is_before_second_0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class PowerLevels:
         fitted: the levels, with their error over the windows that were fitted.
         rest_mape: mean relative error over the other windows; None where there are none.
         n_rest: how many these are.
+        n_before: windows before second 0, of which nothing is simulated; they are in neither.
         fit_on: which part was fitted.
         steps: whose steps say when devices were at work: measured or simulated.
     """
@@ -44,6 +45,7 @@ class PowerLevels:
     fitted: FittedPower
     rest_mape: float | None
     n_rest: int
+    n_before: int
     fit_on: str
     steps: str
 
@@ -89,18 +91,19 @@ def fit_levels(
             twin = run(deployment, trace)[0].capture
         kind, steps, end_s = "simulated", twin.steps, end_of(twin)
         assert steps is not None
-    own = _windows(watts, split)
+    grid = grid_like(watts)
+    ran = np.full(len(watts.time_s), True) if grid is None else ~is_before_second_0(grid)
+    own = _windows(watts, split) & ran
     fitted = fit_power(steps, plan.machines, plan.nodes, _chosen(watts, own), metered=metered)
-    rest_mape = None
-    if not own.all():
-        grid = grid_like(watts)
+    rest, rest_mape = ran & ~own, None
+    if rest.any():
         assert grid is not None
         drawn = fitted.series(fitted.run(steps, plan.machines, plan.nodes, end_s), grid)
-        rest_mape = float(np.mean(np.abs(drawn.value - watts.value)[~own] / watts.value[~own]))
+        rest_mape = float(np.mean(np.abs(drawn.value - watts.value)[rest] / watts.value[rest]))
     device = deployment.cluster.engines[0].device
     node = fitted.node(plan.nodes[0])
     power = msgspec.structs.replace(node, devices={**node.devices, device: fitted.device})
-    return PowerLevels(power, fitted, rest_mape, int((~own).sum()), split.text, kind)
+    return PowerLevels(power, fitted, rest_mape, int(rest.sum()), int((~ran).sum()), split.text, kind)
 
 
 def write_levels(levels: PowerLevels, out: Path) -> None:

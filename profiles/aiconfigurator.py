@@ -22,6 +22,7 @@ import numpy as np
 from profiles.aiconfigurator_tables import (
     BACKEND,
     COMMUNICATION,
+    PACKAGE,
     Answer,
     Experts,
     Operator,
@@ -118,7 +119,7 @@ def aiconfigurator_profile(
         dtype=dtype,
         kv_cache_dtype=kv_cache_dtype,
         engine=f"{BACKEND} {tables.version}",
-        source=f"aiconfigurator-core {core_version()}",
+        source=f"{PACKAGE} {core_version()}",
         method="collected and published with the package, which says neither statistic nor spread",
         composition=composition,
         notes=(

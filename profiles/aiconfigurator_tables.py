@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from profiles.model import ModelSpec
-from traces.errors import EngineError, InputError, nearest
+from traces.errors import EngineError, InputError, installs, nearest
 from traces.steps import Ints
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ BACKEND = "vllm"
 TABLES = ("gemm_perf", "moe_perf", "context_attention_perf", "generation_attention_perf", "custom_allreduce_perf",
           "nccl_perf")  # fmt: skip
 """Those that are read here."""
+
+PACKAGE = "aiconfigurator-core"
+
+DEVICES = ("A100-80GB", "B200", "B300", "GB200", "GB300", "H100", "H200", "L40S", "RTXPRO6000")
+"""The catalogue's devices of which version 0.12 has tables: what is said where the extra is not installed."""
 
 COMMUNICATION = ("CustomAllReduce", "Nccl", "P2P", "MoeDispatch")
 """Kinds of operators that are between devices."""
@@ -272,7 +277,7 @@ def product_types(system: str) -> list[str]:
 def core_version() -> str:
     """The package's version. Raises EngineError without the extra."""
     _sdk("engine")
-    return package_version("aiconfigurator-core")
+    return package_version(PACKAGE)
 
 
 def _loaded(system: str, version: str, *, fill_gaps: bool) -> tuple[Any, Any, list[str]]:
@@ -287,8 +292,7 @@ def _sdk(name: str) -> Any:
     try:
         return import_module(f"aiconfigurator_core.sdk.{name}")
     except ImportError:
-        message = "aiconfigurator's tables need the extra: pip install 'servetwin[aiconfigurator]'"
-        raise EngineError(message) from None
+        raise EngineError(f"aiconfigurator's tables need the extra: {installs('aiconfigurator')}") from None
 
 
 @contextmanager

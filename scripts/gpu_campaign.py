@@ -20,7 +20,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collectors.campaign.parts import Part, PartRecord
@@ -36,14 +36,22 @@ ENVIRONMENT = {
 """Of everything that is started: nothing looks for a network, and the sampler is the one without another package."""
 
 
+def refuse(why: str) -> NoReturn:
+    """End with what is wrong, as a command that was asked for something wrong does: exit code 2."""
+    sys.stderr.write(f"error: {why}\n")
+    sys.exit(2)
+
+
 def unpack_payload(payload: Path, site: Path) -> None:
     """Unpack the pieces of a payload, once. Exits with 2 when one is missing or damaged."""
     if (site / ".complete").exists():
         return
+    if not (payload / "payload.json").is_file():
+        refuse(f"{payload}: has no payload.json; carry the first piece there")
     pieces = {int(match[1]): file for file in payload.iterdir() if (match := PIECE.fullmatch(file.name))}
     count = max((int(match[2]) for file in pieces.values() if (match := PIECE.fullmatch(file.name))), default=1)
     if missing := sorted(set(range(1, count + 1)) - set(pieces)):
-        sys.exit(f"{payload}: pieces {missing} of {count} are missing; carry them there first")
+        refuse(f"{payload}: pieces {missing} of {count} are missing; carry them there first")
     sums = json.loads((payload / "payload.json").read_text())["sha256"]
     whole = site.with_name("payload.tar.xz")
     site.mkdir(parents=True, exist_ok=True)
@@ -51,7 +59,7 @@ def unpack_payload(payload: Path, site: Path) -> None:
         for number in sorted(pieces):
             data = pieces[number].read_bytes()
             if hashlib.sha256(data).hexdigest() != sums[pieces[number].name]:
-                sys.exit(f"{pieces[number]}: is damaged; carry it there again")
+                refuse(f"{pieces[number]}: is damaged; carry it there again")
             stream.write(data)
     with tarfile.open(whole) as tar:
         tar.extractall(site, filter="fully_trusted")
@@ -103,7 +111,7 @@ def chosen_parts(parts: list[Part], only: list[str]) -> list[Part]:
     """The parts that are asked for; all when none is. Exits with 2 for a name that is none."""
     names = [part.name for part in parts]
     if unknown := sorted(set(only) - set(names)):
-        sys.exit(f"no parts {', '.join(unknown)}; there are: {', '.join(names)}")
+        refuse(f"no parts {', '.join(unknown)}; there are: {', '.join(names)}")
     return [part for part in parts if not only or part.name in only]
 
 

@@ -23,9 +23,9 @@ from simulator.scheduling.speculation import Speculation, together
 from simulator.service import Service
 from traces.capture import Capture, CaptureMeta
 from traces.outcome import Outcome, Status
-from traces.series import grid_over
 from traces.steps import Floats, Steps, merged_steps, steps_from_columns
 from traces.trace import Trace, TraceRow
+from traces.windows import grid_over
 
 
 @dataclass(frozen=True, slots=True)

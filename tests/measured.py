@@ -10,7 +10,7 @@ from harness.running.simulate import simulate_scenario
 from harness.terminal.facts import import_profiles_to
 from traces.capture import Capture, Series, write_capture
 from traces.formats import import_capture, read_any_trace
-from traces.series import LogPhase, log_phase, series_mape
+from traces.series_error import LogPhase, log_phase, series_mape
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUND_TRUTH = Path(os.environ.get("SERVETWIN_GROUND_TRUTH", ROOT.parent / "shared" / "ground-truth"))

@@ -14,8 +14,9 @@ from harness.running.simulate import simulate_scenario
 from harness.terminal.facts import import_profiles_to
 from tests.measured import GROUND_TRUTH
 from traces.capture import Capture
-from traces.series import Grid, counted_at_s, gpu_memory_bytes, prefix_hit_rate
+from traces.series import counted_at_s, gpu_memory_bytes, prefix_hit_rate
 from traces.steps import Floats
+from traces.windows import Grid
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from simulator.power.run import power_run
 from tests.measured import GROUND_TRUTH
 from traces.capture import Series
 from traces.formats import read_any_trace
-from traces.series import grid_like, series_error
+from traces.series_error import series_error
 from traces.series_file import read_series
 from traces.steps import STEP_COLUMNS, Steps, steps_from_columns
+from traces.windows import grid_like
 
 START = datetime(2025, 12, 11, 21, 8, 28)
 DELAYS_S = tuple(float(delay) for delay in np.arange(0.0, 1.01, 0.05))

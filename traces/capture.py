@@ -6,7 +6,7 @@
     steps.parquet       one row per step, where recorded
     batches.parquet     the requests of each step, where recorded
     transfers.parquet   KV that one engine sent another, where recorded
-    series.parquet      time series, long form: name, time_s, value
+    series.parquet      time series, long form: name, time_s, value; begin_s where a series has it
 
 This module owns the folder and knows nothing of what the numbers mean; `traces.metrics` does.
 """
@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
@@ -85,10 +85,12 @@ class Series:
     Attributes:
         time_s: [n] seconds on the capture's clock, ascending. For a rate over a window, the window's end.
         value: [n].
+        begin_s: [n] where each window begins, where the log says that; None: only that it ends at `time_s`.
     """
 
     time_s: Floats
     value: Floats
+    begin_s: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,11 @@ def write_capture(capture: Capture, out: Path) -> None:
             parts = [capture.series[name] for name in sorted(capture.series)]
             time_s = np.concatenate([part.time_s for part in parts])
             value = np.concatenate([part.value for part in parts])
-            write("series.parquet", pa.table({"name": names, "time_s": time_s, "value": value}))
+            begins = {}
+            if any(part.begin_s is not None for part in parts):
+                told = [np.full(len(part.time_s), np.nan) if part.begin_s is None else part.begin_s for part in parts]
+                begins["begin_s"] = np.concatenate(told)
+            write("series.parquet", pa.table({"name": names, "time_s": time_s, "value": value, **begins}))
 
 
 class OutcomeWriter:
@@ -189,7 +195,7 @@ def read_capture(path: Path) -> Capture:
     if meta.schema_version != CAPTURE_SCHEMA:
         file = path / "meta.json"
         raise InputError(file=file, field="schema_version", found=meta.schema_version, accepted=CAPTURE_SCHEMA)
-    trace = read_trace(path / "trace.jsonl.gz")
+    trace = read_trace(path / "trace.jsonl.gz", may_be_empty=True)
     outcomes = tuple(_outcome(row, path) for row in _read_table(path / "outcomes.parquet").to_pylist())
     transfers = _read_transfers(path, len(outcomes))
     return Capture(meta, trace, outcomes, _read_steps(path), _read_series(path), transfers)
@@ -379,4 +385,18 @@ def _read_series(path: Path) -> dict[str, Series]:
     table = _read_table(path / "series.parquet", name="string", time_s="double", value="double")
     names = np.asarray(table.column("name").to_pylist())
     time_s, value = table.column("time_s").to_numpy(), table.column("value").to_numpy()
-    return {str(name): Series(time_s[names == name], value[names == name]) for name in np.unique(names)}
+    series = {str(name): Series(time_s[names == name], value[names == name]) for name in np.unique(names)}
+    if "begin_s" in table.column_names:
+        begin_s = _read_table(path / "series.parquet", begin_s="double").column("begin_s").to_numpy()
+        series = {name: _with_begins(one, begin_s[names == name], path) for name, one in series.items()}
+    return series
+
+
+def _with_begins(series: Series, begin_s: Floats, path: Path) -> Series:
+    """A series whose windows begin there; as it is where none is told. Raises InputError for what are no windows."""
+    if np.isnan(begin_s).all():
+        return series
+    if not (begin_s < series.time_s).all() or not (begin_s[1:] >= series.time_s[:-1]).all():
+        accepted = "before time_s, and not before the row above ends"
+        raise InputError(file=path / "series.parquet", field="begin_s", accepted=accepted)
+    return replace(series, begin_s=begin_s)

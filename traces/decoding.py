@@ -274,17 +274,27 @@ def _input_error(
             accepted=accepted,
         )
     if missing := _MISSING.search(what):
-        field = _dotted([*keys, missing["name"]])
-        return InputError("is missing", file=file, line=_line(tree, keys, line), field=field)
-    wanted = re.sub(r", got .*$", "", what.removeprefix("Expected ")).replace("`", "")
+        at = [*keys, missing["name"]]
+        few = _listed(_type_at(type_, at))
+        return InputError("is missing", file=file, line=_line(tree, keys, line), field=_dotted(at), accepted=few)
     kind = _type_at(type_, keys)
     if wrong_key is not None and isinstance(kind, msgspec.inspect.DictType):
         kind = kind.key_type
-    if isinstance(kind, msgspec.inspect.LiteralType | msgspec.inspect.EnumType):
-        values = kind.values if isinstance(kind, msgspec.inspect.LiteralType) else [one.value for one in kind.cls]
-        wanted = ", ".join(str(one) for one in values)
+    wanted = _listed(kind) or re.sub(r", got .*$", "", what.removeprefix("Expected ")).replace("`", "")
     found = _value_at(value, keys) if wrong_key is None else wrong_key
     return InputError(file=file, line=_line(tree, keys, line), field=_dotted(keys), found=found, accepted=wanted)
+
+
+def _listed(kind: Any) -> str | None:
+    """The values of a type that has few; None: of another."""
+    match kind:
+        case msgspec.inspect.LiteralType():
+            values: Sequence[Any] = kind.values
+        case msgspec.inspect.EnumType():
+            values = [one.value for one in kind.cls]
+        case _:
+            return None
+    return ", ".join(str(one) for one in values)
 
 
 def _keys(path: str, value: Any, type_: Any, said: str, *, from_json: bool) -> list[str | int]:

@@ -93,6 +93,11 @@ def shorten(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def installs(extra: str) -> str:
+    """How to install an extra of the package: from the clone, as no index has the package itself."""
+    return f"pip install '.[{extra}]', in the clone of servetwin"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """What to say of an unknown name: those that it is the beginning of, or the nearest known one, or all of them."""
     names = sorted(known)

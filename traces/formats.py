@@ -15,6 +15,7 @@ from traces.decoding import read_bytes
 from traces.errors import InputError, nearest
 from traces.readers import azure, lengths, llmservingsim, mooncake, otel, own, sharegpt, tracev2
 from traces.readers.jsonl import keys
+from traces.readers.mapped import how_to_map
 from traces.readers.source import Reader, Source, first_line, whole
 from traces.results import aiperf, guidellm, inference_perf, vllm_bench
 from traces.trace import Trace, TraceRow, is_trace, read_trace
@@ -144,7 +145,7 @@ def _trace_format(path: Path, name: str | None) -> TraceFormat:
             raise InputError("is empty", file=path, accepted="a trace with at least one request")
         name = next((name for name, known in TRACE_FORMATS.items() if known.fits(text)), None)
         if name is None:
-            accepted = f"a trace in one of the formats {', '.join(TRACE_FORMATS)}; or any table with --map"
+            accepted = f"a trace in one of the formats {', '.join(TRACE_FORMATS)}; or {how_to_map(path, text)}"
             raise InputError("is of no known format", file=path, line=line, accepted=accepted)
     if name not in TRACE_FORMATS:
         raise InputError("unknown trace format", found=name, accepted=nearest(name, TRACE_FORMATS))

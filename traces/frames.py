@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from traces.capture import Capture
 from traces.metrics import requests
-from traces.series import derive, grid_over
+from traces.series import derive
+from traces.windows import grid_over
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from traces.errors import InputError
-from traces.power_rows import DATE, ISO, NOT_READ, UNIX, WATTS, Lines, MeterRows, Read, meters_of, moment_s
+from traces.power_rows import DATE, ISO, NOT_READ, UNIX, WATTS, Lines, MeterRows, Read, meters_of, moment
 
 _READING = "Instantaneous power reading:"
 _STAMP = re.compile(rf"^({ISO}|{UNIX}|{DATE})$")
@@ -60,11 +60,14 @@ def read_ipmitool(path: Path, lines: Lines) -> Read:
         return meters_of({"server": rows}, path)
     blocks = list(_blocks(path, lines))
     dated = any(block.stamp is not None for block in blocks)
-    for block in blocks:
+    between = dated and _between_dates(blocks)
+    for block in blocks[:: 2 if between else 1]:
         _add_block(rows, path, block, dated=dated)
     meters, notes = meters_of({"server": rows}, path)
     if lost := sum("failed" in block.said for block in blocks if block.watts is not None):
         notes.append(f"{path.name}: {lost} readings failed at times that it does not say")
+    if between:
+        notes.append(f"{path.name}: dates stand before and after each reading: that before it is its time")
     if not dated:
         notes.append(f"{path.name}: times are those of the management controller's clock (IPMI timestamp)")
     return meters, notes
@@ -75,10 +78,10 @@ def _add_line(rows: MeterRows, path: Path, number: int, line: str) -> None:
     rest = line
     while (told := _LINE.match(rest)) is not None:
         time, rest = told[1], told["watts"].strip()
-        time_s = moment_s(time)
-        if time_s is None:
+        at = moment(time)
+        if at is None:
             raise InputError(file=path, line=number, field="timestamp", found=time, accepted="as 2025-12-11 21:08:28")
-        rows.add(time_s, "" if _LINE.match(rest) else rest, file=path, line=number, time=time)
+        rows.add(at, "" if _LINE.match(rest) else rest, file=path, line=number, time=time)
     if rest is line:
         accepted = "a time and watts, as 2025-12-11 21:08:28,387"
         raise InputError("is no reading", file=path, line=number, found=line, accepted=accepted)
@@ -110,15 +113,21 @@ def _blocks(path: Path, lines: Lines) -> Iterator[_Block]:
         yield block
 
 
+def _between_dates(blocks: Sequence[_Block]) -> bool:
+    """Whether a date stands after each reading too: of every two dates the second has nothing under it."""
+    after = blocks[1::2]
+    return bool(after) and all(block.stamp and block.watts is None and not block.said for block in after)
+
+
 def _add_block(rows: MeterRows, path: Path, block: _Block, *, dated: bool) -> None:
     time = block.stamp if dated else block.said.get("ipmi timestamp")
-    time_s = None if time is None else moment_s(time)
-    if time_s is None or time is None:
+    at = None if time is None else moment(time)
+    if at is None or time is None:
         accepted = "a line of date before each reading"
         raise InputError("has no time", file=path, line=block.line, found=time, accepted=accepted)
     state = block.said.get("power reading state is", "activated")
     if block.watts is None or state.lower() != "activated":  # of one that is not activated it prints 0 Watts
         why = block.said.get("failed", "nothing") if block.watts is None else f"the power reading state is {state}"
-        rows.add(time_s, f"[{why}]", file=path, line=block.line, time=time)
+        rows.add(at, f"[{why}]", file=path, line=block.line, time=time)
     else:
-        rows.add(time_s, block.watts, file=path, line=block.line, time=time)
+        rows.add(at, block.watts, file=path, line=block.line, time=time)

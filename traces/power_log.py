@@ -1,6 +1,7 @@
 """Power logs as nvidia-smi (`traces.nvidia_smi`) and ipmitool (`traces.ipmitool`) write them, and what they are of.
 
-Times are as the file writes them: those without a time zone are taken as UTC, so that only their differences count.
+Times are as the file writes them: those without a time zone are taken as UTC, so that only their differences count, and
+second 0 must be written as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from traces.decoding import read_bytes
 from traces.errors import InputError
 from traces.ipmitool import is_ipmitool, read_ipmitool
 from traces.nvidia_smi import is_nvidia_smi, read_nvidia_smi
-from traces.power_rows import Meter, moment_s
+from traces.power_rows import Meter, Moment, moment, refuse_other_zone
 from traces.series_file import AS_WRITTEN, SeriesClock, on_the_traces_clock, series_capture, workload
 from traces.steps import Floats
 from traces.trace import Trace
@@ -101,22 +102,38 @@ def power_log_series(path: Path, log: PowerLog, clock: SeriesClock = AS_WRITTEN)
     total_w = watts.sum(axis=0)
     told = ~np.isnan(total_w)
     if not told.any():
-        accepted = "a moment at which every GPU was read" if len(log.meters) > 1 else "a reading in watts"
-        raise InputError("tells no power", file=path, accepted=accepted)
+        raise _no_power(log, path)
     if len(log.meters) > 1 and not told.all():
         notes.append(
             f"{path.name}: {np.count_nonzero(~told)} of {len(told)} samples left out, as not all GPUs were read"
         )
     time_s = time_s[told]
-    zero_s = float(time_s[0]) if clock.zero is None else moment_s(clock.zero)
-    if zero_s is None:
-        raise InputError(field="--zero", found=clock.zero, accepted="a date and time as the file writes them")
     if clock.zero is None:
         notes.append(f"{path.name}: its first row is taken as second 0 of the trace; --zero names another time")
-    time_s, more = on_the_traces_clock(time_s, zero_s, clock, path)
+    zero_s = float(time_s[0]) if clock.zero is None else _zero(clock.zero, log, path).time_s
+    rows, more = on_the_traces_clock(time_s, zero_s, clock, path)
     names = [f"power_w.{meter.name}" for meter in log.meters] if log.tool == "nvidia-smi" else []
-    rows = {"power_w.devices" if names else "power_w": total_w, **dict(zip(names, watts, strict=bool(names)))}
-    return {name: Series(time_s, row[told][-len(time_s) :]) for name, row in rows.items()}, [*notes, *more]
+    found = {"power_w.devices" if names else "power_w": total_w, **dict(zip(names, watts, strict=bool(names)))}
+    return {name: rows.series(drawn_w[told]) for name, drawn_w in found.items()}, [*notes, *more]
+
+
+def _no_power(log: PowerLog, path: Path) -> InputError:
+    """What a log lacks in which there is no moment at which every meter was read."""
+    if len(log.meters) == 1:
+        return InputError("tells no power", file=path, accepted="a reading in watts")
+    silent = [meter.name for meter in log.meters if np.isnan(meter.power_w).all()]
+    found = f"no reading of {', '.join(silent)}" if silent else None
+    return InputError("tells no power", file=path, found=found, accepted="a moment at which every GPU was read")
+
+
+def _zero(text: str, log: PowerLog, path: Path) -> Moment:
+    """Second 0 of the trace, as it was written. Raises InputError unless it is written as the log's times are."""
+    at = moment(text)
+    if at is None:
+        raise InputError(field="--zero", found=text, accepted="a date and time as the file writes them")
+    for meter in log.meters:
+        refuse_other_zone(text, at.zone, meter.zone, path)
+    return at
 
 
 def _together(meters: Sequence[Meter]) -> tuple[Floats, Floats]:

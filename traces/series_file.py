@@ -17,7 +17,6 @@ import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -26,9 +25,10 @@ import numpy as np
 from traces.capture import Capture, CaptureMeta, Series
 from traces.decoding import read_bytes, sha256
 from traces.errors import InputError
-from traces.series import held_s
-from traces.steps import Floats
+from traces.power_rows import iso_moment, refuse_other_zone, zone_words
+from traces.steps import Floats, Mask
 from traces.trace import Trace
+from traces.windows import held_s
 
 OWN = (
     "output_tokens_per_s",
@@ -58,7 +58,7 @@ class SeriesClock:
 
     Attributes:
         times: whether a row is of the window that ends at its time, or of the one that begins there and ends with the
-            next row's (or sooner, where that is far away: `traces.series.held_s`).
+            next row's (or sooner, where that is far away: `traces.windows.held_s`).
         zero: time in the file, as it writes times, that is second 0 of the trace; None: 0 of `time_s`, or the first
             `timestamp`.
     """
@@ -68,6 +68,27 @@ class SeriesClock:
 
 
 AS_WRITTEN = SeriesClock()
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a file on the trace's clock.
+
+    Attributes:
+        own: [n] those from second 0 of the trace on.
+        end_s: [n] ends of the windows that they are of.
+        begin_s: [n] begins of the same; None where the file's times are ends, and nothing says where windows begin.
+    """
+
+    own: Mask
+    end_s: Floats
+    begin_s: Floats | None = None
+
+    def series(self, values: Floats, known: Mask | None = None) -> Series:
+        """The rows' values, [n], as a series: of those that are of the trace and, where it matters, known."""
+        own = self.own if known is None else self.own & known
+        return Series(self.end_s[own], values[own], None if self.begin_s is None else self.begin_s[own])
+
 
 HITS, QUERIES = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
 TIMES = ("time_s", "timestamp")
@@ -107,23 +128,25 @@ def series_capture(path: Path, trace: Trace, series: dict[str, Series], notes: S
 
 def read_series(path: Path, clock: SeriesClock = AS_WRITTEN) -> tuple[dict[str, Series], list[str]]:
     """The series that a file holds, and what was made of its times and columns. Raises InputError."""
-    columns = _columns(path)
+    columns, zone = _columns(path)
     time_name = next(name for name in TIMES if name in columns)
     time_s = columns.pop(time_name)
     zero_s = float(time_s[0]) if time_name == "timestamp" else 0.0
-    zero_s = zero_s if clock.zero is None else _number(clock.zero, time_name, None, None)
-    time_s, notes = on_the_traces_clock(time_s, zero_s, clock, path)
-    columns = {name: values[-len(time_s) :] for name, values in columns.items()}
+    if clock.zero is not None:
+        zero_s = _number(clock.zero, time_name, None, None)
+        refuse_other_zone(clock.zero, _zone(clock.zero, time_name), zone, path)
+    rows, notes = on_the_traces_clock(time_s, zero_s, clock, path)
     series: dict[str, Series] = {}
     for column, values in columns.items():
         if column in COLUMNS:
             name, factor = COLUMNS[column]
             if name in series:
                 raise InputError(f"holds {name} twice", file=path, line=1, field=column)
-            series[name] = Series(time_s, values * factor)
+            series[name] = rows.series(values * factor)
     if HITS in columns and QUERIES in columns and "prefix_hit_rate" not in series:
         asked = columns[QUERIES] > 0
-        series["prefix_hit_rate"] = Series(time_s[asked], columns[HITS][asked] / columns[QUERIES][asked])
+        share = np.divide(columns[HITS], columns[QUERIES], out=np.zeros(len(asked)), where=asked)
+        series["prefix_hit_rate"] = rows.series(share, asked)
     used = {*COLUMNS, *((HITS, QUERIES) if "prefix_hit_rate" in series else ())}
     left_out = [name for name in columns if name not in used]
     if not series:
@@ -134,8 +157,8 @@ def read_series(path: Path, clock: SeriesClock = AS_WRITTEN) -> tuple[dict[str, 
     return series, notes
 
 
-def on_the_traces_clock(time_s: Floats, zero_s: float, clock: SeriesClock, path: Path) -> tuple[Floats, list[str]]:
-    """The times of the rows from the trace's second 0 on, at the ends of their windows, and what was done to them.
+def on_the_traces_clock(time_s: Floats, zero_s: float, clock: SeriesClock, path: Path) -> tuple[Rows, list[str]]:
+    """The rows on the trace's clock, and what was done to their times.
 
     Args:
         time_s: [n] of a file, ascending.
@@ -149,22 +172,26 @@ def on_the_traces_clock(time_s: Floats, zero_s: float, clock: SeriesClock, path:
     if clock.zero is not None:
         notes.append(f"{path.name}: {clock.zero} is taken as second 0 of the trace")
     time_s = time_s - zero_s
-    after = time_s >= 0
+    rows = Rows(time_s >= 0, time_s)
     if clock.times == "begin":
         if len(time_s) < 2:
             raise InputError("has one row, whose window has no end", file=path, accepted="two rows or more")
         widths_s = held_s(time_s)
-        time_s = time_s + np.append(widths_s, widths_s[-1])
+        ends_s = np.minimum(time_s[:-1] + widths_s, time_s[1:])  # the sum may be later by a rounding
+        rows = Rows(rows.own, np.append(ends_s, time_s[-1] + widths_s[-1]), time_s)
         notes.append(f"{path.name}: a row is of the window that begins at its time")
-    if not after.any():
+    if not rows.own.any():
         raise InputError("holds no row from second 0 on", file=path, field="--zero", found=clock.zero)
-    if not after.all():
-        notes.append(f"{path.name}: {np.count_nonzero(~after)} rows before second 0 of the trace left out")
-    return time_s[after], notes
+    if not rows.own.all():
+        notes.append(f"{path.name}: {np.count_nonzero(~rows.own)} rows before second 0 of the trace left out")
+    return rows, notes
 
 
-def _columns(path: Path) -> dict[str, Floats]:
-    """The file's columns by name; time in seconds, of a date since 1970, ascending; the others finite, not negative."""
+def _columns(path: Path) -> tuple[dict[str, Floats], str | None]:
+    """The file's columns by name, and the time zone that its times state.
+
+    Time in seconds, of a date since 1970, ascending; the others finite, not negative.
+    """
     try:
         lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -179,6 +206,7 @@ def _columns(path: Path) -> dict[str, Floats]:
         twice = next(name for name in header if header.count(name) > 1)
         raise InputError("stands twice", file=path, line=1, field=twice)
     table: dict[str, list[float]] = {name: [] for name in header}
+    zone = None
     for line, cells in rows:
         if len(cells) != len(header):
             accepted = f"{len(header)}, as the header"
@@ -189,9 +217,13 @@ def _columns(path: Path) -> dict[str, Floats]:
         if len(times) > 1 and times[-1] <= times[-2]:
             found, accepted = cells[header.index(time_name)], "later than the row before"
             raise InputError(file=path, line=line, field=time_name, found=found, accepted=accepted)
+        zone, before = _zone(cells[header.index(time_name)], time_name), zone
+        if len(times) > 1 and zone != before:
+            found, accepted = cells[header.index(time_name)], f"{zone_words(before)}, as in the rows above"
+            raise InputError(file=path, line=line, field=time_name, found=found, accepted=accepted)
     if not table[time_name]:
         raise InputError("holds no rows", file=path)
-    return {name: np.array(values) for name, values in table.items()}
+    return {name: np.array(values) for name, values in table.items()}, zone
 
 
 def _table(lines: list[str]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
@@ -205,14 +237,15 @@ def _table(lines: list[str]) -> tuple[list[str], Iterator[tuple[int, list[str]]]
 def _number(text: str, name: str, path: Path | None, line: int | None) -> float:
     """A cell as a number; a timestamp as seconds, of UTC unless it states a time zone."""
     try:
-        if name == "timestamp":
-            moment = datetime.fromisoformat(text.strip())
-            value = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        else:
-            value = float(text)
+        value = iso_moment(text.strip()).time_s if name == "timestamp" else float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0:
         accepted = "an ISO 8601 date and time" if name == "timestamp" else "a finite number, not negative"
         raise InputError(file=path, line=line, field=name if path else "--zero", found=text, accepted=accepted)
     return value
+
+
+def _zone(text: str, name: str) -> str | None:
+    """The time zone that a time of a file states; seconds of the trace's clock have none."""
+    return iso_moment(text.strip()).zone if name == "timestamp" else None

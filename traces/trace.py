@@ -132,15 +132,21 @@ def is_trace(first_line: bytes) -> bool:
     return b'"servetwin.trace/' in first_line
 
 
-def read_trace(path: Path) -> Trace:
-    """Read servetwin's own trace format. Raises InputError with file, line and field."""
+def read_trace(path: Path, *, may_be_empty: bool = False) -> Trace:
+    """Read servetwin's own trace format. Raises InputError with file, line and field.
+
+    A trace of no requests is an error but where it `may_be_empty`, as in a capture of series alone.
+    """
     data = read_bytes(path)
     numbered = list(lines(data))
     header = read_header(*next(iter(numbered), (0, b"")), file=path)
     rows = [decode_json(line, TraceRow, file=path, line=number) for number, line in numbered[1:]]
     for (number, _), row in zip(numbered[1:], rows, strict=True):
         checked_row(row, header.hash_block_size, path, number)
-    checked = checked_rows(rows, path, [number for number, _ in numbered[1:]])
+    if not rows and may_be_empty:
+        checked: tuple[TraceRow, ...] = ()
+    else:
+        checked = checked_rows(rows, path, [number for number, _ in numbered[1:]])
     return Trace(checked, header.hash_block_size, str(path), sha256(data), header.notes)
 
 

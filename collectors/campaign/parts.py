@@ -54,12 +54,13 @@ class Session:
     Attributes:
         name: of its log.
         budget_s: seconds that it may take to start.
-        open: starts it and yields its address, ends it afterwards; the argument is the file of its log.
+        open: starts it and yields its address, ends it afterwards; given the file of its log and the seconds that it
+            may take to start.
     """
 
     name: str
     budget_s: float
-    open: Callable[[Path], AbstractContextManager[str]]
+    open: Callable[[Path, float], AbstractContextManager[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +162,20 @@ class Campaign:
                     except ServetwinError as error:
                         for lost in parts:
                             if lost.name not in self._records:
-                                self._keep(PartRecord(name=lost.name, status="failed", reason=_tail(str(error))))
+                                self._keep(self._not_served(lost, error))
                         return
+                    if (record := self._without_running(part)) is not None:
+                        self._keep(record)
+                        continue
                 self._keep(self._run(part, url or ""))
 
-    def _without_running(self, part: Part, start_s: float) -> PartRecord | None:
+    def _not_served(self, part: Part, error: ServetwinError) -> PartRecord:
+        """The record of a part whose server did not start: for want of time, or for a reason of its own."""
+        if self._ends_s <= self._clock():
+            return PartRecord(name=part.name, status="no time left")
+        return PartRecord(name=part.name, status="failed", reason=_tail(str(error)))
+
+    def _without_running(self, part: Part, start_s: float = 0.0) -> PartRecord | None:
         """The record of a part that is complete, is not needed, or has no time left; None: it is to run."""
         if part.name in self._records:
             return self._records[part.name]
@@ -178,9 +188,10 @@ class Campaign:
         return None
 
     def _started(self, session: Session, stack: ExitStack) -> str:
-        self._report(f"starting {session.name}, {session.budget_s:.0f} s at most")
         begun_s = self._clock()
-        url = stack.enter_context(session.open(self._work / "logs" / f"{session.name}.log"))
+        most_s = min(session.budget_s, self._ends_s - begun_s)
+        self._report(f"starting {session.name}, {most_s:.0f} s at most")
+        url = stack.enter_context(session.open(self._work / "logs" / f"{session.name}.log", most_s))
         self._report(f"{session.name} serves after {self._clock() - begun_s:.0f} s")
         return url
 

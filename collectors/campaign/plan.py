@@ -12,7 +12,7 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -265,7 +265,11 @@ def _loads(
     """Loads that one server serves, each a part; names end with the number of the recording."""
     name = "-".join(word for word in (model.label, kind, "server") if word)
     steps = host.work / "running" / f"{name}.steps.jsonl"
-    session = Session(name, scale.server_s, lambda log: _serving(scale, host, model, kv_tokens, steps, log))
+
+    def serving(log: Path, within_s: float) -> AbstractContextManager[str]:
+        return _serving(scale, host, model, kv_tokens, steps, log, within_s)
+
+    session = Session(name, scale.server_s, serving)
     return [_load(scale, host, model, session, steps, load) for load in loads]
 
 
@@ -357,7 +361,9 @@ def _words(options: Mapping[str, object]) -> list[str]:
 
 
 @contextmanager
-def _serving(scale: Scale, host: Host, model: Served, kv_tokens: int | None, steps: Path, log: Path) -> Iterator[str]:
+def _serving(
+    scale: Scale, host: Host, model: Served, kv_tokens: int | None, steps: Path, log: Path, within_s: float
+) -> Iterator[str]:
     """A server of the model that records its steps; `kv_tokens` None: vLLM fills the device's memory."""
     folder = _model_folder(host, model)
     recorder = host.work / "recorder"
@@ -376,7 +382,7 @@ def _serving(scale: Scale, host: Host, model: Served, kv_tokens: int | None, ste
     steps.unlink(missing_ok=True)
     flags = [*options, *scale.engine_flags, *host.engine_flags]
     with local_server(
-        host.engine_python, folder, log, flags=flags, environment=environment, start_timeout_s=scale.server_s
+        host.engine_python, folder, log, flags=flags, environment=environment, start_timeout_s=within_s
     ) as url:
         yield url
 

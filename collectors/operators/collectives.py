@@ -1,10 +1,10 @@
 """What messages between devices take: collectives by operation, number of ranks and bytes.
 
 One process per rank. On GPUs torch.distributed's by NCCL; on a CPU those of vLLM's tensor-parallel group, most of which
-go through shared memory, or without vLLM torch's by Gloo. A sample is the time of a call on the slowest rank, all
-having begun together; on GPUs of ten calls in a row, by events, so that launches do not count. `bytes` is the larger of
-a rank's two buffers, as nccl-tests count: what all_reduce sums, what all_gather fills, what reduce_scatter and
-all_to_all read.
+go through shared memory, or without vLLM torch's by Gloo. A sample is the mean of ten calls in a row on the slowest
+rank, all having begun together, so that neither launches (on GPUs events are taken) nor when each rank begins count.
+`bytes` is the larger of a rank's two buffers, as nccl-tests count: what all_reduce sums, what all_gather fills, what
+reduce_scatter and all_to_all read.
 
 Between GPUs vLLM has a kernel of its own for small sums (custom all-reduce), which is not measured here.
 """
@@ -30,7 +30,7 @@ GROWTH = 4
 """Each size is so many times the one before."""
 WARM_UPS, SAMPLES = 3, 20
 CALLS = 10
-"""In a row, between two events of a GPU."""
+"""In a row, of which a sample is the mean."""
 TIMEOUT_S = 600
 
 
@@ -232,8 +232,9 @@ def _sample(call: Callable[[], object], kind: str) -> list[float]:
 
 def _clock_us(call: Callable[[], object]) -> float:
     begun_ns = time.perf_counter_ns()
-    call()
-    return (time.perf_counter_ns() - begun_ns) / 1e3
+    for _ in range(CALLS):
+        call()
+    return (time.perf_counter_ns() - begun_ns) / 1e3 / CALLS
 
 
 def _events_us(call: Callable[[], object]) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from collectors.power.reading import Component, Measured, Reading
-from traces.errors import CollectorError
+from traces.errors import CollectorError, installs
 
 
 class NvmlSensor:
@@ -91,4 +91,4 @@ def _pynvml() -> Any:
     try:
         return importlib.import_module("pynvml")
     except ImportError:
-        raise CollectorError("NVML needs the extra `power`: pip install 'servetwin[power]'") from None
+        raise CollectorError(f"NVML needs the extra `power`: {installs('power')}") from None

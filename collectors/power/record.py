@@ -28,7 +28,7 @@ from collectors.power.session import alone, boot_id, check_goes_on
 from traces.errors import CollectorError, InputError
 
 RATE_HZ = 10.0
-"""Ten in each second, the window that captures' series are compared over (traces.series.grid_over)."""
+"""Ten in each second, the window that captures' series are compared over (traces.windows.grid_over)."""
 
 MAX_RATE_HZ = 1000.0
 """No sensor here is renewed more often: RAPL's counters are, about once a millisecond."""

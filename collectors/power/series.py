@@ -26,7 +26,7 @@ def power_series(
 ) -> dict[str, Series]:
     """Power on a capture's clock: `power_w.<component>` of each component, and the totals of `METERED_TOTALS`.
 
-    A value is the mean over a window and stands at its end, as in `traces.series`. The windows of a kind's components
+    A value is the mean over a window and stands at its end, as in `traces.windows`. The windows of a kind's components
     are the same, of equal width, and begin with the first that is covered. One that samples do not cover (to 95 %) is
     left out; of a total, one that is not covered for every component of the kind.
 

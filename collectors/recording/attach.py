@@ -63,6 +63,9 @@ def attach(
 ) -> Capture:
     """Record a server that others are using and write the capture `out` of what it served from arrival to end.
 
+    Where nothing is listened to that tells requests apart (no spans, steps or stat logger), the capture has its series
+    alone.
+
     Args:
         url: the server, without a path.
         out: the folder to write, new or empty.
@@ -72,7 +75,7 @@ def attach(
 
     Raises:
         InputError: `out` cannot be written, or as `record_attached`.
-        CollectorError: as `record_attached`; or no request was seen, and what was recorded stays.
+        CollectorError: as `record_attached`; or no request was seen where some should be, and what was recorded stays.
     """
     check_new_folder(out)
     written = written_before(about)
@@ -101,9 +104,13 @@ def attach(
         raise
     time.sleep(FLUSHED_WITHIN_S)
     capture = finish_recording(recording)
-    if not capture.outcomes:
-        what = "no request was seen from arrival to end by the recorder (--steps), a span (--spans) or the stat logger"
-        raise CollectorError(f"{what}; what was recorded is in {recording}")
+    if not capture.outcomes and (about.steps or about.stats or otlp_port is not None):
+        raise CollectorError(
+            "no request was seen from arrival to end by the recorder (--steps), a span (--spans) or the stat logger, "
+            f"each of which is set up when the server starts; what was recorded is in {recording}, of which "
+            f"`servetwin collect finish {recording} --out {out}` makes a capture of its series; --no-spans asks for "
+            "these alone"
+        )
     write_capture(capture, out)
     shutil.rmtree(recording)
     return capture

@@ -20,7 +20,7 @@ import numpy as np
 
 from collectors.journal import Journal, read_journal
 from traces.decoding import decode_json
-from traces.errors import CollectorError
+from traces.errors import CollectorError, installs
 from traces.steps import Floats, Ints
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ async def kv_subscriber(journal: Journal, endpoints: Sequence[str], *, connect: 
         from zmq.constants import LINGER, RCVHWM, SUB
         from zmq.error import ZMQError
     except ImportError:
-        raise CollectorError("KV events need the extra attach: pip install 'servetwin[attach]'") from None
+        raise CollectorError(f"KV events need the extra attach: {installs('attach')}") from None
     context = Context()
     socket = context.socket(SUB)
     try:

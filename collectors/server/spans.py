@@ -21,7 +21,7 @@ import msgspec
 from collectors.journal import Journal, read_journal
 from collectors.request_ids import id_of_front_end
 from traces.decoding import decode_json
-from traces.errors import CollectorError
+from traces.errors import CollectorError, installs
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -290,7 +290,7 @@ def _request_type() -> Callable[[], Any]:
     try:
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
     except ImportError:
-        raise CollectorError("spans need the extra attach: pip install 'servetwin[attach]'") from None
+        raise CollectorError(f"spans need the extra attach: {installs('attach')}") from None
     return ExportTraceServiceRequest
 
 

@@ -85,6 +85,8 @@ def _calibrate_power(
         ("error of the windows that were fitted", f"{fitted.mape:.2%} of {fitted.n_windows}"),
         ("error of the others", rest),
     ]
+    if levels.n_before:
+        rows.append(("windows before second 0, in neither", str(levels.n_before)))
     console().print(table(f"Power, by {levels.steps} steps", ["", ""], rows))
 
 

@@ -65,7 +65,7 @@ def profile_list(
 
     Example: servetwin profile list --profiles my-profiles
     """
-    from harness.terminal.catalogue import KINDS, catalogue
+    from harness.terminal.catalogue import KINDS, catalogue, missing_tables
     from harness.terminal.console import console, table
 
     if kind not in (None, *KINDS):
@@ -77,6 +77,8 @@ def profile_list(
     columns = ["kind", "device", "model", "dtype", "engine", "source", "validated"]
     cells = [tuple("–" if row[column] is None else str(row[column]) for column in columns) for row in rows]
     console().print(table("What can be simulated", columns, cells))
+    if (missing := missing_tables()) is not None:
+        typer.echo(f"aiconfigurator: {missing}")
     typer.echo("How it was validated: docs/validity.md. Any other device: `source: external` (docs/profiles.md).")
 
 

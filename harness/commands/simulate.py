@@ -29,6 +29,7 @@ def simulate(
     Example: servetwin simulate scenario.yaml --out out/run --set engine.max_num_seqs=64
     """
     from harness.running.simulate import simulate_scenario, write_simulation
+    from harness.terminal.caveats import print_caveats
     from harness.terminal.progress import simulation_progress, stream_progress
     from harness.terminal.summary import print_summary
     from traces.capture import refuse_taken_folder
@@ -46,7 +47,11 @@ def simulate(
         with simulation_progress() as watch:
             simulation, figures = simulate_scenario(scenario, overrides or (), batches=batches, watch=watch)
         write_simulation(simulation, figures, out)
-    print_json(figures) if as_json else print_summary(figures)
+    if as_json:
+        print_json(figures)
+        return
+    print_summary(figures)
+    print_caveats(out)
 
 
 def validate(

@@ -20,6 +20,8 @@ def collectives_among(
     profile: Profile,
     topology: Topology | None,
     folders: Sequence[Path],
+    *,
+    sums: bool,
 ) -> CollectiveTimes:
     """Times among the devices of each group, where all groups exchange at once.
 
@@ -32,6 +34,7 @@ def collectives_among(
         profile: of its device.
         topology: the links between devices; None: not described.
         folders: where devices are looked up.
+        sums: whether anything is summed among them, which vLLM has a kernel for.
 
     Raises:
         InputError: links that are needed and not described, tables that lack the device or so many ranks, or vLLM's
@@ -42,7 +45,7 @@ def collectives_among(
     by_profile = asked.source is None and any(len(first) in by_ranks for by_ranks in measured.values())
     kind = None if topology is None else topology.link_kind(first)
     by_kind = not by_profile and asked.source != "aiconfigurator" and kind is not None
-    if asked.disable_custom_all_reduce and not by_kind:
+    if asked.disable_custom_all_reduce and sums and not by_kind:
         field, accepted = "collectives.disable_custom_all_reduce", "false, unless `fabric.link` tells what sums take"
         raise InputError("has no effect", field=field, found=True, accepted=accepted)
     if by_profile:
@@ -57,12 +60,16 @@ def collectives_among(
     if kind is None:
         return LinkCollectives(group)
     capability = find_device(spec.device, folders).compute_capability
-    return NcclCollectives(group, kind, capability, disable_custom_all_reduce=asked.disable_custom_all_reduce)
+    by_nccl_alone = asked.disable_custom_all_reduce or not sums
+    return NcclCollectives(group, kind, capability, disable_custom_all_reduce=by_nccl_alone)
 
 
 def described(topology: Topology | None) -> Topology:
     """The links. Raises InputError where there are none."""
     if topology is None:
-        accepted = "the links between devices, or a profile that measured collectives"
+        accepted = (
+            "the links between devices, as fabric: {kind: switch, bandwidth_bytes_per_s: 450e9, latency_s: 2e-6}, "
+            "perhaps with link: nvlink (docs/network.md); or a profile that measured collectives"
+        )
         raise InputError("is missing", field="fabric", accepted=accepted)
     return topology

@@ -50,6 +50,9 @@ def partition_of(
         _check_by_tokens(spec, profile)
     tensor, pipeline = spec.tensor_parallel_size, spec.pipeline_parallel_size
     ranks = spec.data_parallel_size if model.num_experts else 1
+    if tensor == 1 and spec.collectives.disable_custom_all_reduce:
+        message, accepted = "has no effect", "false where devices share no layer"
+        raise InputError(message, field="collectives.disable_custom_all_reduce", found=True, accepted=accepted)
     if tensor == pipeline == ranks == 1:
         return ALONE
     of_ranks = _shares_of_layers(places, tensor, pipeline)
@@ -57,16 +60,16 @@ def partition_of(
         message = "was measured for all tokens of a rank, of which each device has a share"
         raise ProfileError(message, file=profile.path, field="composition.per_layer", found=ROUTER)
 
-    def among(groups: Sequence[Sequence[Place]]) -> CollectiveTimes:
-        return collectives_among(groups, spec, profile, topology, folders)
+    def among(groups: Sequence[Sequence[Place]], *, sums: bool) -> CollectiveTimes:
+        return collectives_among(groups, spec, profile, topology, folders, sums=sums)
 
     return Partition(
         tensor,
         pipeline,
         ranks,
         spec.enable_expert_parallel,
-        among(of_ranks) if tensor > 1 else None,
-        among(expert_groups(of_ranks, split=split)) if ranks > 1 else None,
+        among(of_ranks, sums=True) if tensor > 1 else None,
+        among(expert_groups(of_ranks, split=split), sums=False) if ranks > 1 else None,
         _next_stage(places, tensor, pipeline, topology) if pipeline > 1 else None,
         split,
     )
@@ -80,7 +83,7 @@ def drafter_partition(
     if tensor == 1:
         return ALONE
     groups = _shares_of_layers(places, tensor, spec.pipeline_parallel_size)
-    return Partition(tensor, tensor=collectives_among(groups, spec, profile, topology, folders))
+    return Partition(tensor, tensor=collectives_among(groups, spec, profile, topology, folders, sums=True))
 
 
 def check_degrees(spec: InstanceSpec, model: ModelSpec) -> None:

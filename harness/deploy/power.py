@@ -27,9 +27,9 @@ from simulator.steps.power_cap import CappedModel
 from traces.capture import Capture
 from traces.decoding import Document
 from traces.outcome import Status
-from traces.series import Grid, grid_over
 from traces.statistics import STATISTICS, statistic
 from traces.steps import Floats
+from traces.windows import Grid, grid_over
 
 
 @dataclass(frozen=True, slots=True)

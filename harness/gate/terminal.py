@@ -9,15 +9,13 @@ from harness.terminal.console import console, table
 
 def print_checked(checked: Checked) -> None:
     """Print every scenario: its fidelity, what else did not pass, how many figures did what; notes where it failed."""
-    from rich.markup import escape
-
     out = console()
     for scenario in checked.scenarios:
-        title = escape(f"{scenario.name}: {'PASSED' if scenario.passed else 'FAILED'}, {tally(scenario)}")
-        rows = [tuple(escape(cell) for cell in cells(verdict)) for verdict in shown(scenario)]
+        title = f"{scenario.name}: {'PASSED' if scenario.passed else 'FAILED'}, {tally(scenario)}"
+        rows = [cells(verdict) for verdict in shown(scenario)]
         out.print(table(title, list(COLUMNS), rows) if rows else f"{title}\n")
         if not scenario.passed:
             for note in scenario.notes:
-                out.print(f"note: {note}", style="dim", markup=False)
+                out.print(f"note: {note}", style="dim")
             out.print()
-    out.print(f"\n{headline(checked)}", markup=False)
+    out.print(f"\n{headline(checked)}")

@@ -114,5 +114,6 @@ def _count(value: int | None) -> str:
 
 def _sums(figures: dict[str, Any]) -> str:
     names = ("prompt_tokens", "output_tokens", "cached_tokens", "prefix_hit_rate", "num_preemptions", "steps")
-    lines = [*energy_lines(figures.get("energy")), *slo_lines(figures.get("slo")), *cost_lines(figures.get("cost"))]
+    lines = [*energy_lines(figures.get("energy")), *slo_lines(figures.get("slo"), figures["n_requests"])]
+    lines += cost_lines(figures.get("cost"))
     return facts({name: figures.get(name) for name in names}) + notes(lines)

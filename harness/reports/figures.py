@@ -16,7 +16,7 @@ from harness.reports.colours import colours
 from harness.reports.plotly_chart import dash_of
 from harness.reports.report import page_of
 from traces.capture import new_folder
-from traces.errors import InputError
+from traces.errors import InputError, installs
 
 Format = Literal["png", "svg", "pdf"]
 
@@ -146,6 +146,5 @@ def _matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError:
-        message = "figures need the extra: pip install 'servetwin[figures]'"
-        raise InputError(message) from None
+        raise InputError(f"figures need the extra: {installs('figures')}") from None
     return matplotlib

@@ -10,7 +10,8 @@ import numpy as np
 from harness.reports.chart import Chart, Line
 from harness.reports.latencies import Run
 from traces.capture import Capture, Series
-from traces.series import Grid, derive, grid_over
+from traces.series import derive
+from traces.windows import Grid, grid_over
 
 WIDTHS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 21600.0)
 """Widths of windows that a reader can think in."""
@@ -25,6 +26,7 @@ TITLES = {
     "prefix_hit_rate": "prefix hit rate so far (share)",
     "gpu_memory_bytes": "device memory with content (bytes)",
     "power_w": "power (W)",
+    "power_w.devices": "power of devices (W)",
 }
 """Axes; the charts stand in this order, and what else was recorded after them."""
 

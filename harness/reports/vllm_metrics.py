@@ -15,8 +15,9 @@ from prometheus_client import Metric
 from traces.capture import Capture
 from traces.metrics import requests
 from traces.outcome import Outcome, Status
-from traces.series import Grid, kv_usage, n_running, n_waiting
+from traces.series import kv_usage, n_running, n_waiting
 from traces.steps import STEP_COLUMNS, Floats, Steps, steps_from_columns
+from traces.windows import Grid
 
 Happened = tuple[Floats, Floats]
 """When something happened, ascending, and how much each time; [n] each."""

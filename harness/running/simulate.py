@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from harness.deploy.asked import located
-from harness.deploy.deployment import with_run_notes
+from harness.deploy.deployment import Deployment, with_run_notes
 from harness.deploy.power import energy_of, request_energy_csv, with_power
 from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import Scenario, read_scenario
+from harness.running.arrivals import arrival_figures
 from harness.running.predicted import interval_notes, predicted
 from harness.running.predicted import run as simulate_deployed
 from harness.running.priced import priced
@@ -24,6 +26,7 @@ from traces.capture import new_folder, write_capture
 from traces.errors import InputError
 from traces.formats import read_any_trace
 from traces.metrics import summary
+from traces.outcome import Outcome
 from traces.trace import Trace
 
 
@@ -73,7 +76,7 @@ def simulate_trace(
     energy = None if deployment.power is None else energy_of(run, deployment.power)
     if energy is not None:
         capture = with_power(capture, energy)
-    figures = summary(capture)
+    figures = summary(capture) | _arrivals(capture.outcomes, trace, deployment)
     figures |= priced(scenario, capture, energy, deployment.cluster.engines)
     if served is not None and deployment.calibration is not None:
         ids = [outcome.request_id for outcome in capture.outcomes]
@@ -87,6 +90,17 @@ def simulate_trace(
     }
     request_j = None if energy is None else energy.request_j
     return replace(run, capture=capture, request_j=request_j), figures
+
+
+def _arrivals(outcomes: Sequence[Outcome], trace: Trace, deployment: Deployment) -> dict[str, Any]:
+    follows = deployment.cluster.concurrency is not None or any(
+        row.after is not None or row.delay_s is not None for row in trace.rows
+    )
+    return arrival_figures(
+        np.array([outcome.arrival_s for outcome in outcomes], dtype=np.float64),
+        np.array([outcome.finish_s for outcome in outcomes], dtype=np.float64),  # None becomes NaN
+        is_open=not follows,
+    )
 
 
 def write_simulation(simulation: Simulation, figures: dict[str, Any], out: Path) -> None:

@@ -1,7 +1,8 @@
 """A scenario of any length to a simulated capture: read, served and written piece by piece.
 
 The capture has no steps, and so no series of the engines' state; everything else is what `simulate.py` writes.
-Memory holds the requests in flight, and of each finished one the six numbers that its percentiles take.
+Memory holds the requests in flight, of each finished one the six numbers that its percentiles take, and the arrival and
+the end of each.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from harness.deploy.asked import located
 from harness.deploy.deployment import Deployment, with_run_notes
 from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import Scenario, read_scenario
+from harness.running.arrivals import arrival_figures
 from harness.terminal.progress import StreamWatch
 from simulator.front_end import DIRECT
 from simulator.stream import Stream
@@ -120,6 +122,8 @@ class Figures:
         self._values: dict[str, list[Floats]] = {name: [] for name in (*LATENCIES, *STAGES) if name != "itl_s"}
         self._gaps = Gaps()
         self._first_arrival_s, self._last_finish_s = np.inf, -np.inf
+        self._arrivals_s: list[Floats] = []
+        self._ends_s: list[Floats] = []
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Take in a piece."""
@@ -131,6 +135,8 @@ class Figures:
             self._totals[name] += sum(getattr(outcome, name) for outcome in finished)
         self._first_arrival_s = min(self._first_arrival_s, min(outcome.arrival_s for outcome in outcomes))
         self._last_finish_s = max([self._last_finish_s, *(o.finish_s for o in finished if o.finish_s is not None)])
+        self._arrivals_s.append(np.array([outcome.arrival_s for outcome in outcomes], dtype=np.float64))
+        self._ends_s.append(np.array([outcome.finish_s for outcome in outcomes], dtype=np.float64))  # None becomes NaN
         found = samples(outcomes)
         self._gaps.add(found.pop("itl_s"))
         for name, values in found.items():
@@ -141,7 +147,8 @@ class Figures:
         return [] if self._gaps.are_exact else ["percentiles of itl_s are right to 0.1 %"]
 
     def summary(self) -> dict[str, Any]:
-        """As `traces.metrics.summary`."""
+        """As `traces.metrics.summary`, with `arrival_figures`."""
+        arrivals_s, ends_s = (np.concatenate([np.zeros(0), *parts]) for parts in (self._arrivals_s, self._ends_s))
         n_requests, n_finished = sum(self._status.values()), self._status[Status.FINISHED]
         values = {name: np.concatenate([np.zeros(0), *parts]) for name, parts in self._values.items()}
         latencies = {
@@ -162,7 +169,7 @@ class Figures:
             "cached_tokens": totals["cached_tokens"] if n_finished else None,
             "prefix_hit_rate": totals["cached_tokens"] / totals["prompt_tokens"] if n_finished else None,
             "num_preemptions": totals["num_preemptions"] if n_finished else None,
-        }
+        } | arrival_figures(arrivals_s, ends_s)
 
     def _rates(self, n_finished: int) -> dict[str, float | None]:
         """As `traces.metrics.throughput`."""

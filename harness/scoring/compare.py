@@ -14,19 +14,11 @@ from harness.descriptions.scenario import Scenario
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES, itl_by_request, requests, throughput
 from traces.outcome import Outcome, Status
-from traces.series import (
-    GAP_INTERVALS,
-    Grid,
-    derive,
-    grid_over,
-    is_before_second_0,
-    log_phase,
-    power_windows,
-    scored_windows,
-    series_mape,
-)
+from traces.series import derive
+from traces.series_error import log_phase, series_mape
 from traces.statistics import STATISTICS, pooled_error_ci, relative_error_ci, statistic
 from traces.steps import Floats, Mask
+from traces.windows import GAP_INTERVALS, Grid, grid_over, is_before_second_0, power_windows, scored_windows
 
 PAIRED = ("ttft_s", "tpot_s", "e2el_s")
 POWER = ("power_w", "power_w.devices")
@@ -107,7 +99,8 @@ def compare(
     if measured.outcomes or not measured.series:
         own = _reasons(pairs, left_out)
     else:
-        own = [] if any(series.values()) else [_unscored_series(measured)]
+        scored = [name for name, error in series.items() if error is not None]
+        own = _outside(measured, simulated, scored) if scored else [_unscored_series(measured)]
     why = [*reasons, *measured.meta.reasons, *own]
     return {
         "valid": not why,
@@ -146,6 +139,21 @@ def _power_notes(grid: Grid) -> Iterator[str]:
         )
     if n_before := int(np.count_nonzero(is_before_second_0(grid))):
         yield f"not simulated, and not scored: {n_before} rows that stand for time before second 0"
+
+
+def _outside(measured: Capture, simulated: Capture, scored: Sequence[str]) -> list[str]:
+    """Which scored series are of no time in which a request was served, as when their second 0 is another's."""
+    reasons = []
+    for name in scored if simulated.outcomes else ():
+        grid = scored_windows(measured.series[name], name)
+        if grid is None or (_served(simulated.outcomes, grid) & ~is_before_second_0(grid)).any():
+            continue
+        begin_s, end_s = float(grid.begins_s()[0]), float(grid.ends_s()[-1])
+        reasons.append(
+            f"{name}: no row of its {grid.n}, from {begin_s:.6g} to {end_s:.6g} s, is of time in which a request was "
+            "served: see what second 0 of the trace is in the log (--zero)"
+        )
+    return reasons
 
 
 def _unscored_series(measured: Capture) -> str:
@@ -245,7 +253,7 @@ def _series_errors(measured: Capture, simulated: Capture, scored: Sequence[Outco
 
     With `scored`, only windows in which one of these requests was served. Of power whose rows are uneven, also the time
     by which they weigh. A capture of series alone says nothing of how their clock stands to the requests': then also
-    the error in their phase (`traces.series.log_phase`).
+    the error in their phase (`traces.series_error.log_phase`).
     """
     errors: dict[str, Any] = dict.fromkeys(SERIES)
     derived = derive(measured, grid_over(measured))

@@ -68,16 +68,16 @@ def progress_text(now: Progress, took_s: float) -> str:
 
 
 def _print_study(record: dict[str, Any], progress: Progress) -> None:
-    from harness.sweeps.front_table import front_rows
+    from harness.sweeps.front_table import counted, front_table, nearest_miss
 
     out = console()
-    points = record["points"]
-    keys = list(dict.fromkeys(key for point in points for key in point["overrides"]))
-    names = list(record["objectives"])
-    out.print(table("Points that no other beats", ["point", *keys, *names], front_rows(record, keys, names)))
-    failed = [point for point in points if point["reason"] is not None]
-    before = f", {progress.n_known} of them from before" if progress.n_known else ""
-    out.print(f"{len(points)} points{before}: {len(record['front'])} on the front, {len(failed)} failed")
+    columns, rows = front_table(record)
+    if rows:
+        out.print(table("Points that no other beats", columns, rows))
+    out.print(counted(record, progress.n_known))
+    if (nearest := nearest_miss(record)) is not None:
+        out.print(nearest, markup=False)
+    failed = [point for point in record["points"] if point["reason"] is not None]
     for point in failed[:MOST_FAILURES]:
         out.print(f"point {point['point']} failed: {point['reason']}")
     if len(failed) > MOST_FAILURES:

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.sweeps.fingerprint import Fingerprints
 from harness.sweeps.points import Inputs, Point, Result, simulate_point
-from traces.errors import EngineError, InputError, ServetwinError
+from traces.errors import EngineError, InputError, ServetwinError, installs
 
 ADDRESS = "RAY_ADDRESS"
 """Ray's own variable: `auto`, or host:port."""
@@ -121,6 +121,6 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        accepted = "servetwin[ray], or local"
+        accepted = f"{installs('ray')}; or local"
         raise InputError("Ray is not installed", field="--executor", found="ray", accepted=accepted) from None
     return ray

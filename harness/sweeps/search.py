@@ -13,7 +13,7 @@ from harness.sweeps.pareto import ranked
 from harness.sweeps.space import Overrides, Range, Ranges, distinct, drawn
 from harness.sweeps.study import SearchFile, StudyFile
 from harness.sweeps.trials import Trial, Trials
-from traces.errors import InputError
+from traces.errors import InputError, installs
 
 AT_ONCE = 4
 """Points that `tpe` chooses together: enough for a few workers, few enough to learn from."""
@@ -120,6 +120,7 @@ def _optuna() -> Any:
         import optuna
     except ImportError:
         message = "method tpe needs Optuna 5 or later, which is not installed"
-        raise InputError(message, field="search.method", accepted="servetwin[search], or successive_halving") from None
+        accepted = f"{installs('search')}; or successive_halving"
+        raise InputError(message, field="search.method", accepted=accepted) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it writes a line per trial to the terminal
     return optuna

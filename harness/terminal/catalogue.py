@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
+from profiles.aiconfigurator_tables import DEVICES, PACKAGE, core_version
 from profiles.catalog import BUNDLED, list_devices, list_profiles, with_bundled
 from profiles.device import DeviceSpec
 from traces.decoding import decode_yaml
-from traces.errors import EngineError
+from traces.errors import EngineError, installs
 
 VALIDITY = BUNDLED / "validity.yaml"
 
@@ -50,7 +51,8 @@ def catalogue(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """One row for each profile that is there, and for each device that a source describes. Raises InputError.
 
     Each row has the `kind` of source to ask for, device, model, types, engine, who measured it and when (`source`,
-    `recorded_at`), `path` of a profile, and how well it was `validated`, with the `section` of docs/validity.md.
+    `recorded_at`), `path` of a profile, and how well it was `validated`, with the `section` of docs/validity.md. A row
+    of aiconfigurator's with a `path` is a profile: it is found as measured ones are.
     """
     everywhere = with_bundled(folders)
     findings = decode_yaml(VALIDITY, Findings).entries
@@ -62,21 +64,35 @@ def catalogue(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _measured(folders: Sequence[Path]) -> list[dict[str, Any]]:
     names = ("device", "model", "dtype", "kv_cache_dtype", "engine", "recorded_at", "source")
     return [
-        {"kind": "measured", **{name: getattr(info.meta, name) for name in names}, "path": str(info.path)}
+        {"kind": _kind(info.meta.source), **{n: getattr(info.meta, n) for n in names}, "path": str(info.path)}
         for info in list_profiles(folders)
     ]
+
+
+def _kind(source: str) -> str:
+    """Of a profile's times: imported tables are in a profile's folder and are still nobody's measurement here."""
+    return "aiconfigurator" if source.startswith(PACKAGE) else "measured"
+
+
+def missing_tables() -> str | None:
+    """What aiconfigurator's tables would add and how to install them; None where they are installed."""
+    try:
+        core_version()
+    except EngineError:
+        return f"not installed, would add {', '.join(DEVICES)}: {installs('aiconfigurator')}"
+    return None
 
 
 def _aiconfigurator(devices: Sequence[DeviceSpec]) -> list[dict[str, Any]]:
     """Devices of which aiconfigurator-core has tables; none without that extra."""
     from profiles.aiconfigurator import GEMMS
-    from profiles.aiconfigurator_tables import core_version, current_version, product_types, systems
+    from profiles.aiconfigurator_tables import current_version, product_types, systems
 
     try:
         there = systems()
     except EngineError:
         return []
-    source, rows = f"aiconfigurator-core {core_version()}", []
+    source, rows = f"{PACKAGE} {core_version()}", []
     for device in devices:
         system = next((name for name in (device.name, *device.aliases) if name in there), None)
         if system is not None:
@@ -96,6 +112,12 @@ def _roofline(devices: Sequence[DeviceSpec]) -> list[dict[str, Any]]:
 def _row(kind: str, device: str, model: str, dtype: str, source: str) -> dict[str, Any]:
     row = {"kind": kind, "device": device, "model": model, "dtype": dtype, "kv_cache_dtype": "auto, fp8"}
     return {**row, "engine": None, "recorded_at": None, "source": source, "path": None}
+
+
+def validated(kind: str, device: str, model: str) -> str | None:
+    """What docs/validity.md has found of times of that kind, in short; None where it says nothing."""
+    row = {"kind": kind, "source": None, "device": device, "model": model}
+    return _validated(row, decode_yaml(VALIDITY, Findings).entries)["validated"]
 
 
 def _validated(row: dict[str, Any], findings: Sequence[Finding]) -> dict[str, str | None]:

@@ -16,11 +16,13 @@ WIDTH = 160
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The terminal; plain text of a fixed width when it is none."""
+    """The terminal; plain text of a fixed width when it is none. What stands in brackets or colons is printed so."""
     from rich.console import Console
 
-    found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH)
+    found = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not found.is_terminal:
+        found = Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=WIDTH)
+    return found
 
 
 def table(title: str, columns: list[str], rows: Sequence[tuple[str, ...]]) -> Table:

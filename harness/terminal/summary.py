@@ -1,4 +1,4 @@
-"""One run's figures in the terminal: latencies, rates, what was drafted, and what it drew and cost."""
+"""One run's figures in the terminal: latencies, who did not finish, rates, what was drafted, drawn and paid."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from harness.terminal.console import console, table
 from harness.terminal.words import LABELS, seconds
+from traces.outcome import Status
 
 _PER = (("j_per_token", "token"), ("j_per_output_token", "output token"), ("j_per_request", "request"))
 
@@ -25,14 +26,44 @@ def print_summary(figures: dict[str, Any]) -> None:
         for name in ("output_tokens_per_s", "duration_s")
         if figures["metrics"][name]
     ]
+    for line in unfinished_lines(figures):
+        out.print(line)
     out.print(", ".join([*shown, *rates]))
     for line in (
+        *arrival_lines(figures),
         *speculation_lines(figures.get("speculation")),
         *energy_lines(figures.get("energy")),
-        *slo_lines(figures.get("slo")),
+        *slo_lines(figures.get("slo"), figures["n_requests"]),
         *cost_lines(figures.get("cost")),
     ):
         out.print(line)
+
+
+def unfinished_lines(figures: dict[str, Any]) -> list[str]:
+    """How many requests ended otherwise than with all their tokens, by how; nothing where none did."""
+    n_finished, n_requests = figures["n_finished"], figures["n_requests"]
+    others = {name: n for name, n in figures["requests"].items() if name != Status.FINISHED.value and n}
+    if not others:
+        return []
+    (first, n), *rest = others.items()
+    parts = [f"{n} of {n_requests} requests {first}", *(f"{n} {name}" for name, n in rest)]
+    return [f"{', '.join(parts)}: the figures are of the {n_finished} that finished"]
+
+
+def arrival_lines(figures: dict[str, Any]) -> list[str]:
+    """The offered rate beside the served one, and whether the engines kept up; nothing where arrivals follow them."""
+    offered = figures.get("requests_offered_per_s")
+    if offered is None:
+        return []
+    served, there = figures["metrics"]["requests_per_s"], figures["in_system"]
+    of_served = "none served" if served is None else f"{served:.4g} served to the last finish"
+    lines = [f"requests per second: {offered:.4g} offered to the last arrival, {of_served}"]
+    if not there["is_steady"]:
+        lines.append(
+            f"not steady: {there['at_last_arrival']} requests in the system at the last arrival, {there['halfway']} "
+            "halfway through the arrivals; a longer trace may wait longer"
+        )
+    return lines
 
 
 def speculation_lines(speculation: dict[str, Any] | None) -> list[str]:
@@ -57,12 +88,13 @@ def energy_lines(energy: dict[str, Any] | None) -> list[str]:
     return [f"energy {energy['total_j']:.4g} J{mean}: {parts}", *([", ".join(per)] if per else []), *lines]
 
 
-def slo_lines(slo: dict[str, Any] | None) -> list[str]:
-    """How many requests met the objective."""
+def slo_lines(slo: dict[str, Any] | None, n_requests: int) -> list[str]:
+    """How many of all requests met the objective."""
     if slo is None or slo["n_meeting"] is None:
         return [] if slo is None else ["slo: not known, a limited duration was not measured"]
     goodput = slo["goodput_per_s"]  # null where no time passed, as when no request finished
-    return [f"slo met by {slo['n_meeting']} requests" + ("" if goodput is None else f", {goodput:.4g} per second")]
+    met = f"slo met by {slo['n_meeting']} of {n_requests} requests"
+    return [met + ("" if goodput is None else f", {goodput:.4g} per second")]
 
 
 def cost_lines(cost: dict[str, Any] | None) -> list[str]:

@@ -12,6 +12,7 @@ LABELS = {
     "decode_s": "decode time",
     "output_tokens_per_s": "output tokens/s",
     "power_w": "power",
+    "power_w.devices": "power of devices",
     "kv_usage": "KV use",
     "prefix_hit_rate": "prefix hit rate",
     "duration_s": "duration",

@@ -7,6 +7,7 @@ trees, which win between nodes, and the sums of NVLink switches (NVLS) are left 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,7 @@ class Protocol:
 LL = Protocol(6.6e-6, {"nvlink": 0.6e-6, "pcie": 1.0e-6}, 0.5)
 LL128 = Protocol(14.0e-6, {"nvlink": 1.9e-6}, 0.92)
 SIMPLE = Protocol(8.4e-6, {"nvlink": 3.4e-6, "pcie": 5.7e-6}, 1.0)
+PROTOCOLS = (LL, LL128, SIMPLE)
 
 LL_BYTES_PER_S = {7: 39.0e9, 8: 87.7e9, 9: 141.0e9, 10: 282.0e9}
 """The most that LL moves in a node, by compute capability (`llMaxBws`); 10: that and later ones."""
@@ -44,6 +46,9 @@ LL_BYTES_PER_S = {7: 39.0e9, 8: 87.7e9, 9: 141.0e9, 10: 282.0e9}
 NVLINK_SHARE = {7: 20.0 / 25, 8: 20.0 / 25, 9: 20.6 / 25, 10: 40.1 / 50}
 """What NCCL counts on of a link's bandwidth, by compute capability (2.30 `src/graph/topo.h`, SM80_NVLINK_BW and others,
 over the datasheets' 25 and 50 GB/s each way)."""
+
+BRIDGE_SHARE = 12.0 / 14.0625
+"""The same of 8.6, workstations in pairs (SM86_NVLINK_BW over the 14.0625 GB/s of a link of theirs)."""
 
 PCIE_SHARE = 12.0 / 15.75
 """The same of PCIe (topo.h, PCI_BW: 12 GB/s of a third generation's 16 lanes)."""
@@ -55,9 +60,10 @@ KERNEL_BYTES = 8192 * 1024
 
 KERNEL_SHOT_S = 5.5e-6
 KERNEL_SHARE = 0.64
-"""What vLLM's kernel takes in a CUDA graph: so long a shot, and bytes at so much of the links' bandwidth. Least squares
-of the logarithm over aiconfigurator-core 0.12's tables of six devices, 2 to 8 ranks, 1 KiB to 8 MiB; a device that is
-left out of it is met within 5 to 35 % (`tests/benchmarks/collectives.py`)."""
+"""What vLLM's kernel takes in a CUDA graph: so long a shot, and bytes at so much of the links' bandwidth. (An eager
+engine copies first, which is left out.) Least squares of the logarithm over aiconfigurator-core 0.12's tables of six
+devices, 2 to 8 ranks, 1 KiB to 8 MiB; a device that is left out of it is met within 5 to 35 %
+(`tests/benchmarks/collectives.py`)."""
 
 
 class NcclCollectives:
@@ -75,21 +81,17 @@ class NcclCollectives:
             disable_custom_all_reduce: NCCL sums everything (vLLM's option of that name).
 
         Raises:
-            InputError: NVLink between devices whose compute capability is not known, or older than Volta's.
+            InputError: devices whose compute capability is not known, or older than Volta's.
         """
         self._group, self._kind = group, kind
         generation = min(10, int(float(compute_capability or 0)))
-        if kind == "nvlink" and generation not in NVLINK_SHARE:
-            accepted = "a device whose file says a compute_capability of 7.0 or more, or no `link`"
-            raise InputError(
-                field="fabric.link", found=f"nvlink, compute capability {compute_capability}", accepted=accepted
-            )
-        self._share = NVLINK_SHARE[generation] if kind == "nvlink" else PCIE_SHARE
+        if generation not in NVLINK_SHARE:
+            found = f"{kind}, compute capability {compute_capability}"
+            accepted = "an NVIDIA device of 7.0 or more, or no link"
+            raise InputError(field="fabric.link", found=found, accepted=accepted)
+        nvlink_share = BRIDGE_SHARE if compute_capability == "8.6" else NVLINK_SHARE[generation]
+        self._share = nvlink_share if kind == "nvlink" else PCIE_SHARE
         self._most_ll = LL_BYTES_PER_S[generation] if kind == "nvlink" else np.inf
-        by_bridge = compute_capability in ("8.6", "8.9")  # NCCL leaves LL128 to 7.0, 8.0, 9.0 and later ones
-        self._protocols = [
-            one for one in (LL, LL128, SIMPLE) if kind in one.step_s and not (by_bridge and one is LL128)
-        ]
         self._has_kernel = not disable_custom_all_reduce and kernel_sums(group, kind)
 
     def all_reduce_s(self, n_bytes: Bytes) -> Floats:
@@ -110,9 +112,12 @@ class NcclCollectives:
         return self.all_gather_s(n_bytes)
 
     def all_to_all_s(self, n_bytes: Bytes) -> Floats:
-        """Each rank has `n_bytes`, an equal part of them for each rank; all are sent at once, in one step."""
+        """Each rank has `n_bytes`, an equal part of them for each rank; all are sent at once.
+
+        NCCL's model has none: one step is taken, and no LL128, which its sends do not use.
+        """
         n, whole = self._group.n_ranks, np.asarray(n_bytes, dtype=np.float64)
-        return self._fastest(min(1, n - 1), whole / n, self._group.pair.bandwidth_bytes_per_s)
+        return self._fastest(min(1, n - 1), whole / n, self._group.pair.bandwidth_bytes_per_s, (LL, SIMPLE))
 
     def count(self, operation: Operation, n_bytes: float, times: int) -> None:
         """Nothing: formulas have no range."""
@@ -121,24 +126,24 @@ class NcclCollectives:
         """Where the times are from."""
         kernel = ", and vLLM's kernel for sums below 8 MiB" if self._has_kernel else ""
         return (
-            f"collectives of {self._group.n_ranks} ranks are not measured: NCCL's own model of {self._kind}, "
+            f"collectives of {self._group.n_ranks} ranks: by NCCL's own model of {self._kind}, "
             f"{self._group.ring.bandwidth_bytes_per_s / 1e9:g} GB/s from rank to rank{kernel}",
         )
 
-    def _fastest(self, steps: int, sent: Floats, bandwidth_bytes_per_s: float) -> Floats:
+    def _fastest(
+        self, steps: int, sent: Floats, bandwidth_bytes_per_s: float, among: Sequence[Protocol] = PROTOCOLS
+    ) -> Floats:
         """Of the protocols, for so many steps in which a rank sends `sent` bytes in all; a rank alone calls nobody."""
         if not steps:
             return 0 * sent
         counted = self._share * bandwidth_bytes_per_s
-        times_s = [
-            one.call_s + steps * one.step_s[self._kind] + sent / self._bytes_per_s(one, counted)
-            for one in self._protocols
-        ]
+        times_s = []
+        for one in among:
+            if self._kind in one.step_s:
+                bytes_per_s = min(one.share * counted, self._most_ll if one is LL else np.inf)
+                times_s.append(one.call_s + steps * one.step_s[self._kind] + sent / bytes_per_s)
         fastest: Floats = np.min(times_s, axis=0)
         return fastest
-
-    def _bytes_per_s(self, protocol: Protocol, counted: float) -> float:
-        return min(self._most_ll, protocol.share * counted) if protocol is LL else protocol.share * counted
 
 
 # -- vLLM's own all-reduce -------------------------------------------------------------------------------------------

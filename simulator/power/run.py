@@ -23,8 +23,8 @@ from simulator.power.curves import Curve, Spans, constant, spread, summed
 from simulator.power.nodes import COMPONENTS, NodePower
 from simulator.power.sent import BITS, Sent, sent_beside
 from traces.capture import Series
-from traces.series import Grid
 from traces.steps import Batches, Floats, Ints, Steps
+from traces.windows import Grid
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from simulator.scheduling.speculation import (
     no_speculation,
     together,
 )
-from traces.errors import EngineError
+from traces.errors import EngineError, installs
 from traces.steps import Ints
 from traces.trace import TraceRow
 
@@ -80,7 +80,7 @@ class Oracle:
         if importlib.util.find_spec("vllm") is None:
             raise EngineError(
                 "scheduler 'vllm' needs vllm in the environment that runs servetwin, and it is not installed there; "
-                "install servetwin[vllm], or servetwin into the environment that has vllm, or use scheduler 'native'"
+                f"{installs('vllm')}, or servetwin into the environment that has vllm, or use scheduler 'native'"
             )
         for name, value in (("VLLM_NO_USAGE_STATS", "1"), ("HF_HUB_OFFLINE", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
             os.environ.setdefault(name, value)

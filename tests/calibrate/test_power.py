@@ -13,7 +13,7 @@ from simulator.power.run import Machine, power_run
 from tests.simulator.test_power import record
 from traces.capture import Series
 from traces.errors import InputError
-from traces.series import Grid
+from traces.windows import Grid
 
 TRUE = DevicePower(idle_w=30, standby_w=95, standby_s=6, active_w=280)
 START = DevicePower(idle_w=30, standby_w=60, standby_s=6, active_w=400)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -82,8 +83,8 @@ def test_the_report_is_one_file_that_needs_no_network(scenario: Path, tmp_path: 
 
 def test_a_run_of_which_nothing_finishes_has_a_summary(tmp_path: Path) -> None:
     printed = ok("simulate", EXAMPLES / "power.yaml", "--set", "deadline_s=0.001", "--out", tmp_path / "run")
-    assert "n_finished 0" in printed
-    assert "slo met by 0 requests\n" in printed
+    assert "\n90 of 90 requests aborted: the figures are of the 0 that finished\nn_requests 90, n_finished 0" in printed
+    assert "slo met by 0 of 90 requests\n" in printed
     assert re.search(r"^cost [\d.]+ USD$", printed, flags=re.MULTILINE)
 
 
@@ -110,6 +111,10 @@ def test_the_looking_commands(scenario: Path, tmp_path: Path) -> None:
     ok("collect", "recorder", "--out", tmp_path / "recorder.py")
     compile((tmp_path / "recorder.py").read_text(), "recorder.py", "exec")
     assert "Python" in ok("doctor")
+
+
+def test_it_says_its_version() -> None:
+    assert ok("--version") == f"servetwin {version('servetwin')}\n"
 
 
 @pytest.mark.parametrize("command", ["simulate", "validate", "trace show", "profile import", "capture import", "demo"])
@@ -191,7 +196,7 @@ WRONG = {
     ),
     "devices that nothing ties together": (
         edit("scenario.yaml", "device: TESTGPU", "device: TESTGPU\n      tensor_parallel_size: 2"),
-        r"scenario.yaml:4: field 'fabric': is missing: accepted: the links between devices",
+        r"scenario.yaml:4: field 'fabric': is missing: accepted: the links between devices, as fabric: {kind: sw",
     ),
     "experts in a dense model": (
         edit("scenario.yaml", "device: TESTGPU", "device: TESTGPU\n      enable_expert_parallel: true"),

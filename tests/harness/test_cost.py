@@ -88,7 +88,7 @@ def test_a_scenario_says_objective_and_prices(tmp_path: Path) -> None:
     assert found["cost"]["notes"] == ["energy is not known: the cluster says nothing of power"]
     assert cost_lines(found["cost"])[0].startswith("cost not known")
     assert energy_lines(found["energy"]) == []
-    assert slo_lines(found["slo"])[0].startswith("slo met by 40 requests")
+    assert slo_lines(found["slo"], 40)[0].startswith("slo met by 40 of 40 requests, ")
 
 
 @pytest.mark.parametrize(

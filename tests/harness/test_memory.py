@@ -13,7 +13,8 @@ from harness.deploy.memory import scenario_memory
 from harness.running.simulate import simulate_scenario
 from tests.measured_memory import memory_errors
 from traces.errors import CapacityError
-from traces.series import derive, grid_over
+from traces.series import derive
+from traces.windows import grid_over
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 

@@ -20,7 +20,7 @@ from tests.measured_near_memory import peer, simulated
 from tests.pages import shown_and_printed
 from traces.errors import InputError
 from traces.formats import read_any_trace
-from traces.series import grid_over
+from traces.windows import grid_over
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 EXAMPLE = EXAMPLES / "near_memory.yaml"

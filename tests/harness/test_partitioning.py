@@ -8,10 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from harness.deploy.collectives import collectives_among
 from harness.deploy.deployment import deploy
 from harness.deploy.partitioning import partition_of
 from harness.descriptions.cluster import InstanceSpec
 from harness.descriptions.scenario import read_scenario
+from profiles.catalog import BUNDLED
 from profiles.llmservingsim import import_profiles
 from profiles.model import ModelSpec
 from simulator.engine import Engine
@@ -21,7 +23,7 @@ from tests.harness.test_cluster import own
 from tests.pages import shown_and_printed
 from tests.profiles.bundles import write_bundle
 from tests.simulator.plans import decode_plan
-from traces.errors import ProfileError
+from traces.errors import InputError, ProfileError
 
 NAME = "tensor_parallel_experts"
 LAYERS = 48
@@ -116,3 +118,31 @@ def test_a_router_that_was_measured_for_all_tokens_is_refused_where_they_are_spl
     assert not partition_of(spec, model, profile, places, links).use_sequence_parallel_moe
     with pytest.raises(ProfileError, match=r"'composition.per_layer': was measured for all tokens of a rank"):
         partition_of(spec, model, profile, places, links, split=True)
+
+
+def test_groups_that_talk_at_once_share_a_bus_whatever_its_kind(tmp_path: Path) -> None:
+    (profile,) = import_profiles(write_bundle(tmp_path / "bundle"))
+    read = own(tmp_path, "instances: [{model: m, device: d}]\n")
+    spec = InstanceSpec("m", "H100-SXM", {}, read.document, ("instances", 0), tensor_parallel_size=2)
+    pairs = [[Place(0, 0), Place(0, 1)], [Place(0, 2), Place(0, 3)]]
+    for link in ("pcie", None):
+        links = Topology(TopologyFile((NodeFile(4, FabricFile("bus", 1e9, 1e-6, link)),)))  # type: ignore[arg-type]
+        alone, both = (
+            collectives_among(groups, spec, profile, links, [BUNDLED], sums=True) for groups in (pairs[:1], pairs)
+        )
+        assert both.all_gather_s(1e9) == pytest.approx(2 * alone.all_gather_s(1e9), rel=1e-3)
+
+
+def test_what_is_only_gathered_and_scattered_has_no_kernel_of_vllms() -> None:
+    by_kind = ["cluster.fabric.link=nvlink"]
+    tensor, data = (one for one in note_lines(*by_kind) if one.startswith("collectives of"))
+    assert tensor.endswith("vLLM's kernel for sums below 8 MiB")
+    assert data.endswith("from rank to rank")
+    key = "cluster.instances.0"
+    off = [f"{key}.collectives.disable_custom_all_reduce=true", f"{key}.tensor_parallel_size=1"]
+    with pytest.raises(InputError, match=r"disable_custom_all_reduce': has no effect: .* share no layer"):
+        engine(*by_kind, *off)
+
+
+def note_lines(*overrides: str) -> tuple[str, ...]:
+    return deploy(read_scenario(EXAMPLES / f"{NAME}.yaml", overrides)).notes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -16,7 +17,7 @@ from tests.engines import trace
 from tests.harness.test_power import scenario
 from tests.measured_power import START, power_case
 from tests.pages import shown_and_printed
-from traces.capture import read_capture, write_capture
+from traces.capture import Series, read_capture, write_capture
 from traces.errors import InputError
 from traces.formats import import_capture, read_any_trace
 from traces.trace import write_trace
@@ -79,6 +80,22 @@ def test_a_meter_of_the_devices_tells_their_levels_and_no_base(tmp_path: Path) -
     write_capture(replace(capture, series={}), tmp_path / "none")
     with pytest.raises(InputError, match=r"'power_w': has no measured power: .* or of its devices in power_w.devices"):
         fit_levels(wrong, tmp_path / "none")
+
+
+@pytest.mark.parametrize("metered", ["power_w", "power_w.devices"])
+def test_windows_before_the_run_tell_nothing(tmp_path: Path, metered: str) -> None:
+    """A recording begins before the load: at rest, which is not simulated."""
+    run, wrong = measured(tmp_path / "real"), described_wrongly(tmp_path)
+    capture = read_capture(run)
+    watts = capture.series[metered]
+    before = Series(np.append(np.arange(-19.0, 1.0), watts.time_s), np.append(np.full(20, 99.0), watts.value))
+    write_capture(replace(capture, series={metered: before}), tmp_path / "early")
+    levels = fit_levels(wrong, tmp_path / "early", "first:0.6")
+    assert levels.n_before == 20
+    assert levels.fitted.n_windows + levels.n_rest == len(watts.time_s)
+    assert levels.fitted.device.active_w == pytest.approx(200, rel=1e-3)
+    assert levels.rest_mape is not None
+    assert levels.rest_mape < 0.02
 
 
 def test_a_part_is_fitted_and_the_rest_is_scored(tmp_path: Path) -> None:

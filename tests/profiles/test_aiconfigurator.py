@@ -332,7 +332,7 @@ def test_calibrated_on_a_third_of_its_requests_they_are_as_good_as_its_own(
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiconfigurator_core.sdk.perf_database", None)
-    with pytest.raises(EngineError, match=r"pip install 'servetwin\[aiconfigurator\]'"):
+    with pytest.raises(EngineError, match=r"pip install '\.\[aiconfigurator\]'"):
         systems()
 
 

@@ -58,10 +58,28 @@ def test_over_pcie_there_is_no_middle_protocol() -> None:
     assert times.all_gather_s(large) == pytest.approx((8.4 + 3 * 5.7) * US + 3 / 4 * large / links)
 
 
-def test_workstations_with_bridges_have_none_either() -> None:
-    group = switched_group(8, HOPPER, 0.0)
-    bridged, other = (NcclCollectives(group, "nvlink", one).all_gather_s(4 * MIB) for one in ("8.6", "8.0"))
-    assert bridged > other
+@pytest.mark.parametrize(
+    ("capability", "share", "most_ll"),
+    [
+        ("7.0", 20 / 25, 39),
+        ("8.0", 20 / 25, 87.7),
+        ("8.6", 12 / 14.0625, 87.7),
+        ("9.0", 20.6 / 25, 141),
+        ("10.3", 40.1 / 50, 282),
+    ],
+)
+def test_each_generation_has_its_links(capability: str, share: float, most_ll: float) -> None:
+    """Links so fast that LL is at its most; and of the largest sizes, all that NCCL counts on."""
+    fast = NcclCollectives(switched_group(2, 1000 * GB, 0.0), "nvlink", capability)
+    assert fast.all_gather_s(256 * KIB) == pytest.approx(7.2 * US + 128 * KIB / (most_ll * GB))
+    usual = NcclCollectives(switched_group(2, 100 * GB, 0.0), "nvlink", capability)
+    assert usual.all_gather_s(1e12) == pytest.approx(5e11 / (share * 100 * GB), rel=1e-3)
+
+
+def test_an_all_to_all_knows_two_protocols() -> None:
+    times, links = hopper(8), 20.6 / 25 * HOPPER
+    least_s = min(7.2 * US + 7 * 256 * KIB / (141 * GB), 11.8 * US + 7 * 256 * KIB / links)
+    assert times.all_to_all_s(2 * MIB) == pytest.approx(least_s)
 
 
 def test_groups_that_exchange_at_once_share_what_they_must() -> None:
@@ -69,7 +87,7 @@ def test_groups_that_exchange_at_once_share_what_they_must() -> None:
     topology = Topology(TopologyFile((NodeFile(4, FabricFile("bus", 32 * GB, 1 * US, "pcie")),)))
     pairs = [[Place(0, 0), Place(0, 1)], [Place(0, 2), Place(0, 3)]]
     assert topology.link_kind(pairs[0]) == "pcie"
-    alone, both = (NcclCollectives(group_of(topology, pairs[0], beside), "pcie", None) for beside in ([], pairs[1:]))
+    alone, both = (NcclCollectives(group_of(topology, pairs[0], beside), "pcie", "8.9") for beside in ([], pairs[1:]))
     assert both.all_gather_s(1e9) - both.all_gather_s(0) > 1.9 * (alone.all_gather_s(1e9) - alone.all_gather_s(0))
 
 
@@ -81,11 +99,11 @@ def test_between_nodes_the_kind_says_nothing() -> None:
 
 
 @pytest.mark.parametrize("capability", [None, "6.1"])
-def test_nvlink_of_what_is_not_known_is_refused(capability: str | None) -> None:
+@pytest.mark.parametrize("kind", ["nvlink", "pcie"])
+def test_devices_that_nccl_does_not_know_are_refused(kind: LinkKind, capability: str | None) -> None:
     group = switched_group(2, HOPPER, 0.0)
-    with pytest.raises(InputError, match=rf"'fabric.link': found 'nvlink, compute capability {capability}'"):
-        NcclCollectives(group, "nvlink", capability)
-    assert NcclCollectives(group, "pcie", capability).all_gather_s(0) > 0
+    with pytest.raises(InputError, match=rf"'fabric.link': found '{kind}, compute capability {capability}'"):
+        NcclCollectives(group, kind, capability)
 
 
 def test_a_rank_alone_takes_no_time() -> None:
@@ -129,7 +147,7 @@ def test_a_note_says_by_what() -> None:
     (note,) = hopper(4, disable_custom_all_reduce=False).notes()
     assert note.endswith("nvlink, 450 GB/s from rank to rank, and vLLM's kernel for sums below 8 MiB")
     (note,) = hopper(4).notes()
-    assert note.endswith("not measured: NCCL's own model of nvlink, 450 GB/s from rank to rank")
+    assert note.endswith("4 ranks: by NCCL's own model of nvlink, 450 GB/s from rank to rank")
 
 
 # -- as others measured ----------------------------------------------------------------------------------------------

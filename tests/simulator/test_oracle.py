@@ -15,7 +15,7 @@ from traces.errors import EngineError
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed here")
 def test_without_vllm_it_is_said_what_to_do() -> None:
-    with pytest.raises(EngineError, match=r"it is not installed there; install servetwin\[vllm\].*scheduler 'native'"):
+    with pytest.raises(EngineError, match=r"it is not installed there; pip install '\.\[vllm\]'.*scheduler 'native'"):
         Oracle(SchedulerSpec(EngineOptions(), 10, 100))
     assert EngineError.exit_code == 3
 

@@ -18,8 +18,8 @@ from simulator.power.curves import Curve, Spans, constant, summed
 from simulator.power.nodes import HostPower, NodePower, PartPower
 from simulator.power.run import Machine, PowerRun, power_run
 from simulator.power.sent import BITS
-from traces.series import Grid
 from traces.steps import STEP_COLUMNS, Batches, Steps, steps_from_columns
+from traces.windows import Grid
 
 DEVICE = DevicePower(idle_w=30, standby_w=90, standby_s=18, active_w=300)
 NODE = NodePower(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from traces.capture import Capture, Series, read_capture, write_capture
 from traces.errors import InputError
 from traces.outcome import Outcome, Status
 from traces.steps import STEP_COLUMNS, Batches, steps_from_columns
+from traces.trace import read_trace
 
 Served = Callable[..., Outcome]
 Captured = Callable[..., Capture]
@@ -31,6 +33,16 @@ def full(served: Served, captured: Captured) -> Capture:
     capture.series["power_w"] = Series(np.array([1.0, 2.0]), np.array([30.0, 31.5]))
     capture.series["kv_usage"] = Series(np.array([0.5]), np.array([0.25]))
     return capture
+
+
+def test_a_capture_may_be_of_series_alone(tmp_path: Path, full: Capture) -> None:
+    alone = replace(full, trace=replace(full.trace, rows=()), outcomes=(), steps=None, transfers=None)
+    write_capture(alone, tmp_path / "capture")
+    back = read_capture(tmp_path / "capture")
+    assert (back.trace.rows, back.outcomes) == ((), ())
+    assert sorted(back.series) == sorted(full.series)
+    with pytest.raises(InputError, match="holds no requests"):
+        read_trace(tmp_path / "capture" / "trace.jsonl.gz")
 
 
 def test_what_is_written_is_read(tmp_path: Path, full: Capture) -> None:

@@ -18,9 +18,14 @@ class Part(msgspec.Struct, forbid_unknown_fields=True):
     time_s: float = 0.0
 
 
+class Link(msgspec.Struct, forbid_unknown_fields=True):
+    kind: Literal["bus", "switch"]
+
+
 class Whole(msgspec.Struct, forbid_unknown_fields=True):
     parts: list[Part]
     name: str = ""
+    link: Link | None = None
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,7 @@ class Whole(msgspec.Struct, forbid_unknown_fields=True):
         ('{"parts": [{"tokens": true}]}', "parts[0].tokens", "found True: accepted: int"),
         ('{"parts": [{}]}', "parts[0].tokens", "is missing"),
         ('{"parts": [{"token": 1}]}', "parts[0].token", "'tokens' is the nearest known name"),
+        ('{"parts": [{"tokens": 1}], "link": {}}', "link.kind", "is missing: accepted: bus, switch"),
         ('{"parts": 3}', "parts", "found 3"),
         ('{"parts": [', None, "is not JSON"),
         ('{"parts": [{"tokens": -5}], ', None, "is not JSON"),

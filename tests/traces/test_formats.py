@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from traces.capture import Capture, write_capture
@@ -37,6 +39,12 @@ def test_each_format_is_told_by_its_first_line(tmp_path: Path, capture: Capture)
     [
         ("", "is empty"),
         ("a,b,c\n", "1: is of no known format: accepted: a trace in one of the formats servetwin, llmservingsim"),
+        ("a,b\n", "--map arrival_s=COLUMN --map prompt_tokens=COLUMN --map output_tokens=COLUMN; its columns are a, b"),
+        ("a\tb\n1\t2\n", "its columns are a, b"),
+        ('{"t": 1, "usage": {"in": 2, "out": 3}}\n', "its columns are t, usage.in, usage.out"),
+        (",".join(map(str, range(25))), "its columns are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17"),
+        (",".join(map(str, range(25))), "17, 18, 19 and 5 more"),
+        ("prose of some kind\n", "--map output_tokens=COLUMN"),
         ('{"input_toks": 5}', "field 'output_toks': is missing"),
     ],
 )
@@ -46,6 +54,15 @@ def test_an_unknown_trace_says_what_is_known(tmp_path: Path, text: str, said: st
     with pytest.raises(InputError) as caught:
         read_any_trace(path)
     assert said in str(caught.value)
+
+
+def test_an_unknown_parquet_file_says_its_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([{"ts": 1, "in": 2, "out": 3}]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="its columns are ts, in, out"):
+        read_any_trace(tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1, and no more")
+    with pytest.raises(InputError, match=r"--map output_tokens=COLUMN$"):
+        read_any_trace(tmp_path / "b.parquet")
 
 
 def test_a_misspelt_format_names_the_nearest(tmp_path: Path, capture: Capture) -> None:

@@ -17,7 +17,8 @@ from traces.hashes import token_hashes
 from traces.llmservingsim_run import read_run
 from traces.metrics import requests, summary
 from traces.readers.llmservingsim import read_workload
-from traces.series import derive, grid_like
+from traces.series import derive
+from traces.windows import grid_like
 
 LINE = {"input_toks": 5, "output_toks": 3, "arrival_time_ns": 2_000_000_000}
 

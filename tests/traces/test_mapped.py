@@ -65,6 +65,27 @@ def test_csv_json_lines_and_parquet_say_the_same(tmp_path: Path) -> None:
     assert first.block_hashes[0] == second.block_hashes[0] != second.block_hashes[1]
 
 
+def test_what_stands_in_objects_is_named_with_dots(tmp_path: Path) -> None:
+    line = '{"t": {"s": %d}, "usage": {"in": 5, "out": 3, "all": 8}, "a.b": "x"}\n'
+    path = written(tmp_path, line % 0 + line % 2, "log.jsonl")
+    mapping = {"arrival_s": "t.s", "prompt_tokens": "usage.in", "output_tokens": "usage.out", "session_id": "a.b"}
+    trace = read_mapped(path, mapping)
+    assert [(row.arrival_s, row.prompt_tokens, row.output_tokens, row.session_id) for row in trace.rows] == [
+        (0.0, 5, 3, "x"),
+        (2.0, 5, 3, "x"),
+    ]
+    assert "columns that were not read: usage.all" in trace.notes
+    with pytest.raises(InputError, match=r"log.jsonl:1: field 'usage.inn': is missing: accepted: 'usage.in' is the"):
+        read_mapped(path, {**mapping, "prompt_tokens": "usage.inn"})
+    with pytest.raises(InputError, match=r"field 'usage.in.x': is missing"):
+        read_mapped(path, {**mapping, "prompt_tokens": "usage.in.x"})
+
+
+def test_a_date_is_said_to_count_from_its_column(tmp_path: Path) -> None:
+    trace = read_mapped(written(tmp_path, "ts,in,out\n1700000000,5,3\n"), {"arrival_unix_s": "ts", **COUNTS})
+    assert "arrivals are counted from the first row's ts" in trace.notes
+
+
 def test_sessions_delays_priorities_and_ids(tmp_path: Path) -> None:
     text = "id,ts,in,out,s,d,p\nx,0,5,3,s1,,1\ny,0,6,4,s1,500,-2\nz,0,7,5,,250,\n"
     mapping = {"request_id": "id", "arrival_s": "ts", **COUNTS, "session_id": "s", "delay_ms": "d", "priority": "p"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tests.traces.mutations import N_COPIES, read_copies
 from traces.errors import InputError
 from traces.formats import import_capture
 from traces.power_log import Meter, power_log_series, read_power_log
-from traces.power_rows import moment_s
+from traces.power_rows import moment
 from traces.series_file import SeriesClock
 from traces.trace import Trace, TraceRow
 
@@ -112,6 +113,102 @@ def test_a_gpu_whose_row_is_missing_makes_no_smaller_sum(write: Callable[[str], 
     assert series["power_w.devices"].value.tolist() == [200.0] * 3
 
 
+def untold(times_s: Sequence[float], header: str = "timestamp, power.draw [W]\n", row: str = "{}, 9.00 W\n") -> str:
+    """Rows of these times after noon, none of which says of which GPU it is."""
+    noon = datetime(2025, 11, 3, 12, tzinfo=UTC)
+    stamps = [f"{noon + timedelta(seconds=time_s):%Y/%m/%d %H:%M:%S.%f}"[:-3] for time_s in times_s]
+    return header + "".join(row.format(stamp) for stamp in stamps)
+
+
+def at_once(n: int, apart_s: float, every_s: float, samples: int = 30, seed: int | None = None) -> list[float]:
+    """Times of the rows of n GPUs; with a seed, one row in twenty is missing and all tremble."""
+    times_s = [every_s * i + apart_s * gpu for i in range(samples) for gpu in range(n)]
+    if seed is None:
+        return times_s
+    rng = np.random.default_rng(seed)
+    trembling = np.sort(np.array(times_s) + rng.uniform(0, 0.3 * apart_s, len(times_s)))
+    return trembling[rng.random(len(times_s)) > 0.05].tolist()
+
+
+@pytest.mark.parametrize(
+    "times_s",
+    [
+        at_once(2, 0.002, 1.0),
+        at_once(10, 0.002, 1.0),
+        at_once(16, 0.002, 1.0),
+        at_once(16, 0.0, 1.0),
+        at_once(32, 0.001, 1.0),
+        at_once(8, 0.003, 0.1),
+        at_once(2, 0.01, 0.2),
+        at_once(8, 0.003, 0.1, samples=3),
+        at_once(8, 0.003, 0.1, samples=60, seed=1),
+        at_once(2, 0.01, 0.2, samples=60, seed=2),
+        at_once(30, 0.002, 1.0, samples=60, seed=3),
+        [second // 2 for second in range(40)],  # of one GPU read twice a second too: it cannot be told
+        [np.floor(0.4 * i) for i in range(40)],
+    ],
+)
+@pytest.mark.parametrize("how", ["header", "noheader", "a column that is no index"])
+def test_several_gpus_that_nothing_tells_apart_are_not_read_as_one(
+    write: Callable[[str], Path], times_s: list[float], how: str
+) -> None:
+    text = {
+        "header": untold(times_s),
+        "noheader": untold(times_s, ""),
+        "a column that is no index": untold(times_s, "", "{}, 0, 9.00 W\n"),
+    }[how]
+    with pytest.raises(InputError, match=r"its rows come in groups of .*accepted: index among the columns"):
+        read_power_log(write(text))
+
+
+def one_gpu(seed: int) -> dict[str, list[float]]:
+    """Times of the rows of one GPU, as uneven as they come."""
+    rng = np.random.default_rng(seed)
+    seconds = np.arange(300.0)
+    kept = rng.random(300) > 0.1
+    return {
+        "15 % jitter": np.sort(seconds + rng.uniform(-0.15, 0.15, 300)).tolist(),
+        "10 % missing": seconds[kept].tolist(),
+        "10 % gaps of a minute": np.cumsum(np.where(kept, 1.0, 60.0)).tolist(),
+        "from 5 Hz to 1 Hz": [*(0.2 * seconds), *(60 + seconds)],
+        "one gap": [*range(10), *range(100, 110)],
+        "now and then twice in a second": np.floor(seconds / 1.2).tolist(),
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_gpu_stays_one_however_uneven_its_rows_are(write: Callable[[str], Path], seed: int) -> None:
+    for times_s in one_gpu(seed).values():
+        log = read_power_log(write(untold(np.maximum(times_s, 0).tolist())))
+        assert [one.name for one in log.meters] == ["gpu0"]
+
+
+def test_gpus_of_several_names_are_not_read_as_one(write: Callable[[str], Path]) -> None:
+    rows = "".join(f"{time}, {name}, 9.00 W\n" for time, name in zip(STAMPS, ("A100", "H100", "A100"), strict=True))
+    with pytest.raises(InputError, match=r":1: field 'name': is of several GPUs.*found 'A100, H100': accepted: index"):
+        read_power_log(write(f"timestamp, name, power.draw [W]\n{rows}"))
+
+
+@pytest.mark.parametrize("turn", [("71",), ("45", "46"), ("3", "2"), ("0", "1")])
+def test_a_temperature_is_no_index(write: Callable[[str], Path], turn: tuple[str, ...]) -> None:
+    """The last could be indices by its figures, but not by its times: as long after one as after the other."""
+    rows = "".join(f"2025/11/03 12:00:{i:02d}.000, {turn[i % len(turn)]}, 9.00\n" for i in range(12))
+    with pytest.raises(InputError, match=":1: has no header, and does not tell which GPU a row is of"):
+        read_power_log(write(rows))
+
+
+def test_indices_without_a_header_ascend_in_each_reading(write: Callable[[str], Path]) -> None:
+    text = gpus(lambda second, gpu: "9.00 W", n=8)
+    log = read_power_log(write(text[text.index("\n") + 1 :]))
+    assert [one.name for one in log.meters] == [f"gpu{i}" for i in range(8)]
+
+
+def test_a_gpu_that_never_answers_is_named(write: Callable[[str], Path]) -> None:
+    path = write(gpus(lambda second, gpu: "[N/A]" if gpu == 2 else "9.00 W", n=4))
+    with pytest.raises(InputError, match="tells no power: found 'no reading of gpu2': accepted: a moment at which"):
+        power_log_series(path, read_power_log(path))
+
+
 def test_a_row_that_was_cut_off_is_left_out(write: Callable[[str], Path]) -> None:
     text = "timestamp, index, power.draw [W]\n" + "".join(f"{time}, 0, 298.84 W\n" for time in STAMPS)
     log = read_power_log(write(text[: text.rindex("8.84 W")]))
@@ -150,7 +247,7 @@ HEADER = "timestamp, index, power.draw [W]\n"
         (
             "timestamp, power.draw [W]\n"
             + "".join(f"2025/11/03 12:00:0{i}.{ms}, 9.00 W\n" for i in range(4) for ms in (100, 102)),
-            ":1: its rows come in groups, as of several GPUs.*accepted: index",
+            ":1: its rows come in groups of 2, as of several GPUs.*accepted: index",
         ),
         (HEADER + f"{STAMPS[0]}, 0, [N/A]\n", "tells no power: accepted: a reading in watts"),
     ],
@@ -228,6 +325,34 @@ def test_rows_of_the_same_second_are_one_by_their_mean(write: Callable[[str], Pa
     assert log.notes == ("log: 6 rows have the time of the row above: the mean of those stands there",)
 
 
+def between_dates(answers: list[str]) -> str:
+    """Answers with a line of date before and after each, two seconds apart."""
+    return "".join(
+        f"2025-11-03 12:00:{2 * i:02d}\n{one}2025-11-03 12:00:{2 * i + 1:02d}\n" for i, one in enumerate(answers)
+    )
+
+
+def test_a_date_after_a_reading_is_no_reading_that_failed(write: Callable[[str], Path]) -> None:
+    log = read_power_log(write(between_dates([answer(400 + i) for i in range(4)])))
+    assert log.meters[0].power_w.tolist() == [400, 401, 402, 403]
+    assert (log.meters[0].time_s - NOON_S).tolist() == [0, 2, 4, 6]
+    assert log.meters[0].failures == {}
+    assert log.notes == ("log: dates stand before and after each reading: that before it is its time",)
+
+
+def test_one_that_failed_between_two_dates_is_counted(write: Callable[[str], Path]) -> None:
+    answers = [answer(400), "", answer(402), "DCMI request failed because: Node busy (c0)\n", answer(404)]
+    one = meter(write(between_dates(answers)))
+    assert np.nan_to_num(one.power_w, nan=-1).tolist() == [400, -1, 402, -1, 404]
+    assert one.failures == {"[nothing]": 1, "[DCMI request failed because: Node busy (c0)]": 1}
+
+
+def test_a_date_under_which_nothing_stands_is_a_reading_that_failed(write: Callable[[str], Path]) -> None:
+    answers = [answer(400), answer(401), "", answer(403)]
+    one = meter(write("".join(f"2025-11-03 12:00:0{i}\n{text}" for i, text in enumerate(answers))))
+    assert one.failures == {"[nothing]": 1}
+
+
 def test_a_controller_that_does_not_measure_prints_no_power(write: Callable[[str], Path]) -> None:
     failed = "2025-11-03 12:00:01\nDCMI request failed because: Node busy (c0)\n"
     text = f"2025-11-03 12:00:00\n{answer(0, state='deactivated')}{failed}2025-11-03 12:00:02\n{answer(7)}"
@@ -269,7 +394,7 @@ def test_a_log_is_told_by_what_it_holds_and_needs_the_workload(write: Callable[[
         import_capture(path)
 
 
-@pytest.mark.parametrize("zero", ["2025/11/03 12:00:01", "2025-11-03T12:00:01", "1762171201"])
+@pytest.mark.parametrize("zero", ["2025/11/03 12:00:01", "2025-11-03T12:00:01"])
 def test_its_times_are_placed_on_the_traces_clock(write: Callable[[str], Path], zero: str) -> None:
     rows = "".join(f"2025/11/03 12:00:0{i}.000, 0, {100 + i}.00\n" for i in range(4))
     capture = import_capture(write(rows), trace=TRACE, clock=SeriesClock("begin", zero))
@@ -284,6 +409,41 @@ def test_without_a_zero_its_first_row_is_second_0_and_says_so(write: Callable[[s
     assert any("its first row is taken as second 0 of the trace" in note for note in capture.meta.notes)
     with pytest.raises(InputError, match=r"--zero': found 'noon'"):
         import_capture(write("1762171200,387\n"), trace=TRACE, clock=SeriesClock(zero="noon"))
+
+
+DATED = {
+    "naive": "2025-11-03 12:00:0{}",
+    "offset": "2025-11-03T13:00:0{}+01:00",
+    "seconds": "176217120{}",
+    "UTC": "Mon Nov  3 12:00:0{} UTC 2025",
+    "CET": "Mon Nov  3 13:00:0{} CET 2025",
+}
+ALIKE = {"naive": ("naive",), "CET": ("CET",)}
+
+
+@pytest.mark.parametrize("file", DATED)
+@pytest.mark.parametrize("zero", DATED)
+def test_second_0_states_a_time_zone_as_the_log_does_or_is_refused(
+    write: Callable[[str], Path], file: str, zero: str
+) -> None:
+    path = write("".join(f"{DATED[file].format(i)},{100 + i}\n" for i in range(4)))
+    clock = SeriesClock(zero=DATED[zero].format(1))
+    if zero in ALIKE.get(file, ("offset", "seconds", "UTC")):
+        series = import_capture(path, trace=TRACE, clock=clock).series["power_w"]
+        assert series.time_s.tolist() == [0, 1, 2]
+        assert series.value.tolist() == [101, 102, 103]
+        return
+    with pytest.raises(InputError, match=r"--zero': states .*, and the file's times state .*: found '"):
+        import_capture(path, trace=TRACE, clock=clock)
+
+
+@pytest.mark.parametrize(("first", "second"), [("naive", "offset"), ("offset", "naive"), ("CET", "UTC")])
+def test_rows_that_differ_in_their_time_zones_are_refused(
+    write: Callable[[str], Path], first: str, second: str
+) -> None:
+    path = write(f"{DATED[first].format(0)},100\n{DATED[second].format(1)},100\n")
+    with pytest.raises(InputError, match=r":2: field 'timestamp': .* as in the rows above"):
+        read_power_log(path)
 
 
 @pytest.mark.parametrize(
@@ -310,8 +470,8 @@ def test_damaged_copies_are_read_or_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_other_texts_are_no_moments() -> None:
-    assert moment_s("298.84 W") is None
-    assert moment_s("") is None
+    assert moment("298.84 W") is None
+    assert moment("") is None
 
 
 @pytest.mark.ground_truth

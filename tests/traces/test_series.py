@@ -12,20 +12,16 @@ from hypothesis import strategies as st
 from traces.capture import Capture, Series
 from traces.outcome import Outcome, Status
 from traces.series import (
-    Grid,
     derive,
-    grid_like,
-    grid_over,
-    held_s,
     kv_usage,
     n_running,
     n_waiting,
     output_tokens_per_s,
-    power_windows,
     prefix_hit_rate,
     prompt_tokens_per_s,
 )
 from traces.steps import STEP_COLUMNS, Batches, Steps, steps_from_columns
+from traces.windows import Grid, grid_like, grid_over, held_s, power_windows, windows_of
 
 Served = Callable[..., Outcome]
 Captured = Callable[..., Capture]
@@ -58,6 +54,7 @@ def test_a_window_owns_its_end_and_not_its_start() -> None:
         ([*[0.2] * 20, *[1.0] * 20], [*[0.2] * 20, *[1.0] * 20]),  # from 5 Hz to 1 Hz: no gap
         ([*[1.0] * 20, *[0.2] * 20], [*[1.0] * 20, *[0.2] * 20]),
         ([*[0.2] * 20, 30, *[1.0] * 20], [*[0.2] * 20, 1.0, *[1.0] * 20]),
+        ([*[1] * 6, 0.2, 0.2, 1, 0.2, 0.2, *[1] * 6],) * 2,  # usual is the median of eleven, not of the nearest
         ([7], [7]),
     ],
 )
@@ -75,6 +72,21 @@ def test_windows_of_power_are_the_times_that_its_rows_stand_for() -> None:
     assert grid.gaps_s().tolist() == [54]
     assert grid.earlier(0.5).begins_s().tolist() == [-0.5, 0.5, 1.5, 3.5, 58.5, 59.5]
     assert grid.sums(np.array([0.5, 3.0, 30.0, 59.0, 59.5]), np.ones(5)).tolist() == [1, 0, 1, 0, 1, 0]
+
+
+def test_windows_begin_where_the_series_says() -> None:
+    begin_s, end_s = np.array([0.0, 1.0, 1.7, 30.0]), np.array([1.0, 1.7, 2.7, 30.2])
+    series = Series(end_s, np.ones(4), begin_s)
+    grid = power_windows(series)
+    assert grid is not None
+    assert grid.begins_s().tolist() == begin_s.tolist()
+    assert grid.gaps_s() == pytest.approx([27.3])
+    even = Series(np.arange(1.0, 5.0), np.ones(4), np.arange(4.0))
+    assert power_windows(even) == Grid(0.0, 1.0, 4)
+    rate = windows_of(Series(np.arange(1.0, 5.0), np.ones(4), np.array([0.5, 1, 2, 3])))
+    assert rate is not None
+    assert rate.begins_s().tolist() == [0.5, 1, 2, 3]
+    assert grid_like(Series(np.arange(1.0, 5.0), np.ones(4), np.array([0.5, 1, 2, 3]))) is None
 
 
 def test_even_power_has_an_even_grid_and_too_little_has_none() -> None:

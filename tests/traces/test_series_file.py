@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from traces.capture import Capture, Series, read_capture, write_capture
+from traces.capture import Capture, CaptureMeta, Series, read_capture, write_capture
 from traces.errors import InputError
 from traces.formats import import_capture
 from traces.outcome import Outcome
-from traces.series import LogPhase, SeriesError, log_phase, series_error, series_mape
+from traces.series_error import LogPhase, SeriesError, log_phase, series_error, series_mape
 from traces.series_file import SeriesClock, read_series
 from traces.trace import Trace, TraceRow
 
@@ -57,6 +57,49 @@ def test_a_row_of_the_window_that_begins_at_its_time_ends_with_the_next(write: C
     assert series["power_w"].time_s.tolist() == [1, 3, 5]
     assert series["power_w"].value.tolist() == [100, 200, 300]
     assert notes == ["series.txt: a row is of the window that begins at its time"]
+
+
+def test_where_windows_begin_is_kept_with_the_capture(write: Callable[[str], Path], tmp_path: Path) -> None:
+    path = write("time_s,power_w,throughput\n-0,100,1\n1,200,1\n1.8,300,1\n60,300,1\n60.2,300,1\n")
+    imported = import_capture(path, trace=TRACE, clock=SeriesClock("begin"))
+    write_capture(imported, tmp_path / "capture")
+    series = read_capture(tmp_path / "capture").series["power_w"]
+    assert series.begin_s is not None
+    assert series.begin_s.tolist() == [0, 1, 1.8, 60, 60.2]
+    assert series.time_s.tolist() == imported.series["power_w"].time_s.tolist()
+    assert (series.time_s[:-1] <= series.begin_s[1:]).all()
+
+
+@pytest.mark.parametrize("begin_s", [[0.0, 0.5], [0.0, 2.0], [0.0, np.nan]])
+def test_what_are_no_windows_is_refused(tmp_path: Path, begin_s: list[float]) -> None:
+    series = {
+        "power_w": Series(np.array([1.0, 2.0]), np.ones(2), np.array(begin_s)),
+        "kv_usage": Series(*np.ones((2, 1))),
+    }
+    imported = Capture(
+        CaptureMeta(kind="measured", engine=None, model="m", device=None, clock="-"), TRACE, (), None, series
+    )
+    write_capture(imported, tmp_path / "capture")
+    with pytest.raises(InputError, match=r"series.parquet: field 'begin_s': accepted: before time_s"):
+        read_capture(tmp_path / "capture")
+
+
+@pytest.mark.parametrize(("file", "zero"), [("Z", ""), ("", "Z"), ("", "+02:00")])
+def test_a_second_0_that_states_another_time_zone_is_refused(
+    write: Callable[[str], Path], file: str, zero: str
+) -> None:
+    path = write("timestamp,power_w\n" + "".join(f"2025-12-11T21:08:2{i}{file},9\n" for i in range(3)))
+    with pytest.raises(InputError, match=r"series.txt: field '--zero': states "):
+        read_series(path, SeriesClock(zero=f"2025-12-11T21:08:21{zero}"))
+    stated = "2025-12-11T23:08:21+02:00" if file else "2025-12-11T21:08:21"
+    series, _ = read_series(path, SeriesClock(zero=stated))
+    assert series["power_w"].time_s.tolist() == [0, 1]
+
+
+def test_rows_that_differ_in_their_time_zones_are_refused(write: Callable[[str], Path]) -> None:
+    path = write("timestamp,power_w\n2025-12-11T21:08:27Z,9\n2025-12-11T21:08:28,9\n")
+    with pytest.raises(InputError, match=r":3: field 'timestamp': .*accepted: a time zone.* as in the rows above"):
+        read_series(path)
 
 
 def test_a_row_before_a_gap_ends_as_soon_as_most(write: Callable[[str], Path]) -> None:

@@ -138,7 +138,7 @@ def test_what_is_missing_is_named(
     with pytest.raises(InputError, match="is no tokenizer"):
         read_any_trace(talks, tokenizer=tmp_path)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(InputError, match=r"not installed.*servetwin\[tokenizer\]"):
+    with pytest.raises(InputError, match=r"not installed.*'\.\[tokenizer\]'"):
         read_any_trace(talks, tokenizer=tokenizer)
 
 

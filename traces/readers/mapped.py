@@ -3,11 +3,13 @@
     servetwin trace import log.csv --map arrival_unix_ms=ts --map prompt_tokens=in --map output_tokens=out
 
 The left side is one of `TARGETS`; its name holds the unit. The file is CSV (or tabs) with a header, JSON Lines or
-Parquet. Nothing is guessed: a column that is not mapped is not read, and is named in the notes.
+Parquet; what stands in an object of a JSON line is named with dots, as `usage.prompt_tokens`. Nothing is guessed: a
+column that is not mapped is not read, and is named in the notes.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -20,6 +22,7 @@ import msgspec
 from traces.decoding import decode_json
 from traces.errors import InputError, nearest
 from traces.hashes import chained
+from traces.readers.jsonl import keys
 from traces.readers.source import Numbered, Source, since_first, whole
 from traces.readers.table import Cells, cells
 from traces.trace import Trace, TraceRow
@@ -80,7 +83,7 @@ def rows(source: Source, mapping: Mapping[str, str], hash_block_size: int | None
     found = _found(source, mapping, arrival, hash_block_size)
     if arrival in RELATIVE:
         return ((line, row) for line, _, row in found)
-    source.notes.append("arrivals are counted from the first row's")
+    source.notes.append(f"arrivals are counted from the first row's {mapping[arrival]}")
     return since_first(found)
 
 
@@ -163,12 +166,75 @@ def _json_lines(source: Source, columns: list[str]) -> Iterator[Cells]:
     for index, (line, data) in enumerate(source.lines()):
         value = decode_json(data, dict[str, Any], file=source.path, line=line)
         if index == 0:
-            _say_unread(source, list(value), columns)
+            _say_unread(source, _names(value), columns)
+        text = {}
         for name in columns:
-            if name not in value:
-                accepted = nearest(name, value)
+            if (cell := _inside(value, name)) is _ABSENT:
+                accepted = nearest(name, _names(value))
                 raise InputError("is missing", file=source.path, line=line, field=name, accepted=accepted)
-        yield Cells(source.path, line, {name: _as_text(value[name]) for name in columns})
+            text[name] = _as_text(cell)
+        yield Cells(source.path, line, text)
+
+
+_ABSENT = object()
+
+
+def _inside(value: dict[str, Any], name: str) -> Any:
+    """What stands at a name, or at a name with dots inside of objects; `_ABSENT` where nothing does."""
+    if name in value:
+        return value[name]
+    inner: Any = value
+    for part in name.split("."):
+        if not isinstance(inner, dict) or part not in inner:
+            return _ABSENT
+        inner = inner[part]
+    return inner
+
+
+def _names(value: dict[str, Any]) -> list[str]:
+    """Names of all that a JSON line holds but objects, those in objects with dots."""
+    names: list[str] = []
+    stack = [("", value)]
+    while stack:
+        prefix, holder = stack.pop()
+        for key, item in holder.items():
+            if isinstance(item, dict):
+                stack.append((f"{prefix}{key}.", item))
+            else:
+                names.append(prefix + key)
+    return names
+
+
+def how_to_map(path: Path, first_line: bytes) -> str:
+    """What to say of a file of no known format: that it may be mapped, and which columns are in it, as far as told."""
+    example = "any table with --map, as " + " ".join(f"--map {name}=COLUMN" for name in ("arrival_s", *COUNTS))
+    found = _columns(path, first_line)
+    shown = ", ".join(found[:MOST_SHOWN]) + (f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else "")
+    return f"{example}; its columns are {shown}" if found else example
+
+
+MOST_SHOWN = 20
+"""Columns that an error names."""
+
+
+def _columns(path: Path, first_line: bytes) -> list[str]:
+    """Names of a table's columns; none where the file is no table, which only one who reads it can say for sure."""
+    if first_line.startswith(b"PAR1"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return list(pq.ParquetFile(path).schema_arrow.names)
+        except (OSError, pa.ArrowException):
+            return []
+    if line := keys(first_line):
+        return _names(line)
+    try:
+        text = first_line.decode("utf-8-sig")
+        header = next(csv.reader([text], delimiter="\t" if "\t" in text else ",", strict=True), [])
+    except (UnicodeDecodeError, csv.Error):
+        return []
+    return [name.strip() for name in header] if len(header) > 1 else []
 
 
 def _parquet(source: Source, columns: list[str]) -> Iterator[Cells]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from traces.arrivals import Rate, arrivals_s
 from traces.decoding import decode_json, read_bytes, sha256
-from traces.errors import InputError
+from traces.errors import InputError, installs
 from traces.hashes import token_hashes
 from traces.readers.source import Numbered, Source, whole
 from traces.trace import Trace, TraceRow
@@ -67,7 +67,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         from tokenizers import Tokenizer as Model
     except ImportError:
         message = "a tokenizer needs the package tokenizers, which is not installed"
-        raise InputError(message, field="--tokenizer", accepted="pip install 'servetwin[tokenizer]'") from None
+        raise InputError(message, field="--tokenizer", accepted=installs("tokenizer")) from None
     file = path / "tokenizer.json" if path.is_dir() else path
     data = read_bytes(file)
     try:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from collectors.campaign.parts import (
     Campaign,
@@ -117,7 +118,7 @@ def test_parts_that_share_a_server_start_it_once_and_only_when_one_is_to_run(tmp
     opened: list[str] = []
 
     @contextmanager
-    def serving(log: Path) -> Iterator[str]:
+    def serving(log: Path, within_s: float) -> Iterator[str]:
         opened.append("begin")
         yield f"http://{log.name}"
         opened.append("end")
@@ -134,7 +135,7 @@ def test_parts_that_share_a_server_start_it_once_and_only_when_one_is_to_run(tmp
 
 def test_a_server_that_does_not_start_loses_its_parts_alone(tmp_path: Path) -> None:
     @contextmanager
-    def serving(log: Path) -> Iterator[str]:
+    def serving(log: Path, within_s: float) -> Iterator[str]:
         raise EngineError("out of memory")
         yield ""
 
@@ -142,6 +143,26 @@ def test_a_server_that_does_not_start_loses_its_parts_alone(tmp_path: Path) -> N
     records = campaign(tmp_path).run([Part("a", 60, writes(""), session), Part("b", 60, writes("yes"))], 600)
     assert statuses(records) == {"a": "failed", "b": "complete"}
     assert records[0].reason == "out of memory"
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_a_server_may_take_what_is_left_and_no_more(tmp_path: Path, starts: bool) -> None:
+    """A part that has no time left after the start, or through it, is one for which there was no time."""
+    now_s, given = [0.0], []
+
+    @contextmanager
+    def serving(log: Path, within_s: float) -> Iterator[str]:
+        given.append(within_s)
+        now_s[0] += within_s
+        if not starts:
+            raise EngineError("not ready in time")
+        yield ""
+
+    session = Session("server", 300, serving)
+    parts = [Part(name, 180, writes(""), session) for name in "ab"]
+    records = campaign(tmp_path, clock=lambda: now_s[0]).run(parts, 250)
+    assert given == [250]
+    assert statuses(records) == {"a": "no time left", "b": "no time left"}
 
 
 def test_a_part_whose_premise_is_missing_fails_before_it_begins(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_without_pynvml_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         raise ImportError(name)
 
     monkeypatch.setattr("collectors.power.nvml.importlib.import_module", missing)
-    with pytest.raises(CollectorError, match=r"servetwin\[power\]"):
+    with pytest.raises(CollectorError, match=r"'\.\[power\]'"):
         NvmlSensor()
 
 

@@ -19,9 +19,12 @@ from collectors.recording.attach import KV_EVENTS, METRICS, SPANS, record_attach
 from collectors.server.kv_events import read_kv_events
 from collectors.server.scrape_file import read_scrapes
 from collectors.server.spans import read_spans
+from tests.collectors.recording.test_join import HEADER
 from tests.collectors.server.attached import MetricsServer, free_port, serving, vllm_text
 from tests.collectors.server.test_kv_events import frames, removed, stored
 from tests.collectors.server.test_spans import WHOLE, protobuf
+from tests.command_line import COMMAND, ok
+from traces.capture import read_capture
 from traces.errors import CollectorError, InputError
 
 pytest.importorskip("opentelemetry.proto", reason="the extra attach is not installed")
@@ -107,6 +110,38 @@ async def test_a_server_that_goes_does_not_end_the_recording(tmp_path: Path) -> 
     assert ["cannot be scraped" in line for line in said[1:-1]] == [True, False]
     assert "scrapes, " in said[-1]
     assert read_scrapes(tmp_path / "r" / METRICS).delta("generation_tokens") == 20
+
+
+async def attached_by_command(url: str, out: Path, *options: str) -> tuple[int | None, str]:
+    """Exit code of `servetwin collect attach` and what it said on stderr."""
+    words = ["collect", "attach", "--url", url, "--out", str(out), "--for", "0.3s", "--every", "0.1s", *options]
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *words, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    return process.returncode, said.decode()
+
+
+async def test_metrics_alone_are_a_capture_where_nothing_else_was_asked_for(tmp_path: Path) -> None:
+    async with serving(MetricsServer(answers=[vllm_text(100), vllm_text(150)])) as server:
+        assert (await attached_by_command(server.url, tmp_path / "m", "--no-spans"))[0] == 0
+    capture = read_capture(tmp_path / "m")
+    assert capture.outcomes == ()
+    assert "n_running" in capture.series
+    assert not (tmp_path / "m.recording").exists()
+
+
+async def test_without_the_requests_that_were_asked_for_the_error_says_what_to_do(tmp_path: Path) -> None:
+    recording, out = tmp_path / "m.recording", tmp_path / "m"
+    (tmp_path / "steps.jsonl").write_text(json.dumps({**HEADER, "pid": 1}) + "\n")
+    async with serving(MetricsServer(answers=[vllm_text(100), vllm_text(150)])) as server:
+        code, said = await attached_by_command(server.url, out, "--steps", str(tmp_path / "steps.jsonl"), "--no-spans")
+    assert code == 3
+    assert "--no-spans asks for these alone" in said
+    assert f"`servetwin collect finish {recording} --out {out}`" in said
+    assert not out.exists()
+    assert ok("collect", "finish", recording, "--out", out)
+    assert "n_running" in read_capture(out).series
 
 
 async def test_no_server_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

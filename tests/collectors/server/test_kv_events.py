@@ -206,7 +206,7 @@ async def main():
 asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "CollectorError: KV events need the extra attach: pip install 'servetwin[attach]'" in done.stderr
+    assert "CollectorError: KV events need the extra attach: pip install '.[attach]'" in done.stderr
 
 
 async def test_a_journal_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:

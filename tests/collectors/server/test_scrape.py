@@ -15,7 +15,7 @@ from collectors.server.scrape import Scrape, Scraper
 from collectors.server.scrape_file import Scrapes, read_scrapes, series_of
 from tests.collectors.server.attached import MetricsServer, metrics_journal, serving, text, vllm_text
 from traces.errors import CollectorError, InputError
-from traces.series import grid_like
+from traces.windows import grid_like
 
 S = 10**9
 

@@ -52,7 +52,7 @@ def test_without_matplotlib_the_message_names_the_extra(
     captured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"pip install 'servetwin\[figures\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[figures\]'"):
         figures([captured], tmp_path / "figures")
     assert not (tmp_path / "figures").exists()
 

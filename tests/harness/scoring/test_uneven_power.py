@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from harness.running.simulate import simulate_scenario
+from harness.scoring.compare import measured_power
 from harness.scoring.tables import verdict
 from harness.scoring.validate import validate
-from traces.capture import Series, write_capture
+from traces.capture import Series, read_capture, write_capture
 from traces.formats import import_capture, read_any_trace
-from traces.series import Grid
+from traces.series_file import AS_WRITTEN, SeriesClock
+from traces.windows import Grid
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "docs" / "examples" / "power.yaml"
@@ -37,9 +39,9 @@ def mean_w(by_second: Series, begin_s: int, end_s: int) -> float:
 
 @pytest.fixture
 def scored(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    def score(text: str, *overrides: str) -> dict[str, Any]:
+    def score(text: str, *overrides: str, clock: SeriesClock = AS_WRITTEN) -> dict[str, Any]:
         (tmp_path / "log").write_text(text)
-        write_capture(import_capture(tmp_path / "log", trace=read_any_trace(TRACE)), tmp_path / "capture")
+        write_capture(import_capture(tmp_path / "log", trace=read_any_trace(TRACE), clock=clock), tmp_path / "capture")
         return validate(EXAMPLE, tmp_path / "capture", overrides).result
 
     return score
@@ -105,6 +107,47 @@ def test_a_log_of_gpus_is_scored_against_the_devices_alone(
         "power_w.devices: not simulated, and not scored: 1 rows that stand for time before second 0" in result["notes"]
     )
     assert result["valid"]
+
+
+@pytest.mark.parametrize("zero", ["2025-11-03 11:00:00", "2025-11-03 11:59:00.5", None])
+def test_a_log_of_no_time_in_which_requests_were_served_is_not_valid(
+    scored: Callable[..., dict[str, Any]], zero: str | None
+) -> None:
+    """An hour late by its second 0, or begun when all was over, second 0 being its first row's window's begin."""
+    start = datetime(2025, 11, 3, 12, tzinfo=UTC)
+    rows = "".join(f"{start + timedelta(seconds=i):%Y-%m-%d %H:%M:%S},50\n" for i in range(60))
+    result = scored(rows, clock=SeriesClock(zero=zero))
+    assert result["valid"] is (zero is None)
+    if zero is not None:
+        (reason,) = result["reasons"]
+        begin_s = 3599 if zero.endswith("11:00:00") else 58.5
+        assert reason.startswith(f"power_w: no row of its 60, from {begin_s:g} to {begin_s + 60:g} s, is of time in")
+
+
+UNEVEN_S = [0, 1, 2, 4, 5, 6.2, 7, 8, 9, 30, 30.4, 31, 32, 33]
+"""Begins of windows: seconds 2 and 3 are one row, and after a gap from 10 to 30 stands a short row."""
+
+
+def test_rows_of_windows_that_begin_at_their_times_are_scored_over_these(
+    watts: dict[str, Series], scored: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    ends_s = [*UNEVEN_S[1:9], 10, *UNEVEN_S[10:], 34]
+    energy_j = np.concatenate([[0], np.cumsum(watts["power_w"].value)])
+    seconds = np.arange(len(energy_j))
+    spans = np.array([UNEVEN_S, ends_s])
+    constant = [i for i, span in enumerate(spans.T) if span[0] == int(span[0]) and span[1] == int(span[1])]
+    mean_w = np.diff(np.interp(spans, seconds, energy_j), axis=0)[0] / np.diff(spans, axis=0)[0]
+    text = "time_s,power_w\n" + "".join(f"{at},{w!r}\n" for at, w in zip(UNEVEN_S, mean_w.tolist(), strict=True))
+    result = scored(text, clock=SeriesClock("begin"))
+    grid = measured_power(read_capture(tmp_path / "capture"))["power_w"]
+    assert grid.begins_s() == pytest.approx(UNEVEN_S)
+    assert grid.ends_s() == pytest.approx(ends_s)
+    error = result["series"]["power_w"]
+    assert (error["n"], error["weighted_s"]) == (14, pytest.approx(14))
+    assert len(constant) == 10  # those between whole seconds, of which the mean is known, are met
+    assert error["mape"] < 0.01
+    assert any("not measured, and not scored: 20 s in 1 gap" in note for note in result["notes"])
+    assert not any("before second 0" in note for note in result["notes"])
 
 
 def test_even_power_is_scored_as_before(watts: dict[str, Series], scored: Callable[..., dict[str, Any]]) -> None:

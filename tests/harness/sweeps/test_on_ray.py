@@ -57,5 +57,5 @@ def test_a_cluster_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: py
 
 def test_without_ray_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"Ray is not installed: found 'ray': accepted: servetwin\[ray\], or local"):
+    with pytest.raises(InputError, match=r"Ray is not installed: found 'ray': accepted: pip .*'\.\[ray\]'.*; or local"):
         sweep(write_study(tmp_path), tmp_path / "out", executor="ray")

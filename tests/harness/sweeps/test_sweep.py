@@ -14,7 +14,7 @@ from harness.running.simulate import simulate_scenario
 from harness.sweeps.pareto import flat
 from harness.sweeps.sweep import sweep
 from harness.sweeps.trials import Progress
-from tests.command_line import COMMAND, servetwin
+from tests.command_line import COMMAND, ok, servetwin
 from tests.harness.sweeps.studies import DYING, WRITTEN, contents, points_of, reported, write_study, written
 from traces.errors import InputError
 
@@ -173,6 +173,36 @@ def test_a_point_outside_the_constraints_is_on_no_front(tmp_path: Path) -> None:
     assert [point["is_feasible"] for point in limited] == [mean < sum(means) / 2 for mean in means]
     assert [point["is_front"] for point in limited] == [point["is_feasible"] for point in limited]
     assert means[0] != means[1]
+
+
+def test_constraints_have_columns_and_their_misses_are_counted(tmp_path: Path) -> None:
+    text = "grid: {cluster.instances.0.count: [1, 2]}\nobjectives: {e2el_s.mean: min}\n"
+    points = points_of(sweep(write_study(tmp_path, text), tmp_path / "out", workers=1))
+    slow, fast = ((flat(p["figures"])["e2el_s.mean"], flat(p["figures"])["tpot_s.mean"]) for p in points)
+    assert fast < slow
+    between = f"constraints: {{tpot_s.mean: {{max: {(slow[1] + fast[1]) / 2}}}}}\n"
+    printed = ok("sweep", write_study(tmp_path, text + between), "--out", tmp_path / "out")
+    (header,) = (line for line in printed.splitlines() if "e2el_s.mean" in line)
+    assert header.index("e2el_s.mean") < header.index("tpot_s.mean ≤")
+    assert "2 points, 2 of them from before: 1 on the front, 1 beyond the constraints, 0 failed" in printed
+    assert "the nearest" not in printed
+
+
+def test_where_no_point_is_within_the_constraints_the_nearest_is_named(tmp_path: Path) -> None:
+    text = "grid: {cluster.instances.0.count: [1, 2]}\nobjectives: {e2el_s.mean: min}\n"
+    far = "constraints: {e2el_s.mean: {max: 1.0e-6}, n_finished: {min: 1}}\n"
+    printed = ok("sweep", write_study(tmp_path, text + far), "--out", tmp_path / "out")
+    assert "Points that no other beats" not in printed
+    assert "2 points: 0 on the front, 2 beyond the constraints, 0 failed" in printed
+    said = " ".join(printed.split())
+    assert "the nearest is point 1, cluster.instances.0.count=2: e2el_s.mean" in said
+    assert said.count("(wanted ≤ 1 µs)") == 1
+    assert "n_finished" not in said
+
+
+def test_one_point_is_one_point(tmp_path: Path) -> None:
+    study = write_study(tmp_path, "grid: {engine.max_num_seqs: [4]}\nobjectives: {e2el_s.mean: min}\n")
+    assert "1 point: 1 on the front, 0 failed" in ok("sweep", study, "--out", tmp_path / "out")
 
 
 def test_a_trace_can_be_varied_too(tmp_path: Path) -> None:

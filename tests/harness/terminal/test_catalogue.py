@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.demo import BUNDLED as LOADS
+from harness.doctor import doctor
 from harness.terminal.cards import capture_card, digest_of, profile_card
 from harness.terminal.catalogue import KINDS, VALIDITY, Findings, catalogue
+from profiles.aiconfigurator_tables import DEVICES
 from profiles.catalog import BUNDLED, list_profiles
 from profiles.profile_folder import read_profile, write_profile
 from tests.harness.scenarios import write_scenario
@@ -52,6 +55,24 @@ def test_the_list_is_a_table_or_json() -> None:
     assert "docs/validity.md" in table
     result = CliRunner().invoke(app, ["profile", "list", "--kind", "guessed"])
     assert result.exit_code == 2
+
+
+def test_without_the_extra_the_list_and_the_doctor_say_what_it_would_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "not installed, would add A100-80GB, B200, "
+    for module in [name for name in sys.modules if name.startswith("aiconfigurator_core.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "aiconfigurator_core", None)
+    (line,) = (line for line in ok("profile", "list", "--kind", "measured").splitlines() if line.startswith("aiconf"))
+    assert line.startswith(f"aiconfigurator: {said}")
+    assert line.endswith("RTXPRO6000: pip install '.[aiconfigurator]', in the clone of servetwin")
+    (check,) = (check for check in doctor() if check.name.startswith("aiconfigurator"))
+    assert check.ok is None
+    assert check.found.startswith(said)
+
+
+@pytest.mark.skipif(not find_spec("aiconfigurator_core"), reason="needs the extra aiconfigurator")
+def test_with_the_extra_there_is_nothing_to_add() -> None:
+    assert "not installed" not in ok("profile", "list", "--kind", "measured")
 
 
 @pytest.mark.parametrize("finding", decode_yaml(VALIDITY, Findings).entries, ids=lambda f: f"{f.kind}-{f.device}")
@@ -100,6 +121,7 @@ def test_a_card_of_ones_own_states_no_licence_that_nobody_gave(tmp_path: Path) -
 @pytest.mark.skipif(not find_spec("aiconfigurator_core"), reason="needs the extra aiconfigurator")
 def test_types_are_those_that_were_collected() -> None:
     rows = {row["device"]: row["dtype"] for row in catalogue([]) if row["kind"] == "aiconfigurator"}
+    assert set(rows) == set(DEVICES)
     assert rows["A100-80GB"] == "bfloat16"
     assert rows["H100"] == "bfloat16, fp8"
     assert rows["B200"] == rows["RTXPRO6000"] == "bfloat16, fp8, nvfp4"
@@ -113,7 +135,8 @@ def test_tables_are_imported_as_a_profile_and_have_a_card(tmp_path: Path) -> Non
     assert "| licence | Apache-2.0 |" in card
     assert "| device | L40S |" in card
     (row, *_) = json.loads(ok("profile", "list", "--profiles", tmp_path / "p", "--json"))
-    assert (row["kind"], row["dtype"], row["source"]) == ("measured", "fp8", "aiconfigurator-core 0.12.0")
+    assert (row["kind"], row["dtype"], row["source"]) == ("aiconfigurator", "fp8", "aiconfigurator-core 0.12.0")
+    assert (row["device"], row["path"], row["validated"]) == ("L40S", str(tmp_path / "p" / "l40s"), "against no run")
 
 
 @pytest.mark.skipif(not find_spec("aiconfigurator_core"), reason="needs the extra aiconfigurator")
