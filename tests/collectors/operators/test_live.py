@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from collectors.local.small_model import write_small_model
+from collectors.operators.shots import Limits, plan_shots
 from profiles.profile import Profile
 from profiles.profile_folder import read_profile
 from tests.conftest import ROOT
@@ -87,9 +88,13 @@ def test_vllms_experts_are_reached_as_asked(tmp_path: Path) -> None:
     profile = measured(model, tmp_path / "profile", "--budget-s", "10")
     tables = profile.tables[1]
     assert tables.moe is not None
-    reached = Counter(tables.moe.n_tokens.tolist())
-    assert reached == {1: 1, 4: 3, 16: 3, 64: 3}
-    assert set(tables.moe.n_experts.tolist()) == {4, 8, 16}
+    reached = Counter(zip(tables.moe.n_tokens.tolist(), tables.moe.n_experts.tolist(), strict=True))
+    found = profile.meta.measured
+    limits = Limits(64, 4, 128, found["block_size"], 2048 // found["block_size"], top_k=4, num_experts=16)
+    shots = plan_shots(limits, found["tp 1"]["every"])  # on a busy machine the budget thins the grid
+    asked = Counter((shot.n_tokens, shot.n_experts) for shot in shots if shot.n_experts)
+    assert len(asked) >= 5
+    assert reached == asked
     assert "qk_norm" in tables.dense
     assert profile.meta.measured["attention_backend"] == "CPU_ATTN"
     assert profile.meta.measured["kernels, tp 1"]["decode"]["moe"]
