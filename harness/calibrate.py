@@ -16,6 +16,7 @@ from harness.deploy.deployment import deploy
 from harness.deploy.unprofiled import deploy_calibrated, deploy_unprofiled
 from harness.descriptions.scenario import Scenario, read_scenario
 from harness.files import new_file
+from harness.running.requests import refuse_load
 from harness.scoring.validate import at_measured_arrivals, digest
 from traces.capture import Capture, read_capture
 from traces.errors import InputError
@@ -45,6 +46,7 @@ def calibrate(
             each other.
     """
     scenario = read_scenario(scenario_path, overrides)
+    refuse_load(scenario)
     split = parse_split(fit_on)
     subjects = [subject_of(scenario, path, whole_step=source == "whole-step") for path in capture_paths]
     with located(scenario):
@@ -71,6 +73,7 @@ def drift(
         InputError: whatever cannot be read or simulated; there is no calibration, or it is of something else.
     """
     scenario = read_scenario(scenario_path, overrides)
+    refuse_load(scenario)
     path = calibration_path or scenario.calibration_path
     if path is None:
         raise InputError("is needed, since the scenario names none", field="--calibration")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
 _EVEN = np.uint64(0x9E3779B97F4A7C15)
+_WORD = 2**64 - 1
 
 
 def chained(ids: Iterable[int | str], seed: str = "") -> tuple[int, ...]:
@@ -74,6 +76,28 @@ def resized(hashes: Sequence[int], hash_block_size: int, block_size: int) -> tup
     if hash_block_size % block_size == 0:
         return refined(hashes, hash_block_size // block_size)
     return None
+
+
+def stretched(hashes: Sequence[int], factor: Fraction) -> tuple[int, ...]:
+    """Hashes of as large blocks of a text that is `factor` times as long, of which each part is.
+
+    New block i ends where old block ceil((i + 1) / factor) - 1 does or within it, and is known by that block's hash and
+    by how many new blocks end in it behind it. Two texts that shared n blocks share exactly floor(n * factor). By a
+    whole factor this is `refined`, by one over a whole number `coarsened`.
+    """
+    if factor == 1:
+        return tuple(hashes)
+    up, down = factor.numerator, factor.denominator
+    exact = (
+        np.int64 if (len(hashes) + 1) * max(up, down) < 2**63 else object
+    )  # a float's decimals may be beyond 64 bits
+    numbers = np.arange(1, len(hashes) * up // down + 1).astype(exact)  # [n_new], blocks counted from 1
+    ends = -(-numbers * down // up)  # [n_new], the old block that each ends in
+    steps = (ends * up // down - numbers + 1).astype(np.uint64)  # [n_new], the last within an old block is 1
+    whole = np.array([h & _WORD for h in hashes], dtype=np.uint64)[ends.astype(np.int64) - 1]
+    with np.errstate(over="ignore"):
+        inner = mixed(mixed(whole) + steps * _EVEN)
+    return tuple(np.where(steps == 1, whole, inner).tolist())
 
 
 def salted(hashes: Sequence[int], salt: bytes) -> tuple[int, ...]:

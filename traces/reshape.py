@@ -1,6 +1,6 @@
 """Other traces out of given ones: a part of the time, another rate, some of the requests, several together, no names.
 
-Each function gives a new trace whose notes say what was done.
+Each function gives a new trace whose notes say what was done. Errors name the parameter as `name` calls it.
 """
 
 from __future__ import annotations
@@ -16,40 +16,61 @@ import numpy as np
 from traces.decoding import sha256
 from traces.errors import InputError
 from traces.hashes import refined, salted
+from traces.row_changes import Naming, RowChange, Speed
 from traces.trace import Trace, TraceRow
 
 
-def between(trace: Trace, start_s: float, end_s: float) -> Trace:
-    """The requests that arrive from `start_s` on and before `end_s`, which becomes second 0. Raises InputError.
+def changed(trace: Trace, change: RowChange) -> Trace:
+    """The trace with each row changed. Raises InputError.
 
     A request that waits for one that is cut off does so no more.
     """
-    if not 0 <= start_s < end_s:
-        raise InputError(field="--start", found=f"{start_s} to {end_s}", accepted="seconds, from 0 on, before --end")
-    rows = [row for row in trace.rows if start_s <= row.arrival_s < end_s]
-    rows = [msgspec.structs.replace(row, arrival_s=row.arrival_s - start_s) for row in rows]
-    return _made(trace, rows, f"requests from second {start_s:g} to {end_s:g}, {len(rows)} of {len(trace)}")
+    rows = [new for row in trace.rows if (new := change.row(row)) is not None]
+    return _made(trace, rows, change.ended())
 
 
-def faster(trace: Trace, factor: float) -> Trace:
-    """The same requests at `factor` times the rate; delays within sessions stay. Raises InputError."""
-    if not 0 < factor < np.inf:
-        raise InputError(field="--speed", found=factor, accepted="a factor above 0")
-    rows = [msgspec.structs.replace(row, arrival_s=row.arrival_s / factor) for row in trace.rows]
-    return _made(trace, rows, f"arrivals at {factor:g} times the rate")
+def paced(trace: Trace, request_rate: float, name: Naming = str) -> Trace:
+    """The same requests, so many of them offered per second: as many gaps as there are, by the time that they take.
+
+    Raises InputError, also where the trace offers no rate: its requests wait for answers, or arrive all at once.
+    """
+    check_request_rate(request_rate, name)
+    field = name("request_rate")
+    if any(row.after is not None or row.delay_s is not None for row in trace.rows):
+        accepted = f"{name('speed')}, by which those that wait for no other come sooner or later"
+        raise InputError("requests that wait for answers offer no rate", field=field, accepted=accepted)
+    span_s = trace.rows[-1].arrival_s - trace.rows[0].arrival_s
+    if span_s <= 0:
+        raise InputError("has no effect: all requests arrive at once", field=field)
+    at_rate = changed(trace, Speed(request_rate * span_s / (len(trace) - 1), lambda _: field))
+    return replace(at_rate, notes=(*at_rate.notes, f"{request_rate:g} requests per second are offered"))
 
 
-def share(trace: Trace, part: float, seed: int) -> Trace:
+def check_request_rate(request_rate: float, name: Naming = str) -> None:
+    """Raise InputError for what is no rate."""
+    if not 0 < request_rate < np.inf:
+        raise InputError(field=name("request_rate"), found=request_rate, accepted="requests per second, above 0")
+
+
+def share(trace: Trace, part: float, seed: int, name: Naming = str) -> Trace:
     """Some of the requests, drawn at random, whole sessions together. Raises InputError."""
-    if not 0 < part <= 1:
-        raise InputError(field="--share", found=part, accepted="above 0, at most 1")
+    check_share(part, name)
     kept = np.random.default_rng(seed).random(len(trace)) < part
     first: dict[str, bool] = {}
     rows = []
     for row, drawn in zip(trace.rows, kept.tolist(), strict=True):
         if drawn if row.session_id is None else first.setdefault(row.session_id, drawn):
             rows.append(row)
-    return _made(trace, rows, f"a share of {part:g} drawn with seed {seed}, {len(rows)} of {len(trace)} requests")
+    note = f"a share of {part:g} drawn with seed {seed}, {len(rows)} of {len(trace)} requests"
+    if not rows:
+        raise InputError(f"no request is left: {note}", field=name("share"))
+    return _made(trace, rows, [note])
+
+
+def check_share(part: float, name: Naming = str) -> None:
+    """Raise InputError for what is no share."""
+    if not 0 < part <= 1:
+        raise InputError(field=name("share"), found=part, accepted="above 0, at most 1")
 
 
 def mixed_traces(traces: Sequence[Trace]) -> Trace:
@@ -115,10 +136,8 @@ def anonymised(trace: Trace, salt: bytes) -> Trace:
     return replace(trace, rows=rows, source="anonymised", sha256=sha256(salt + trace.sha256.encode()), notes=(note,))
 
 
-def _made(trace: Trace, rows: list[TraceRow], note: str) -> Trace:
+def _made(trace: Trace, rows: list[TraceRow], said: list[str]) -> Trace:
     """The trace with other rows. A delay behind a request that is no longer there is taken off and counted."""
-    if not rows:
-        raise InputError(f"no request is left: {note}", file=trace.source)
     left = {row.request_id for row in rows}
     sessions: set[str] = set()
     loose = 0
@@ -130,7 +149,7 @@ def _made(trace: Trace, rows: list[TraceRow], note: str) -> Trace:
             loose += 1
         if row.session_id is not None:
             sessions.add(row.session_id)
-    notes = [*trace.notes, note]
+    notes = [*trace.notes, *said]
     if loose:
         notes.append(f"{loose} requests waited for one that was cut off: they wait for it no more")
     return replace(trace, rows=tuple(rows), notes=tuple(notes))

@@ -48,6 +48,11 @@ def trace_import(
     end_s: Annotated[float | None, typer.Option("--end", help="Requests before this second.")] = None,
     share: Annotated[float | None, typer.Option(help="A random share of them, whole sessions together.")] = None,
     speed: Annotated[float | None, typer.Option(help="So many times the rate of arrivals.")] = None,
+    request_rate: Annotated[
+        float | None, typer.Option(help="In place of --speed: requests per second, on the average.")
+    ] = None,
+    prompt_scale: Annotated[float | None, typer.Option(help="Prompts so many times as long, prefixes too.")] = None,
+    output_scale: Annotated[float | None, typer.Option(help="Answers so many times as long.")] = None,
     anonymise: Annotated[bool, typer.Option("--anonymise", help="Take names off; hashes get a salt.")] = False,
     salt: Annotated[str | None, typer.Option(help="The salt; left out: a random one that is not kept.")] = None,
     seed: Seed = 0,
@@ -56,22 +61,27 @@ def trace_import(
 
     Example: servetwin trace import AzureLLMInferenceTrace_conv.csv --end 600 --speed 2 --out requests.jsonl
     """
-    from traces import reshape
+    from traces.load import Load, loaded
+    from traces.reshape import anonymised
 
     refuse_taken_file(out)
     trace = _read(source, format, mapping, hash_block_size, tokenizer)
     if rate is not None:
         trace = _paced(trace, rate, seed)
-    if start_s is not None or end_s is not None:
-        trace = reshape.between(trace, start_s or 0.0, float("inf") if end_s is None else end_s)
-    if share is not None:
-        trace = reshape.share(trace, share, seed)
-    if speed is not None:
-        trace = reshape.faster(trace, speed)
+    load = Load(
+        start_s=start_s,
+        end_s=end_s,
+        share=share,
+        speed=speed,
+        request_rate=request_rate,
+        prompt_scale=prompt_scale,
+        output_scale=output_scale,
+    )
+    trace = loaded(trace, load, seed, _option)
     if salt is not None and not anonymise:
         raise InputError(field="--salt", found=salt, accepted="only with --anonymise")
     if anonymise:
-        trace = reshape.anonymised(trace, secrets.token_bytes(32) if salt is None else salt.encode())
+        trace = anonymised(trace, secrets.token_bytes(32) if salt is None else salt.encode())
     _write(trace, out, to)
 
 
@@ -178,6 +188,11 @@ def _cell(name: str, value: float) -> str:
     if name.endswith("_error"):
         return f"{value:+.1%}"
     return f"{value:.2f}" if name.endswith("_ms") else str(value)
+
+
+def _option(name: str) -> str:
+    """The option that says a part of the load."""
+    return "--" + name.removesuffix("_s").replace("_", "-")
 
 
 def _read(

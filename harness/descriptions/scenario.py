@@ -19,6 +19,7 @@ from simulator.sessions import Think
 from simulator.steps.step_time import Overhead
 from traces.decoding import Document, read_document, yaml_value
 from traces.errors import InputError
+from traces.load import Load
 
 Duration = Annotated[float, msgspec.Meta(ge=0, le=60)]
 """Seconds of a step beside its operators: above a minute the unit is wrong, and infinity is no time."""
@@ -51,6 +52,7 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         trace: the requests, in any known format.
+        load: which part of them is served, how fast they come, and how long they are; None: the trace as it is.
         cluster: what serves them: a file, or its content in place.
         profiles: folders in which profiles, models and devices are looked up before the bundled ones.
         calibration: file of a fitted residual, as `servetwin calibrate` writes it; None: none.
@@ -73,6 +75,7 @@ class ScenarioFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     trace: Text
     cluster: Text | dict[str, Any]
+    load: Load | None = None
     profiles: tuple[str, ...] = ()
     calibration: Text | None = None
     engine: EngineOptions = EngineOptions()
@@ -146,7 +149,28 @@ def scenario_of(document: Document) -> Scenario:
     check_routing(document, file.routing)
     if file.scheduler == "vllm" and file.engine_version is not None:
         raise document.error(["engine_version"], "has no effect with scheduler 'vllm': the installed version counts")
-    return Scenario(document.path, document.value, file, document)
+    scenario = Scenario(document.path, document.value, file, document)
+    if file.load is not None:
+        _check_load(scenario, file.load)
+    return scenario
+
+
+def load_key(name: str) -> str:
+    """The key that holds a part of the load."""
+    return f"load.{name}"
+
+
+def _check_load(scenario: Scenario, load: Load) -> None:
+    """Raise InputError for a load that no trace can come under, or that means nothing in a closed loop."""
+    try:
+        load.check(load_key)
+    except InputError as error:
+        file, line = scenario.place_of(error.field)
+        raise InputError(str(error), file=file, line=line) from None
+    for name in ("speed", "request_rate"):
+        if scenario.file.concurrency is not None and getattr(load, name) is not None:
+            accepted = "only without concurrency: in a closed loop requests come when others end"
+            raise scenario.document.error(["load", name], accepted=accepted)
 
 
 def check_routing(document: Document, routing: Routing | None) -> None:

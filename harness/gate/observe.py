@@ -16,12 +16,12 @@ from harness.gate.baseline import Stored, rounded
 from harness.gate.canary import counts_of
 from harness.gate.figures import AT_ONCE, figure_of, simulated_figures
 from harness.gate.suite import Entry
+from harness.running.requests import read_requests
 from harness.scoring.validate import digest, validate
 from simulator.front_end import simulate_behind
 from simulator.simulate import Simulation
 from traces.capture import CaptureMeta, read_capture
 from traces.decoding import read_bytes, sha256
-from traces.formats import read_any_trace
 from traces.metrics import summary
 from traces.trace import Trace
 
@@ -51,7 +51,7 @@ def observe(entry: Entry, overrides: Sequence[str] = ()) -> Observed:
     validation = None if entry.capture is None else validate(entry.scenario, entry.capture, overrides).result
     measured = None if entry.capture is None else read_capture(entry.capture).meta
     scenario = read_scenario(entry.scenario, overrides)
-    trace = read_any_trace(scenario.trace_path)
+    trace = read_requests(scenario)
     own, inputs, notes = _simulated(scenario, trace, measured)
     at_once, _, _ = _simulated(scenario, _at_once(trace), measured)
     run, together = summary(own.capture), summary(at_once.capture)

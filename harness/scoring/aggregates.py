@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.deploy.asked import engine_asked
 from harness.descriptions.scenario import read_scenario
+from harness.running.requests import refuse_load
 from harness.running.simulate import simulate_trace
 from traces.errors import InputError
 from traces.readers.aggregates import Aggregate, closed_loop_trace, read_aggregates
@@ -40,7 +41,9 @@ def score_aggregates(
 
 def _scored(file: Path, row: Aggregate, path: Path, overrides: Sequence[str], rounds: int) -> dict[str, Any]:
     """A row's measured and simulated means, milliseconds, and the signed relative errors. Raises InputError."""
-    if read_scenario(path, overrides).file.concurrency is not None:
+    asked = read_scenario(path, overrides)
+    refuse_load(asked)
+    if asked.file.concurrency is not None:
         raise InputError("stands in the rows", file=path, field="concurrency", accepted="a scenario without it")
     scenario = read_scenario(path, [*overrides, f"concurrency={row.concurrency}"])
     spec = engine_asked(scenario).spec

@@ -11,6 +11,7 @@ import msgspec
 
 from harness.deploy.asked import engine_asked, located
 from harness.descriptions.scenario import read_scenario
+from harness.running.requests import refuse_load
 from simulator.engine import check_options
 from simulator.scheduling.divergence import Entry
 from simulator.scheduling.step_replay import replay_steps
@@ -28,6 +29,7 @@ def validate_steps(scenario_path: Path, capture_path: Path, overrides: Sequence[
     likely cause, notes. Raises InputError when the capture holds no batches, or what an engine is made of is not known.
     """
     scenario = read_scenario(scenario_path, overrides)
+    refuse_load(scenario)
     measured = read_capture(capture_path)
     asked = engine_asked(scenario, measured.meta)
     if asked.options.max_model_len is None or asked.options.num_gpu_blocks is None:

@@ -28,6 +28,7 @@ from harness.running.predicted import (
     predicted_by_draws,
     run,
 )
+from harness.running.requests import refuse_load
 from harness.scoring.compare import (
     Validation,
     compare,
@@ -152,6 +153,7 @@ def _read(
 ) -> _Case:
     """Read and deploy what `validate` is asked for. Raises InputError."""
     scenario = read_scenario(scenario_path, overrides)
+    refuse_load(scenario)
     measured = read_capture(capture_path)
     recordings = [_recording(path, capture_path) for path in repeats]
     trace = at_measured_arrivals(read_any_trace(scenario.trace_path), measured)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from harness.descriptions.scenario import Scenario, scenario_of, set_key
+from harness.running.requests import requests_of
 from harness.running.simulate import simulate_trace
 from harness.sweeps.space import Overrides
 from traces.decoding import Document, read_document
@@ -69,11 +70,15 @@ class Inputs:
             set_key(value, key, deepcopy(set_to), field="key")
         return scenario_of(Document(self.document.path, value, self.document.tree))
 
-    def trace(self, path: Path, first_requests: int | None = None) -> Trace:
-        """The trace, or its first requests. Raises InputError."""
+    def trace(self, path: Path) -> Trace:
+        """The trace as it was read. Raises InputError."""
         if path not in self.traces:
             self.traces[path] = read_any_trace(path)
-        trace = self.traces[path]
+        return self.traces[path]
+
+    def requests(self, scenario: Scenario, first_requests: int | None = None) -> Trace:
+        """A scenario's requests, under its load; or the first of them. Raises InputError."""
+        trace = requests_of(scenario, self.trace(scenario.trace_path))
         return trace if first_requests is None else replace(trace, rows=trace.rows[:first_requests])
 
     def read_traces(self, points: Sequence[Point]) -> None:
@@ -92,7 +97,7 @@ def simulate_point(inputs: Inputs, point: Point) -> Result:
     """Simulate a point. It fails alone: whatever goes wrong is its result."""
     try:
         scenario = inputs.scenario(point.overrides)
-        _, figures = simulate_trace(scenario, inputs.trace(scenario.trace_path, point.first_requests))
+        _, figures = simulate_trace(scenario, inputs.requests(scenario, point.first_requests))
     except InputError as error:
         return Result(reason=str(error))
     except ServetwinError as error:

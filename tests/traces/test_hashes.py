@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from traces.hashes import chained, coarsened, refined, resized, salted
+from traces.hashes import chained, coarsened, refined, resized, salted, stretched
 
 IDS = st.lists(st.integers(-1, 2), max_size=12)
 
@@ -38,6 +40,23 @@ def test_small_blocks_are_shared_where_the_large_ones_are(a: list[int], b: list[
     assert shared(small, small_other) == parts * shared(one, other)
     assert len(set(small) & set(small_other)) == parts * len(set(one) & set(other))
     assert coarsened(small, parts) == one
+
+
+@given(IDS, IDS, st.fractions(Fraction(1, 20), 20, max_denominator=50))
+def test_a_stretched_text_shares_as_much_more_down_to_whole_blocks(a: list[int], b: list[int], by: Fraction) -> None:
+    one, other = chained(a), chained(b)
+    longer, longer_other = stretched(one, by), stretched(other, by)
+    assert len(longer) == len(set(longer)) == int(len(one) * by)
+    assert shared(longer, longer_other) == int(shared(one, other) * by)
+    assert len(set(longer) & set(longer_other)) == shared(longer, longer_other)
+
+
+@given(IDS, st.integers(1, 9))
+def test_to_stretch_by_whole_numbers_is_to_refine_and_to_coarsen(ids: list[int], parts: int) -> None:
+    hashes = chained(ids)
+    assert stretched(hashes, Fraction(parts)) == refined(hashes, parts)
+    assert stretched(hashes, Fraction(1, parts)) == coarsened(hashes, parts)
+    assert stretched([-1, 2**70], Fraction(3, 2)) == stretched([2**64 - 1, 0], Fraction(3, 2))
 
 
 def test_sizes_that_divide_neither_way_are_told() -> None:
