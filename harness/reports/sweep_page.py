@@ -15,11 +15,14 @@ from typing import Any
 
 from harness.reports.colours import ROLES
 from harness.reports.page import Page, Section, data, escape, folded, notes, prose, table, verdict_line
+from harness.sweeps.capacity_table import capacity_table
 from traces.decoding import decode_json, read_bytes
 from traces.errors import InputError
 
 RESULTS, STUDY = "results.csv", "study.json"
 
+STEADY = "in_system.is_steady"
+"""The column that says whether a point's figures depend on the length of its trace; shown where they do."""
 MOST_ROWS = 500
 """Points in the page's table; the file has all."""
 MOST_NUMBERS = 150_000
@@ -48,7 +51,8 @@ class Sweep:
         """Those worth a reader's while: of a study, what was set and what decides; else all."""
         if self.study is None:
             return list(self.cells)
-        known = {"sweep", "point", "reason", "is_feasible", "is_front"}
+        known = {"sweep", "point", "reason", "is_feasible", "is_front", "capacity"}
+        known |= {STEADY} if "false" in self.cells.get(STEADY, ()) else set()
         known |= {*self.study["objectives"], *self.study["constraints"]}
         known |= {name for point in self.study["points"] for name in point["overrides"]}
         return [name for name, texts in self.cells.items() if name in known and any(texts)]
@@ -99,7 +103,11 @@ def sweep_page(name: str, sweep: Sweep) -> Page:
     if not study["objectives"]:
         sentence = f"{len(sweep)} points, {study['n_failed']} failed."
     asked = {key: study[key] for key in ("study", "scenario")}
+    if study.get("capacities") is not None:
+        sentence = f"{len(study['capacities'])} variants, {len(sweep)} points tried, {study['n_failed']} failed; "
+        sentence += f"{len(study['front'])} of the capacities are not beaten by {aims}."
     sections = (
+        Section("Capacities", capacities(study)),
         Section("Front", point_table(sweep, study["front"])),
         *sections,
         Section("Notes", notes(study["notes"])),
@@ -108,9 +116,17 @@ def sweep_page(name: str, sweep: Sweep) -> Page:
     return Page(f"Sweep {name}", verdict_line(good=not study["n_failed"], mark="", sentence=sentence), sections)
 
 
+def capacities(study: dict[str, Any]) -> str:
+    """The capacity of each variant; nothing of a study that asks for none."""
+    if study.get("capacities") is None:
+        return ""
+    caption = f"The highest {study['study']['capacity']['key']} within the constraints, and what failed next above it"
+    return table(*capacity_table(study), caption)
+
+
 def point_table(sweep: Sweep, front: Sequence[int]) -> str:
     """The points that no other beats, by their numbers."""
-    columns = [name for name in sweep.columns if name not in ("reason", "is_feasible", "is_front")]
+    columns = [name for name in sweep.columns if name not in ("reason", "is_feasible", "is_front", "capacity")]
     rows = [[_short(sweep.cells[name][i]) for name in columns] for i in front]
     return table(columns, rows, "No other point is as good by every objective and better by one") if rows else ""
 
@@ -132,7 +148,11 @@ def explorer(sweep: Sweep, colour: str = "is_front") -> str:
         for i in range(0, len(sweep), every)
     ]
     points = data({"numbers": numbers, "kinds": kinds, "text": texts})
-    aims = [name for name in (sweep.study or {}).get("objectives", ()) if name in varied]
+    study = sweep.study or {"objectives": (), "constraints": ()}
+    aims = [name for name in study["objectives"] if name in varied]
+    if study.get("capacities") is not None:  # what limits the load, over the load
+        aims = [name for name in (study["study"]["capacity"]["key"], *study["constraints"]) if name in varied]
+        colour = "capacity"
     first, second = (aims[0], aims[1]) if len(aims) > 1 else (varied[0], aims[0] if aims else varied[-1])
     colour = colour if colour in kinds else ""
     controls = "".join(

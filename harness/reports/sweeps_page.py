@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from harness.reports.page import Page, Section, folded, heading, notes, table, verdict_line
-from harness.reports.sweep_page import Sweep, explorer, point_table, points_table
+from harness.reports.sweep_page import Sweep, capacities, explorer, point_table, points_table
 from harness.sweeps.pareto import front, losses
 
 NAME = "sweep"
@@ -26,6 +26,7 @@ def sweeps_page(sweeps: Mapping[str, Sweep]) -> Page:
         sentence += f" {len(best)} are not beaten by {', '.join(f'{name} {way}' for name, way in objectives.items())}."
     sections = (
         Section("Best", _best(sweeps, objectives)),
+        Section("Capacities", _of_each(sweeps, capacities)),
         Section("Front", point_table(together, best)),
         Section("Points", explorer(together, colour=NAME)),
         Section("Table", points_table(together)),

@@ -14,6 +14,8 @@ from harness.terminal.words import seconds
 from traces.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from harness.sweeps.trials import Progress
 
 MOST_FAILURES = 5
@@ -31,7 +33,7 @@ def sweep(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Simulate many variants of a scenario and say which are not beaten; run again, it goes on where it was.
+    """Simulate many variants: which are not beaten, or how much each can serve. Run again, it goes on where it was.
 
     Example: servetwin sweep study.yaml --out out/study
     """
@@ -68,15 +70,8 @@ def progress_text(now: Progress, took_s: float) -> str:
 
 
 def _print_study(record: dict[str, Any], progress: Progress) -> None:
-    from harness.sweeps.front_table import counted, front_table, nearest_miss
-
     out = console()
-    columns, rows = front_table(record)
-    if rows:
-        out.print(table("Points that no other beats", columns, rows))
-    out.print(counted(record, progress.n_known))
-    if (nearest := nearest_miss(record)) is not None:
-        out.print(nearest, markup=False)
+    (_print_front if record["capacities"] is None else _print_capacities)(out, record, progress.n_known)
     failed = [point for point in record["points"] if point["reason"] is not None]
     for point in failed[:MOST_FAILURES]:
         out.print(f"point {point['point']} failed: {point['reason']}")
@@ -84,3 +79,22 @@ def _print_study(record: dict[str, Any], progress: Progress) -> None:
         out.print(f"and {len(failed) - MOST_FAILURES} more, see results.csv")
     for note in record["notes"]:
         out.print(f"note: {note}", style="dim")
+
+
+def _print_front(out: Console, record: dict[str, Any], n_known: int) -> None:
+    from harness.sweeps.front_table import counted, front_table, nearest_miss
+
+    columns, rows = front_table(record)
+    if rows:
+        out.print(table("Points that no other beats", columns, rows))
+    out.print(counted(record, n_known))
+    if (nearest := nearest_miss(record)) is not None:
+        out.print(nearest, markup=False)
+
+
+def _print_capacities(out: Console, record: dict[str, Any], n_known: int) -> None:
+    from harness.sweeps.capacity_table import capacities_counted, capacity_table
+
+    key = record["study"]["capacity"]["key"]
+    out.print(table(f"Highest {key} within the constraints", *capacity_table(record)))
+    out.print(capacities_counted(record, n_known))

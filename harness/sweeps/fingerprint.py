@@ -7,25 +7,16 @@ profile folders, the modules of rules of one's own, and servetwin itself, versio
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-import harness
+from harness.descriptions.inputs import named_files, sources_digest
 from harness.descriptions.scenario import Scenario
 from profiles.catalog import with_bundled
 from traces.decoding import read_document
-
-CODE = ("traces", "profiles", "simulator", "calibrate", "harness")
-"""Folders whose sources decide what a simulation says."""
-
-_OWN_RULE = re.compile(r"^(?P<module>[A-Za-z_][\w.]*):[A-Za-z_]\w*$")
-"""A scheduling order, an eviction or a router of one's own: module:Class."""
 
 
 class Fingerprints:
@@ -38,7 +29,7 @@ class Fingerprints:
 
     def __init__(self, own: Path) -> None:
         self.own = own.resolve()
-        self.code = _code_digest()
+        self.code = sources_digest()
         self._digests: dict[Path, str] = {}
         self._named_by: dict[Path, list[Path]] = {}
 
@@ -76,35 +67,3 @@ class Fingerprints:
                 name = "" if file == path else file.relative_to(path).as_posix()
                 digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()
-
-
-def named_files(value: Any, folders: list[Path]) -> Iterator[Path]:
-    """The files that texts anywhere in `value` name, relative to any of the folders, or as a module's rule."""
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from named_files(inner, folders)
-    elif isinstance(value, str) and value:
-        for folder in folders:
-            for path in (folder / value, folder / value / "config.json"):
-                if path.is_file():
-                    yield path
-        if (rule := _OWN_RULE.match(value)) and (source := _source_of(rule["module"])) is not None:
-            yield source
-
-
-def _source_of(module: str) -> Path | None:
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return None if found is None or found.origin is None else Path(found.origin)
-
-
-def _code_digest() -> str:
-    """Digest of servetwin's own sources, as far as a simulation depends on them."""
-    root = Path(harness.__file__).parents[1]
-    digest = hashlib.sha256()
-    for folder in CODE:
-        for file in sorted((root / folder).rglob("*.py")):
-            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()

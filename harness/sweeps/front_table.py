@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from harness.sweeps.pareto import excess, flat
-from harness.sweeps.points import Point, text_of
+from harness.sweeps.points import Point
 from harness.sweeps.study import Limits
-from harness.terminal.words import seconds
+from harness.sweeps.wording import figure, missed, set_to, within
 
 
 def front_table(record: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -18,8 +18,12 @@ def front_table(record: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]
     keys = list(dict.fromkeys(key for point in record["points"] for key in point["overrides"]))
     names, limits = list(record["objectives"]), constraints(record)
     others = [name for name in limits if name not in names]
-    shown = [f"{name} {_within(name, limits[name])}" if name in limits else name for name in [*names, *others]]
-    return ["point", *keys, *shown], _rows(record, keys, names, others)
+    return ["point", *keys, *headers([*names, *others], limits)], _rows(record, keys, names, others)
+
+
+def headers(names: Sequence[str], limits: Mapping[str, Limits]) -> list[str]:
+    """Figures' names, with the limits of those that have some."""
+    return [f"{name} {within(name, limits[name])}" if name in limits else name for name in names]
 
 
 def counted(record: dict[str, Any], n_known: int = 0) -> str:
@@ -42,16 +46,12 @@ def nearest_miss(record: dict[str, Any]) -> str | None:
     limits = constraints(record)
     if not limits or any(point["is_feasible"] for point in record["points"]):
         return None
-    if not (missed := _excesses(record)):
+    if not (beyond := _excesses(record)):
         return None
-    _, point, figures = min(missed, key=lambda one: one[0])
-    beyond = [
-        f"{name} {_figure(name, figures[name])} (wanted {_within(name, one)})"
-        for name, one in limits.items()
-        if one.excess(figures[name])
-    ]
+    _, point, figures = min(beyond, key=lambda one: one[0])
+    misses = [f"{text} (wanted {within(name, limits[name])})" for name, text in missed(figures, limits).items()]
     label = Point(point["overrides"], "", point["first_requests"]).label
-    return f"no point is within the constraints; the nearest is point {point['point']}, {label}: {', '.join(beyond)}"
+    return f"no point is within the constraints; the nearest is point {point['point']}, {label}: {', '.join(misses)}"
 
 
 def constraints(record: dict[str, Any]) -> dict[str, Limits]:
@@ -77,27 +77,7 @@ def _rows(
     sign = -1 if record["objectives"][names[0]] == "max" else 1
     rows = []
     for values, points in sorted(alike.items(), key=lambda one: sign * one[0][0]):
-        cells = [_set_to(points[0]["overrides"].get(key)) for key in keys]
-        figures_there = [_figure(name, value) for name, value in zip((*names, *others), values, strict=True)]
+        cells = [set_to(points[0]["overrides"].get(key)) for key in keys]
+        figures_there = [figure(name, value) for name, value in zip((*names, *others), values, strict=True)]
         rows.append((", ".join(str(point["point"]) for point in points), *cells, *figures_there))
     return rows
-
-
-def _within(name: str, limits: Limits) -> str:
-    """What a figure may be, as `≤ 150 ms`."""
-    least = None if limits.min is None else _figure(name, limits.min)
-    most = None if limits.max is None else _figure(name, limits.max)
-    if least is not None and most is not None:
-        return f"{least} to {most}"
-    return f"≤ {most}" if least is None else f"≥ {least}"
-
-
-def _set_to(value: Any) -> str:
-    """What a point sets a key to; results.csv has all digits."""
-    return f"{value:.4g}" if isinstance(value, float) else text_of(value)
-
-
-def _figure(name: str, value: float) -> str:
-    """A figure; durations with their unit."""
-    is_duration = any(part.endswith("_s") and not part.endswith("per_s") for part in name.split("."))
-    return seconds(value) if is_duration else f"{value:.4g}"

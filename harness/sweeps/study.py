@@ -65,14 +65,41 @@ class SearchFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     eta: Annotated[int, msgspec.Meta(ge=2)] | None = None
 
 
+class CapacityFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The highest value of a key at which a variant serves all requests within the constraints.
+
+    Attributes:
+        key: of the scenario; a number of which more is harder to serve.
+        low: the least that is tried.
+        high: the most that is tried, above `low`.
+        tolerance: the next value that is tried above the highest that held is at most so much more, relative to it;
+            None: whole numbers, exact to one, where `low` and `high` are both, else `capacity.TOLERANCE`.
+        at_once: values of a variant that are tried together, before any of them is known.
+    """
+
+    key: Text
+    low: int | float
+    high: int | float
+    tolerance: Annotated[float, msgspec.Meta(ge=0.001, le=1)] | None = None
+    at_once: Count = 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether only whole numbers are tried."""
+        return self.tolerance is None and isinstance(self.low, int) and isinstance(self.high, int)
+
+
 class StudyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A study as the user writes it; exactly one of `grid`, `sample` and `search`. Paths are relative to the file.
+    """A study as the user writes it. Paths are relative to the file.
+
+    Exactly one of `grid`, `sample` and `search`; with `capacity`, `grid`, `sample` or none.
 
     Attributes:
         scenario: what is varied.
         grid: every combination of these values by key.
         sample: points drawn at random.
         search: points chosen by what became of those before.
+        capacity: of each point of the grid or the sample, or of the scenario as it is, the highest load that it serves.
         objectives: figures, as summary.json names them, and which way each is better.
         constraints: what figures must be for a point to be of use.
     """
@@ -81,6 +108,7 @@ class StudyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     grid: Annotated[dict[str, Values], msgspec.Meta(min_length=1)] | None = None
     sample: SampleFile | None = None
     search: SearchFile | None = None
+    capacity: CapacityFile | None = None
     objectives: Annotated[dict[Text, Direction], msgspec.Meta(min_length=1)] = msgspec.field(
         default_factory=DEFAULT_OBJECTIVES.copy
     )
@@ -108,8 +136,8 @@ class Study:
 
     @property
     def way(self) -> str:
-        """How points are chosen: grid, sample or search."""
-        return next(_ways(self.file))
+        """How points are chosen: grid, sample, search, or capacity alone."""
+        return next(_ways(self.file), "capacity")
 
 
 def read_study(path: Path) -> Study:
@@ -119,9 +147,10 @@ def read_study(path: Path) -> Study:
         _check_mapping(document, at, kind, accepted)
     file = document.convert(StudyFile)
     ways = list(_ways(file))
-    if len(ways) != 1:
+    if len(ways) > 1 or not (ways or file.capacity):
+        accepted = "one of " + ", ".join(_WAYS)
         raise document.error(
-            ways[1:2], "says " + (" and ".join(ways) or "no points"), accepted="one of " + ", ".join(_WAYS)
+            ways[1:2], "says " + (" and ".join(ways) or "no points"), accepted=f"{accepted}, or capacity"
         )
     for name, limits in file.constraints.items():
         if limits.min is limits.max is None:
@@ -133,6 +162,10 @@ def read_study(path: Path) -> Study:
             _check_ranges(document, [ways[0], "ranges"], part.ranges)
     if file.search is not None:
         _check_search(document, file.search)
+    if file.capacity is not None:
+        _check_capacity(document, file, file.capacity)
+        if "objectives" not in document.value:
+            file = msgspec.structs.replace(file, objectives={file.capacity.key: "max"})
     return Study(document.value, file, document)
 
 
@@ -182,3 +215,17 @@ def _check_search(document: Document, search: SearchFile) -> None:
             raise document.error(["search", name], f"has no effect with method {search.method}")
     if search.method == "successive_halving" and search.min_requests is None:
         raise document.error(["search", "min_requests"], "is missing: the requests that the first round serves")
+
+
+def _check_capacity(document: Document, file: StudyFile, asked: CapacityFile) -> None:
+    """Raise InputError for ends between which there is nothing to search, or a capacity within nothing."""
+    if file.search is not None:
+        raise document.error(["capacity"], "has no effect with search", accepted="grid or sample beside it, or none")
+    if asked.key in (file.grid or (file.sample.ranges if file.sample else {})):
+        raise document.error(["capacity", "key"], f"is varied by {next(_ways(file))} too")
+    if not asked.low < asked.high:
+        raise document.error(["capacity", "high"], accepted=f"a number above low, {asked.low}")
+    if not asked.is_whole and asked.low <= 0:
+        raise document.error(["capacity", "low"], accepted="above 0: values grow by factors")
+    if not file.constraints:
+        raise document.error([], "has no constraints: a capacity is within some", accepted="constraints")

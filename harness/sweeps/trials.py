@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import msgspec
+
 from harness.sweeps.fingerprint import Fingerprints
 from harness.sweeps.folder import StudyFolder
 from harness.sweeps.pareto import Losses, excess, flat, losses
@@ -90,14 +92,13 @@ class Trials:
         new = {point.fingerprint: point for point in points if point.fingerprint not in self._by_fingerprint}
         found = {fingerprint: self.folder.known(point) for fingerprint, point in new.items()}
         unknown = [point for point in new.values() if found[point.fingerprint] is None]
-        for result in found.values():
+        for fingerprint, result in found.items():
             if result is not None:
-                self._done(result, is_known=True)
+                found[fingerprint] = self._done(new[fingerprint], result, is_known=True)
         for i, result in self.workers.results(unknown):
             if result.is_lasting:
                 self.folder.keep(unknown[i], result)
-            found[unknown[i].fingerprint] = result
-            self._done(result, is_known=False)
+            found[unknown[i].fingerprint] = self._done(unknown[i], result, is_known=False)
         for fingerprint, point in new.items():
             if (result := found[fingerprint]) is not None:
                 self._by_fingerprint[fingerprint] = self._trial(point, result)
@@ -111,9 +112,14 @@ class Trials:
             raise self.study.document.error([self.study.way], f"makes no scenario of {label}: {error}") from None
         return Point(overrides, self.fingerprints.of(scenario, first_requests), first_requests)
 
-    def _done(self, result: Result, *, is_known: bool) -> None:
+    def _done(self, point: Point, result: Result, *, is_known: bool) -> Result:
+        """Count and report a point. Returns its result, in which the key of a capacity is a figure too."""
         if result.figures is not None:
-            check_names(self.study, flat(result.figures))
+            figures = result.figures
+            if (capacity := self.study.file.capacity) is not None:
+                figures = {**figures, capacity.key: point.overrides[capacity.key]}
+            check_names(self.study, flat(figures))
+            result = msgspec.structs.replace(result, figures=figures)
         now = self.progress
         self.progress = replace(
             now,
@@ -122,6 +128,7 @@ class Trials:
             n_failed=now.n_failed + (result.figures is None),
         )
         self._report(self.progress)
+        return result
 
     def _trial(self, point: Point, result: Result) -> Trial:
         file: StudyFile = self.study.file

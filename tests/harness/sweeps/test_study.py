@@ -28,6 +28,15 @@ WRONG = {
     f"search: {{method: tpe, n_trials: 3, eta: 2, {RANGES}}}": r"search.eta': has no effect with method tpe",
     f"search: {{method: successive_halving, n_trials: 3, at_once: 2, min_requests: 1, {RANGES}}}": r"at_once': has no",
     f"search: {{method: successive_halving, n_trials: 3, {RANGES}}}": r"search.min_requests': is missing",
+    "capacity: {key: a, low: 3, high: 3}": r"field 'capacity.high': found 3: accepted: a number above low, 3",
+    "capacity: {key: a, low: 0, high: 3.5}": r"capacity.low': found 0: accepted: above 0: values grow by factors",
+    "capacity: {key: a, low: 0, high: 3, tolerance: 0.1}": r"capacity.low': found 0: accepted: above 0: values grow",
+    "capacity: {key: a, low: 1, high: 3, tolerance: 0}": r"capacity.tolerance': found 0",
+    "capacity: {key: a, low: 1, high: 3}": r"has no constraints: a capacity is within some",
+    "capacity: {key: a, low: 1, high: 3}\ngrid: {a: [1]}": r"study.yaml:2: field 'capacity.key': is varied by grid too",
+    f"capacity: {{key: a, low: 1, high: 3}}\nsearch: {{method: tpe, n_trials: 3, {RANGES}}}": (
+        r"field 'capacity': has no effect with search"
+    ),
     "grid: {a: [1]}\nobjectives: {ttft_s.p99: up}": r"study.yaml:3: field 'objectives.ttft_s.p99': found 'up'",
     "grid: {a: [1]}\nconstraints: {ttft_s.p99: {}}": r"field 'constraints.ttft_s.p99': sets no limit",
 }

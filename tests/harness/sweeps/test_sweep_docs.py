@@ -17,9 +17,9 @@ def test_the_page_shows_what_its_commands_print(tmp_path: Path) -> None:
     assert printed == shown
 
 
-def test_the_page_shows_the_example_as_it_is() -> None:
-    (shown,) = blocks("sweep.md", "yaml")
-    assert shown in (STUDIES / "grid.yaml").read_text()
+def test_the_page_shows_the_examples_as_they_are() -> None:
+    for shown, name in zip(blocks("sweep.md", "yaml"), ("grid", "capacity"), strict=True):
+        assert shown in (STUDIES / f"{name}.yaml").read_text()
 
 
 def test_the_search_of_the_examples_finds_a_front(tmp_path: Path) -> None:
