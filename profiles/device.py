@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ Bandwidth = Annotated[float, msgspec.Meta(ge=1)]
 """Bytes per second, one at least."""
 Latency = Annotated[float, msgspec.Meta(ge=0, le=60)]
 """Seconds, a minute at most."""
+DeviceType = Literal["cuda", "cpu", "tpu"]
+"""vLLM's `device_type`: cuda stands for AMD's GPUs too."""
 
 
 class DevicePower(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,6 +54,7 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         name: as profiles and clusters spell it.
         aliases: other spellings, the driver's own among them.
+        device_type: its kind, by which vLLM chooses options that nobody states.
         memory_bytes: memory that the device's runtime reports (`torch.cuda.mem_get_info`), which vLLM's
             `gpu_memory_utilization` is a share of; less than the nominal size, and than what nvidia-smi shows.
         memory_bandwidth_bytes_per_s: peak.
@@ -66,6 +69,7 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     name: str
     aliases: tuple[str, ...] = ()
+    device_type: DeviceType = "cuda"
     memory_bytes: Above0
     memory_bandwidth_bytes_per_s: Bandwidth | None = None
     peak_flops_per_s: dict[str, Above0] = {}
@@ -130,7 +134,7 @@ def read_link(path: Path) -> LinkSpec:
 
 def _with_sources(spec: Spec, path: Path) -> Spec:
     for name, value in msgspec.structs.asdict(spec).items():
-        stated = name not in ("name", "aliases", "sources") and value not in (None, {})
+        stated = name not in ("name", "aliases", "device_type", "sources") and value not in (None, {})
         if stated and not spec.sources.get(name, "").strip():
             raise InputError("is missing", file=path, field=f"sources.{name}", accepted="where the number is from")
     return spec

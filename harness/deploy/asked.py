@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from harness.deploy.defaults import with_defaults
 from harness.descriptions.agreement import agree, default_note, version_defaults, with_recorded_experts
 from harness.descriptions.cluster import ClusterSpec, InstanceSpec, cluster_document, read_own_cluster
 from harness.descriptions.llmservingsim_cluster import read_llmservingsim_cluster
@@ -116,7 +117,8 @@ def _asked(scenario: Scenario, spec: InstanceSpec, measured: CaptureMeta | None)
     rules = rules_of(version or REFERENCE)
     if spec.pipeline_parallel_size > 1:
         notes.append(_plan_stages(said, rules, scenario.path))
-    options = _options(said, scenario)
+    options, chosen = with_defaults(_options(said, scenario), said, spec, version or REFERENCE, folders)
+    notes += chosen
     return EngineAsked(spec, folders, options, rules, version or REFERENCE, tuple(notes), tuple(mismatches))
 
 

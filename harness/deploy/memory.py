@@ -174,7 +174,7 @@ def memory_facts(asked: EngineAsked, account: MemoryAccount) -> dict[str, Any]:
         "kv_tokens": account.kv_tokens,
         "max_model_len": account.max_model_len,
         "requests_of_max_model_len": account.longest_requests,
-        "notes": list(account.notes()[1:]),
+        "notes": [*asked.notes, *account.notes()[1:]],
     }
 
 

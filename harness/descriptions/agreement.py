@@ -16,7 +16,7 @@ import msgspec
 from harness.descriptions.cluster import InstanceSpec
 from profiles.catalog import find_device, list_profiles, model_configs
 from profiles.model import QUANTIZED_BYTES, compute_dtype
-from simulator.scheduling.options import EngineOptions
+from simulator.scheduling.options import CHOSEN_BY_DEVICE, EngineOptions
 from simulator.scheduling.rules import version_of
 from traces.capture import CaptureMeta
 from traces.errors import InputError
@@ -67,6 +67,8 @@ def agree(
         version: vLLM's, as the scenario states it; None: the capture's.
     """
     recorded = _recorded(measured)
+    if spec.collectives.disable_custom_all_reduce:
+        recorded.pop("disable_custom_all_reduce", None)  # simulated, as the description says it too
     taken = {name: value for name, value in recorded.items() if name in KNOWN_OPTIONS and name not in said}
     simulated = {**spec.parallelism, **said}
     other = {n: v for n, v in sorted(recorded.items()) if n in simulated and not _same(n, simulated, recorded)}
@@ -147,7 +149,8 @@ def _option_notes(said: dict[str, Any], taken: dict[str, Any], recorded: dict[st
     if taken:
         notes.append(f"engine options taken from the capture, since the scenario does not state them: {_listed(taken)}")
     defaults = msgspec.structs.asdict(EngineOptions())
-    assumed = {k: v for k, v in defaults.items() if v is not None and k not in said and k not in taken}
+    settled = {*said, *taken, *CHOSEN_BY_DEVICE}
+    assumed = {k: v for k, v in defaults.items() if v is not None and k not in settled}
     if assumed:
         notes.append(f"neither scenario nor capture states these engine options, defaults are used: {_listed(assumed)}")
     unknown = {k: v for k, v in recorded.items() if k not in (*KNOWN_OPTIONS, *PARALLELISM, *INERT_OPTIONS)}

@@ -14,13 +14,23 @@ Positive = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
+CHOSEN_BY_DEVICE = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "gpu_memory_utilization",
+    "async_scheduling",
+    "cudagraph_capture_sizes",
+)
+"""Options whose defaults vLLM chooses by device, parallelism and version: `harness/deploy/defaults.py` does."""
+
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a vLLM engine is started with, as far as it changes a prediction.
 
     Defaults are vLLM 0.32's (`vllm/config/{scheduler,cache,model}.py`) where vLLM has one that depends on nothing
-    else; `max_num_seqs` and `max_num_batched_tokens` depend there on the device and on the kind of server, so that
-    a scenario should state them.
+    else. Those of `CHOSEN_BY_DEVICE` are what `vllm serve` takes on a GPU of less than 70 GiB; what a scenario leaves
+    unsaid is chosen by its own device before it gets here.
 
     Attributes:
         max_num_seqs: most requests in the running queue.
@@ -58,7 +68,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_model_len: Positive | None = None
     block_size: Positive = 16
     num_gpu_blocks: Annotated[int, msgspec.Meta(ge=2)] | None = None
-    gpu_memory_utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
+    gpu_memory_utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.92
     kv_cache_memory_bytes: Annotated[int, msgspec.Meta(ge=1)] | None = None
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
@@ -79,21 +89,38 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     speculative_config: SpeculativeConfig | None = None
 
     def capture_sizes(self) -> tuple[int, ...]:
-        """Batch sizes with a CUDA graph, ascending; none when eager.
-
-        vLLM 0.19 `vllm/config/vllm.py::_set_cudagraph_sizes`: 1, 2, 4, then every 8 below 256, then every 16, up to
-        min(2 * max_num_seqs, 512), and none above the token budget. Where tokens are drafted (0.32, same place), 1 + k
-        tokens of each request count there in place of one, and those of so many requests are sizes too.
-        """
+        """Batch sizes with a CUDA graph, ascending; none when eager, and vLLM's default list where none is stated."""
         if self.enforce_eager:
             return ()
         if self.cudagraph_capture_sizes is not None:
             return tuple(sorted(self.cudagraph_capture_sizes))
-        each = 1 if self.speculative_config is None else 1 + self.speculative_config.num_speculative_tokens
-        largest = min(2 * self.max_num_seqs * each, 512, self.max_num_batched_tokens)
-        sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)]
-        if each > 1:
-            of_requests = [count for count in (*sizes, self.max_num_seqs) if count <= self.max_num_seqs]
-            sizes += [count * each for count in of_requests]
-            sizes += [self.max_num_batched_tokens]
-        return tuple(sorted({size for size in sizes if size <= largest}))
+        return default_capture_sizes(self)
+
+
+def default_capture_sizes(
+    options: EngineOptions, *, most: int = 512, with_budget: bool = True, with_seats: bool = True
+) -> tuple[int, ...]:
+    """vLLM's list of batch sizes (tokens) with a CUDA graph, ascending, where none is stated.
+
+    vLLM 0.32 `vllm/config/vllm.py::_set_cudagraph_sizes`: 1, 2, 4, then every 8 below 256, then every 16, up to
+    2 * max_num_seqs, `most` and the token budget; the budget itself and max_num_seqs where they are no more than that.
+    Where tokens are drafted, 1 + k tokens of each request count in place of one, and those of so many requests are
+    sizes too.
+
+    Args:
+        options: of the engine.
+        most: the largest size, in tokens.
+        with_budget: whether the token budget is a size.
+        with_seats: whether as many tokens as requests can run are a size.
+    """
+    each = 1 if options.speculative_config is None else 1 + options.speculative_config.num_speculative_tokens
+    seats, budget = options.max_num_seqs, options.max_num_batched_tokens
+    largest = min(2 * seats * each, most, budget)
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)]
+    if each > 1:
+        sizes += [count * each for count in (*sizes, seats) if count <= seats]
+    elif with_seats:
+        sizes.append(seats)
+    if with_budget:
+        sizes.append(budget)
+    return tuple(sorted({size for size in sizes if size <= largest}))

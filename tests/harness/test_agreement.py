@@ -35,7 +35,7 @@ def test_what_the_scenario_leaves_unsaid_is_taken_and_noted(document: Document) 
     assert agreement.taken == {"max_num_seqs": 64, "num_gpu_blocks": 500}
     assert not agreement.mismatches
     assert agreement.notes[0].endswith("does not state them: max_num_seqs 64, num_gpu_blocks 500")
-    assert "defaults are used: async_scheduling True, block_size 16" in agreement.notes[1]
+    assert "defaults are used: cpu_offload_gb 0.0, dtype bfloat16" in agreement.notes[1]
 
 
 @pytest.mark.parametrize(

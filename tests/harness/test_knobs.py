@@ -105,7 +105,11 @@ KNOBS: dict[str, tuple[str, dict[str, str], Moves]] = {
     ),
     "watermark": ("0.3", {}, lambda before, after: after.preemptions < before.preemptions),
     "async_scheduling": ("true", {}, lambda before, after: after.ttft_s != before.ttft_s),
-    "enforce_eager": ("false", {}, lambda before, after: after.step_s > before.step_s),
+    "enforce_eager": (
+        "false",
+        {"cudagraph_capture_sizes": "[64]"},
+        lambda before, after: after.step_s > before.step_s,
+    ),
     "cudagraph_capture_sizes": (
         "[64]",
         {"enforce_eager": "false"},

@@ -39,7 +39,11 @@ CEILING = 0.006
 def a6000(max_num_seqs: int, max_model_len: int) -> MemoryAccount:
     device = find_device("A6000", [BUNDLED])
     options = EngineOptions(
-        max_num_seqs=max_num_seqs, max_num_batched_tokens=2048, max_model_len=max_model_len, enforce_eager=True
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=2048,
+        max_model_len=max_model_len,
+        gpu_memory_utilization=0.9,
+        enforce_eager=True,
     )
     model = find_model("meta-llama/Llama-3.1-8B", [BUNDLED])
     return memory_account(
@@ -95,7 +99,7 @@ def small(**config: object) -> ModelSpec:
 
 def test_the_lines_add_up_to_the_share_that_is_asked_for() -> None:
     for version in ((0, 11), (0, 19), (0, 24), (0, 32)):
-        options = EngineOptions(max_num_batched_tokens=256, max_num_seqs=16)
+        options = EngineOptions(max_num_batched_tokens=256, max_num_seqs=16, gpu_memory_utilization=0.9)
         account = memory_account(small(), "d", 1e9, options, version=version)
         taken = account.weight_bytes + account.peak.total_bytes + account.graph_bytes
         assert taken + account.kv_bytes == account.requested_bytes == 900_000_000

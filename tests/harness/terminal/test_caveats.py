@@ -72,7 +72,7 @@ def test_a_roofline_is_said_to_be_a_bound_and_blocks_to_be_predicted() -> None:
         == "note: a roofline from the datasheet, a bound and not a measurement; validated: a bound; against no run"
     )
     assert collectives.startswith("note: collectives of 2 ranks are not measured: ")
-    assert blocks.startswith("note: 13945 KV blocks predicted: ")
+    assert blocks.startswith("note: 14429 KV blocks predicted: ")
     assert more.endswith(" more notes in run/meta.json")
 
 
