@@ -33,8 +33,8 @@ from typing import Any
 
 import vllm
 
-FIRST_VERSION, LAST_VERSION = (0, 26), (0, 32)
-"""vLLM versions whose schedulers this file was tried on."""
+FIRST_VERSION, LAST_VERSION = (0, 19), (0, 33)
+"""vLLM versions whose schedulers this file was tried on (`tests/conformance/recorder.py` of servetwin)."""
 
 CALLS = ("add_request", "schedule", "update_from_output", "finish_requests", "shutdown")
 """Methods of vLLM's SchedulerInterface that go through the recorder."""
@@ -225,7 +225,7 @@ class Recorder:
                         known[1]["first_token_ns"] = output_ns
                     known[1]["last_token_ns"] = output_ns
                 if output.finish_reason is not None and known[0].is_finished():
-                    self._end(known[0])
+                    self._end(request_id)
         if step is not None:
             step.update(output_ns=output_ns, update_end_ns=end_ns, tokens=tokens)
             step["recorder_ns"] = self._cost.close_unit(end_ns)
@@ -234,17 +234,17 @@ class Recorder:
             self._log.put(step, urgent=not self._known)
 
     def _finished(self, requests: Any, all_of_them: bool) -> None:
-        for request in requests:
-            self._end(request)
+        for one in requests:  # pairs of an id and its client up to vLLM 0.25, then the requests themselves
+            self._end(one[0] if isinstance(one, tuple) else one.request_id)
         if all_of_them:  # so an engine begins to shut down, and vLLM may leave it no time for more
             self._summarize()
 
-    def _end(self, request: Any) -> None:
+    def _end(self, request_id: str) -> None:
         """Write the record of a request that ended; vLLM may name it twice when its blocks outlive it."""
-        known = self._known.pop(request.request_id, None)
+        known = self._known.pop(request_id, None)
         if known is None:
             return
-        record = known[1]
+        request, record = known
         record["end_ns"] = now_ns()
         record["output_tokens"] = request.num_output_tokens
         record["num_preemptions"] = request.num_preemptions
@@ -515,13 +515,13 @@ def own_class(vllm_config: Any) -> type:
     return config.get_scheduler_cls()
 
 
-def check_version() -> None:
-    """Raises RuntimeError when this vLLM is not one that the recorder was tried on."""
+def check_version(first: tuple[int, int] = FIRST_VERSION) -> None:
+    """Raises RuntimeError when this vLLM is before `first`, or after the last that was tried."""
     version = vllm.__version__
     match = re.match(r"(\d+)\.(\d+)", version)
-    if match is None or not FIRST_VERSION <= (int(match[1]), int(match[2])) <= LAST_VERSION:
-        first, last = (".".join(map(str, bound)) for bound in (FIRST_VERSION, LAST_VERSION))
-        raise RuntimeError(f"servetwin knows vLLM {first} to {last}; this is {version}")
+    if match is None or not first <= (int(match[1]), int(match[2])) <= LAST_VERSION:
+        known = " to ".join(".".join(map(str, bound)) for bound in (first, LAST_VERSION))
+        raise RuntimeError(f"servetwin knows vLLM {known}; this is {version}")
 
 
 def refuse(log: Log | None, name: str, error: Exception) -> None:
@@ -607,8 +607,20 @@ def engine_options(config: Any, block_size: int | None) -> dict[str, Any]:
         "cudagraph_capture_sizes": None if model.enforce_eager else sizes,
         "dtype": str(model.dtype).removeprefix("torch."),
         "kv_cache_dtype": str(cache.cache_dtype),
+        **parallel_options(config),
         **({"num_speculative_tokens": drafts} if (drafts := getattr(config, "num_speculative_tokens", 0)) else {}),
     }
+
+
+def parallel_options(config: Any) -> dict[str, Any]:
+    """How the engine is spread over devices, where it is; and that NCCL alone sums, on GPUs, which have another way."""
+    parallel = config.parallel_config
+    sizes = {name: getattr(parallel, name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
+    found: dict[str, Any] = {name: size for name, size in sizes.items() if size > 1}
+    on_gpus = getattr(getattr(config, "device_config", None), "device_type", None) == "cuda"
+    if sizes["tensor_parallel_size"] > 1 and on_gpus and getattr(parallel, "disable_custom_all_reduce", False):
+        found["disable_custom_all_reduce"] = True
+    return found
 
 
 def engine_facts(config: Any, scheduler: Any) -> dict[str, Any]:

@@ -35,6 +35,9 @@ from servetwin_recorder import (
 )
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
+FIRST_VERSION = (0, 20)
+"""vLLM's version from which on what it says of a request that ended names the request."""
+
 
 class StatLogger(AggregateStatLoggerBase):
     """Writes what vLLM's front end counts: one file for all data-parallel engines behind an API server."""
@@ -47,7 +50,7 @@ class StatLogger(AggregateStatLoggerBase):
         try:
             rank = max(getattr(vllm_config.parallel_config, "_api_process_rank", 0), 0)
             log = Log(rank_path(os.environ.get("SERVETWIN_STATS", "servetwin-stats.jsonl"), rank))
-            check_version()
+            check_version(FIRST_VERSION)
             log.put(header(vllm_config, list(engine_indexes), rank))
         except Exception as error:
             refuse(log, "stat logger", error)

@@ -21,6 +21,9 @@ import recorder
 import vllm
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector as VllmConnector
 
+FIRST_VERSION = (0, 30)
+"""vLLM's version from which on a worker is asked for its `get_transfer_results`."""
+
 FIELDS = {
     "bytes_transferred": "n_bytes",
     "num_descriptors": "n_descriptors",
@@ -45,7 +48,7 @@ class NixlConnector(VllmConnector):  # type: ignore[misc]
             log = recorder.Log(
                 recorder.rank_path(os.environ.get("SERVETWIN_TRANSFERS", "servetwin-transfers.jsonl"), rank)
             )
-            recorder.check_version()
+            recorder.check_version(FIRST_VERSION)
             told = {"schema": "servetwin.transfers/1", "vllm_version": vllm.__version__}
             log.put({"kind": "header", **told, **recorder.clocks()})
             self._transfers = Transfers(log)

@@ -28,6 +28,9 @@ from traces.capture import Capture, CaptureMeta, Series
 from traces.outcome import Outcome, Status
 from traces.trace import Trace, TraceRow
 
+SPREAD = ("tensor_parallel_size", "pipeline_parallel_size", "disable_custom_all_reduce")
+"""Recorded options that say how one engine is spread over devices."""
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -209,8 +212,8 @@ def _client_times(record: ClientRecord, origin_s: float) -> dict[str, Any]:
 def _engine(witnesses: Witnesses) -> EngineInfo:
     """What is known of the engine: from the recorder, else from what the server told and its metrics."""
     if witnesses.recordings:
-        header = witnesses.recordings[0].header
-        options = {name: value for name, value in header.options.items() if value is not None}
+        header, unlike = witnesses.recordings[0].header, _spread_unlike(witnesses.recordings)
+        options = {n: value for n, value in header.options.items() if value is not None and n not in unlike}
         engine = f"vllm {header.vllm_version}"
         return EngineInfo(engine=engine, options=options, num_gpu_blocks=header.num_gpu_blocks)
     scrapes = witnesses.scrapes
@@ -218,6 +221,12 @@ def _engine(witnesses: Witnesses) -> EngineInfo:
         return EngineInfo(engine="")
     engine = scrapes.server if scrapes.told is None else scrapes.told.engine
     return EngineInfo(engine=engine, options=scrapes.engine_options(), num_gpu_blocks=scrapes.num_gpu_blocks())
+
+
+def _spread_unlike(recordings: Sequence[Recording]) -> list[str]:
+    """Options of parallelism that the engines do not share, as those that prefill and those that decode may not."""
+    every = [recording.header.options for recording in recordings]
+    return [name for name in SPREAD if len({options.get(name) for options in every}) > 1]
 
 
 def _clock(witnesses: Witnesses) -> str:
@@ -298,6 +307,8 @@ def _notes(
 
 
 def _recorder_notes(recordings: Sequence[Recording], outcomes: Sequence[Outcome], origin_s: float) -> Iterator[str]:
+    if unlike := _spread_unlike(recordings):
+        yield f"the engines differ in {', '.join(unlike)}: none is kept of them"
     known = {outcome.request_id for outcome in outcomes}
     steps = [step for recording in recordings for step in recording.steps if step.schedule_begin_ns / 1e9 >= origin_s]
     if foreign := sum(any(id_of_engine(rid) not in known for rid, _, _ in step.requests) for step in steps):

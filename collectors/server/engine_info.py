@@ -33,6 +33,9 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
     "cudagraph_capture_sizes": ("compilation_config", "cudagraph_capture_sizes"),
     "dtype": ("model_config", "dtype"),
     "kv_cache_dtype": ("cache_config", "cache_dtype"),
+    "tensor_parallel_size": ("parallel_config", "tensor_parallel_size"),
+    "pipeline_parallel_size": ("parallel_config", "pipeline_parallel_size"),
+    "disable_custom_all_reduce": ("parallel_config", "disable_custom_all_reduce"),
 }
 """The step recorder's options (collectors/engine/recorder.py header), and where vLLM 0.32's /server_info has them."""
 
@@ -73,6 +76,11 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
         found["dtype"] = dtype.removeprefix("torch.")
     if found["enforce_eager"]:
         found["cudagraph_capture_sizes"] = None  # a list of those that an eager engine does not use
+    on_gpus = _at(config, "device_config", "device_type") == "cuda"
+    if found["tensor_parallel_size"] in (None, 1) or not on_gpus or not found["disable_custom_all_reduce"]:
+        found["disable_custom_all_reduce"] = None
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        found[name] = None if found[name] == 1 else found[name]
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -26,6 +26,7 @@ def capture_import(
         Times, typer.Option(help="series, power logs: rows are of windows that end, or begin, at their times.")
     ] = "end",
     zero: Annotated[str | None, typer.Option(help="series, power logs: the time that is second 0.")] = None,
+    device: Annotated[str | None, typer.Option(help="What it ran on, where the run does not say it.")] = None,
 ) -> None:
     """Import a run measured by another tool: LLMServingSim, vllm bench serve, guidellm, aiperf, inference-perf, series.
 
@@ -33,16 +34,20 @@ def capture_import(
 
     Example: servetwin capture import bench/RTX4090/Llama --trace workload.jsonl --out captures/rtx4090
 
+    Example: servetwin capture import result.json --trace requests.jsonl --device H100 --out captures/monday
+
     Example: servetwin capture import gpu.csv --zero "2025/11/03 14:05:33" --trace workload.jsonl --out captures/gpu
 
     Example: servetwin capture import server_power.tsv --times begin --trace workload.jsonl --out captures/power
     """
+    from harness.descriptions.recorded import with_device
     from traces.capture import write_capture
     from traces.formats import import_capture, read_any_trace
     from traces.series_file import SeriesClock
 
     workload = None if trace is None else read_any_trace(trace)
-    write_capture(import_capture(source, format, workload, part, SeriesClock(times, zero)), out)
+    imported = import_capture(source, format, workload, part, SeriesClock(times, zero))
+    write_capture(with_device(imported, device), out)
     capture_show(out)
 
 

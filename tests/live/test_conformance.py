@@ -22,6 +22,7 @@ from tests.conformance.cases import read_cases
 from tests.conformance.compare import difference, first_difference, our_states
 from tests.conformance.count import FROM_ELSEWHERE, count, counted
 from tests.conformance.engine import ENGINE, ROOT, run_in_engine
+from tests.conformance.hooks import hooked
 from tests.conformance.judge import Judge
 from tests.conformance.mismatch import SHOWN_BY, reported
 from tests.conformance.record import record
@@ -130,6 +131,15 @@ def first_differing(judge: Judge, counts: Counter[str], *, derandomize: bool = F
 
     look()
     return found[0] if found else None
+
+
+def test_the_recorder_and_the_stat_logger_write_what_vllm_did() -> None:
+    row = hooked(6)
+    assert row["steps"] >= 2_000
+    assert row["preemptions"] >= 20
+    assert row["aborts"] >= 10
+    assert row["differing scenarios"] == 0
+    assert row["stat logger"] == "equal"
 
 
 def test_any_scenario_is_planned_as_vllm_plans_it(judge: Judge) -> None:

@@ -280,6 +280,23 @@ def test_a_request_that_its_client_left_is_written_too(recorder: ModuleType, ste
     assert (request.reason, request.output_tokens, request.scheduled_ns) == ("abort", 0, None)
 
 
+def test_up_to_vllm_0_25_those_that_ended_are_told_by_id_and_client(
+    recorder: ModuleType, steps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_now = Scheduler.finish_requests
+
+    def finish_requests(self: Scheduler, request_ids: Any, finished_status: Any) -> list[tuple[str, int]]:
+        return [(request.request_id, 0) for request in of_now(self, request_ids, finished_status)]
+
+    monkeypatch.setattr(Scheduler, "finish_requests", finish_requests)
+    scheduler = recorder.RecordingScheduler(config(async_scheduling=False))
+    scheduler.add_request(Request(SECOND))
+    scheduler.finish_requests([SECOND], "abort")
+    recording = recorded(scheduler, steps)
+    assert recording.requests["b"].reason == "abort"
+    assert recording.trouble == ()
+
+
 def test_no_token_id_is_written(recorder: ModuleType, steps: Path) -> None:
     scheduler = recorder.RecordingScheduler(config(async_scheduling=False))
     two_in_flight(scheduler)
@@ -310,6 +327,19 @@ def test_the_header_names_the_options_as_vllm_does(recorder: ModuleType, steps: 
     assert header.options["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize(("device_type", "kept"), [("cuda", {"disable_custom_all_reduce": True}), ("cpu", {})])
+def test_the_header_says_how_the_engine_is_spread_over_devices(
+    recorder: ModuleType, steps: Path, device_type: str, kept: dict[str, bool]
+) -> None:
+    spread = config(async_scheduling=False)
+    spread.device_config = SimpleNamespace(device_type=device_type)
+    parallel = {"tensor_parallel_size": 2, "pipeline_parallel_size": 1, "disable_custom_all_reduce": True}
+    spread.parallel_config = SimpleNamespace(data_parallel_index=0, **parallel)
+    options = recorded(recorder.RecordingScheduler(spread), steps).header.options
+    alone = options.keys() - recorder.engine_options(config(async_scheduling=False), 16).keys()
+    assert {name: options[name] for name in alone} == {"tensor_parallel_size": 2, **kept}
+
+
 def test_each_data_parallel_rank_writes_a_file_of_its_own(recorder: ModuleType, steps: Path) -> None:
     for rank in (0, 1, 11):
         ranked = config(async_scheduling=False)
@@ -335,7 +365,7 @@ def test_a_diffusion_model_gets_its_own_scheduler(
     assert type(recorder.RecordingScheduler(theirs)) is DiffusionScheduler
 
 
-@pytest.mark.parametrize("version", ["0.25.1", "0.33.0", "1.0.0", "unknown"])
+@pytest.mark.parametrize("version", ["0.18.1", "0.34.0", "1.0.0", "unknown"])
 def test_a_vllm_it_does_not_know_serves_on_and_says_why_nothing_is_recorded(
     recorder: ModuleType,
     steps: Path,
@@ -348,7 +378,7 @@ def test_a_vllm_it_does_not_know_serves_on_and_says_why_nothing_is_recorded(
         scheduler = recorder.RecordingScheduler(config(async_scheduling=False))
     assert [record.getMessage() for record in caplog.records] == [
         "servetwin recorder: off, nothing is recorded: "
-        f"servetwin knows vLLM 0.26 to 0.32; this is {version}; the server runs without it"
+        f"servetwin knows vLLM 0.19 to 0.33; this is {version}; the server runs without it"
     ]
     assert not scheduler.__dict__.keys() & set(recorder.CALLS)
     two_in_flight(scheduler)

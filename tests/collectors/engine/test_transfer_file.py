@@ -70,8 +70,8 @@ def test_lines_of_before_are_skipped_and_a_cut_one_ends_it(tmp_path: Path) -> No
 
 
 def test_a_recorder_that_was_off_is_trouble(tmp_path: Path) -> None:
-    path = written(tmp_path / "t.jsonl", {"kind": "refused", "reason": "servetwin knows vLLM 0.26 to 0.32"})
-    assert read_transfers(path).trouble == ("the transfer recorder was off: servetwin knows vLLM 0.26 to 0.32",)
+    path = written(tmp_path / "t.jsonl", {"kind": "refused", "reason": "servetwin knows vLLM 0.30 to 0.33"})
+    assert read_transfers(path).trouble == ("the transfer recorder was off: servetwin knows vLLM 0.30 to 0.33",)
 
 
 def test_no_file_and_another_file_are_refused(tmp_path: Path) -> None:

@@ -103,6 +103,19 @@ def _one(tmp_path: Path, client: ClientRecord | None = None, **changes: Any) -> 
     return joined(_trace(("a", 0.5)), [client or _client("a", 0.5)], recording, SUBJECT)
 
 
+def test_parallelism_that_engines_do_not_share_is_kept_of_none(tmp_path: Path) -> None:
+    both = []
+    for name, size in (("prefill", 2), ("decode", 4)):
+        (tmp_path / name).mkdir()
+        options = {"tensor_parallel_size": size, "pipeline_parallel_size": 2, "block_size": 4}
+        both += _recording(tmp_path / name, {**_header(), "options": options}, _request("a", 0.502))
+    alike = joined(_trace(("a", 0.5)), [_client("a", 0.5)], (both[0],), SUBJECT).meta
+    assert alike.engine_options["tensor_parallel_size"] == 2
+    unlike = joined(_trace(("a", 0.5)), [_client("a", 0.5)], tuple(both), SUBJECT).meta
+    assert unlike.engine_options == {"pipeline_parallel_size": 2, "block_size": 4}
+    assert "the engines differ in tensor_parallel_size: none is kept of them" in unlike.notes
+
+
 def test_the_trace_of_a_capture_is_what_was_served(tmp_path: Path) -> None:
     """Rows carry the true arrival and the engine's own hashes, and survive the folder."""
     capture = _one(tmp_path)

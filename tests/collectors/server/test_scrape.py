@@ -211,6 +211,26 @@ async def test_what_the_server_tells_of_itself_is_kept_by_name(tmp_path: Path) -
     assert "hush" not in written
 
 
+@pytest.mark.parametrize(
+    ("parallel", "device_type", "kept"),
+    [
+        ({"tensor_parallel_size": 2, "disable_custom_all_reduce": True}, "cuda", None),
+        ({"tensor_parallel_size": 2, "disable_custom_all_reduce": False}, "cuda", {"tensor_parallel_size": 2}),
+        ({"tensor_parallel_size": 2, "disable_custom_all_reduce": True}, "cpu", {"tensor_parallel_size": 2}),
+        ({"tensor_parallel_size": 1, "disable_custom_all_reduce": True}, "cuda", {}),
+        ({"tensor_parallel_size": 1, "pipeline_parallel_size": 2}, "cuda", {"pipeline_parallel_size": 2}),
+    ],
+)
+async def test_how_an_engine_is_spread_over_devices_is_kept_where_it_is(
+    tmp_path: Path, parallel: dict[str, object], device_type: str, kept: dict[str, object] | None
+) -> None:
+    config = {"parallel_config": parallel, "device_config": {"device_type": device_type}}
+    paths = {"/server_info": json.dumps({"vllm_config": config})}
+    scrapes = await scraped(MetricsServer(answers=[text("vllm-0.32")], paths=paths), tmp_path / "m", 1)
+    assert scrapes.told is not None
+    assert scrapes.told.options == (parallel if kept is None else kept)
+
+
 async def test_a_server_that_tells_nothing_is_known_by_its_metrics(tmp_path: Path) -> None:
     scrapes = await scraped(MetricsServer(answers=[text("vllm-0.32")]), tmp_path / "m", 2)
     assert scrapes.told is not None
