@@ -82,6 +82,43 @@ def profile_list(
     typer.echo("How it was validated: docs/validity.md. Any other device: `source: external` (docs/profiles.md).")
 
 
+@profile_app.command("models")
+def profile_models(folders: Folders = None, as_json: Json = False) -> None:
+    """List the models that are known by name, with their dimensions.
+
+    Example: servetwin profile models --profiles my-profiles
+    """
+    from harness.terminal.console import console, table
+    from harness.terminal.names import MODEL_COLUMNS, known_models, model_cells
+
+    rows = known_models(folders or [])
+    if as_json:
+        print_json(rows)
+        return
+    console().print(table("Models known by name", MODEL_COLUMNS, [model_cells(row) for row in rows]))
+    for row in rows:
+        if row["error"] is not None:
+            typer.echo(f"not modelled: {row['error']}")
+    typer.echo("Any other: its Hugging Face config as models/NAME/config.json in a folder of profiles.")
+
+
+@profile_app.command("devices")
+def profile_devices(folders: Folders = None, as_json: Json = False) -> None:
+    """List the devices that are described, with their memory, bandwidth, peaks and power.
+
+    Example: servetwin profile devices --profiles my-profiles
+    """
+    from harness.terminal.console import console, table
+    from harness.terminal.names import DEVICE_COLUMNS, device_cells, known_devices
+
+    rows = known_devices(folders or [])
+    if as_json:
+        print_json(rows)
+        return
+    console().print(table("Devices known by name", DEVICE_COLUMNS, [device_cells(row) for row in rows]))
+    typer.echo("Any other: its description as devices/NAME.yaml in a folder of profiles (docs/devices.md).")
+
+
 @profile_app.command("show")
 def profile_show(folder: Path, as_json: Json = False) -> None:
     """Show what a profile holds: operators, ranges, points, notes.

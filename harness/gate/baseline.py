@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -24,6 +24,7 @@ class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         counts: of the simulation of all requests at once; they depend on decisions alone and on no time.
         errors: of the figures with a tolerance, against the capture.
         inputs: digests of what went in, by name; None where there is none.
+        keys: of the scenario and of its cluster, as they were written; None: an older baseline, which keeps none.
     """
 
     figures: dict[str, float | None]
@@ -31,6 +32,7 @@ class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     counts: dict[str, int | None]
     errors: dict[str, float]
     inputs: dict[str, str | None]
+    keys: dict[str, Any] | None = None
 
 
 class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,12 +43,14 @@ class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         version: of servetwin that wrote it.
         reason: why it was written.
         scenarios: by name.
+        sources: digest of the sources of servetwin that wrote it; None: an older baseline, which does not say.
     """
 
     schema_version: Literal["servetwin.baseline/1"] = "servetwin.baseline/1"
     version: str
     reason: Annotated[str, msgspec.Meta(min_length=1)]
     scenarios: dict[str, Stored]
+    sources: str | None = None
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -54,9 +58,9 @@ def read_baseline(path: Path) -> Baseline:
     return decode_json(read_bytes(path), Baseline, file=path)
 
 
-def baseline_text(scenarios: Mapping[str, Stored], reason: str) -> str:
-    """What a baseline file holds. The same scenarios and reason give the same bytes: no date is in it."""
-    baseline = Baseline(version=version("servetwin"), reason=reason, scenarios=dict(scenarios))
+def baseline_text(scenarios: Mapping[str, Stored], reason: str, sources: str) -> str:
+    """What a baseline file holds. The same scenarios, reason and sources give the same bytes: no date is in it."""
+    baseline = Baseline(version=version("servetwin"), reason=reason, scenarios=dict(scenarios), sources=sources)
     return msgspec.json.format(msgspec.json.encode(baseline, order="sorted"), indent=1).decode() + "\n"
 
 

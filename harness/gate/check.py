@@ -7,14 +7,16 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from harness.descriptions.inputs import sources_digest
 from harness.gate.baseline import Baseline, Stored, baseline_text, read_baseline
 from harness.gate.canary import judge_canary
 from harness.gate.drift import judge_drift
 from harness.gate.fidelity import judge_fidelity
+from harness.gate.inputs import changes, with_inputs
 from harness.gate.observe import Observed, observe
 from harness.gate.suite import Entry, Suite, read_suite
 from harness.gate.tolerance import Tolerance, parse_fail_on
-from harness.gate.verdict import Checked, ScenarioCheck, Status, Verdict
+from harness.gate.verdict import Checked, InputChange, ScenarioCheck, Since, Status, Verdict
 from traces.errors import InputError
 
 
@@ -48,16 +50,24 @@ def check(
     observed = {}
     for entry in suite.entries:
         progress(entry.name)
-        observed[entry.name] = observe(_with(entry, asked), overrides)
-    before = {} if baseline is None else baseline.scenarios
-    scenarios = [_judged(_with(entry, asked), observed[entry.name], suite, before) for entry in suite.entries]
+        found = observe(_with(entry, asked), overrides)
+        observed[entry.name] = replace(found, stored=with_inputs(found.stored, entry, overrides))
+    before, sources = {} if baseline is None else baseline.scenarios, f"sha256:{sources_digest()}"
+    scenarios = [
+        _judged(_with(entry, asked), observed[entry.name], suite, before, overrides) for entry in suite.entries
+    ]
     scenarios += [_lost(name) for name in before if name not in observed]
     updated = None
     if update_baseline is not None and suite.baseline is not None:
         stored = {name: each.stored for name, each in observed.items()}
-        updated = suite.baseline, baseline_text(stored, update_baseline)
+        updated = suite.baseline, baseline_text(stored, update_baseline, sources)
         scenarios = [_accepted(scenario, update_baseline) for scenario in scenarios]
-    return Checked(suite_path.name, version("servetwin"), tuple(scenarios), update_baseline, updated)
+    since = None if baseline is None else _since(baseline, sources)
+    return Checked(suite_path.name, version("servetwin"), tuple(scenarios), update_baseline, updated, since)
+
+
+def _since(baseline: Baseline, sources: str) -> Since:
+    return Since(baseline.version, baseline.reason, None if baseline.sources is None else baseline.sources == sources)
 
 
 def _baseline(suite: Suite, update: str | None, overrides: Sequence[str]) -> Baseline | None:
@@ -81,8 +91,11 @@ def _with(entry: Entry, asked: Mapping[str, Tolerance]) -> Entry:
     return entry if entry.capture is None else replace(entry, fidelity={**entry.fidelity, **asked})
 
 
-def _judged(entry: Entry, observed: Observed, suite: Suite, baseline: Mapping[str, Stored]) -> ScenarioCheck:
+def _judged(
+    entry: Entry, observed: Observed, suite: Suite, baseline: Mapping[str, Stored], overrides: Sequence[str]
+) -> ScenarioCheck:
     verdicts: list[Verdict] = []
+    inputs: tuple[InputChange, ...] = ()
     notes = list(observed.notes)
     before, now = baseline.get(entry.name), observed.stored
     if observed.validation is not None:
@@ -91,11 +104,12 @@ def _judged(entry: Entry, observed: Observed, suite: Suite, baseline: Mapping[st
     if before is not None:
         verdicts += judge_drift(now, before, entry.drift, entry.drift_default)
         verdicts += judge_canary(now, before)
-        if other := sorted(name for name, digest in now.inputs.items() if before.inputs.get(name) != digest):
-            notes.append(f"the baseline was made from another {', another '.join(other)}")
+        inputs = changes(now, before, overrides)
+        if before.keys is None:
+            notes.append("the baseline keeps no keys of the scenario: --update-baseline makes one that does")
     elif suite.baseline is not None:
         verdicts.append(Verdict("drift", "scenario", Status.NEW, why="the baseline does not know it"))
-    return ScenarioCheck(entry.name, tuple(verdicts), tuple(notes))
+    return ScenarioCheck(entry.name, tuple(verdicts), tuple(notes), inputs)
 
 
 def _lost(name: str) -> ScenarioCheck:

@@ -41,6 +41,7 @@ def check(
 
     Example: servetwin check suite.yaml --fail-on ttft.p99:10% --junit check.xml
     """
+    from harness.gate.causes import as_json as to_json
     from harness.gate.check import check as run
     from harness.gate.outputs import outputs_of, write_outputs
     from harness.gate.terminal import print_checked
@@ -60,7 +61,7 @@ def check(
     texts = outputs_of(checked, junit=junit, markdown=markdown, result=result, benchmark=benchmark, history=kept)
     write_outputs(texts)
     _add_to_job_summary(checked)
-    print_json(checked.as_dict()) if as_json else print_checked(checked)
+    print_json(to_json(checked)) if as_json else print_checked(checked)
     raise typer.Exit(0 if checked.passed else 1)
 
 

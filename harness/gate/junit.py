@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
+from harness.gate.causes import in_a_line
 from harness.gate.text import sentence
 from harness.gate.verdict import Checked, ScenarioCheck, Status, Verdict
 
@@ -18,21 +19,25 @@ _NOT_XML = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]
 
 
 def junit(checked: Checked) -> str:
-    """A failure for what blocks, a skipped case for what cannot be said, a passed one for the rest."""
+    """A failure for what blocks, a skipped case for what cannot be said, a passed one for the rest.
+
+    A failure's text, and the first line of its scenario's, is what changed since the baseline.
+    """
     root = ET.Element("testsuites", {"name": "servetwin check", **_numbers(checked.scenarios)})
+    why = in_a_line(checked)
     for scenario in checked.scenarios:
-        root.append(_suite(scenario))
+        root.append(_suite(scenario, why.get(scenario.name)))
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _suite(scenario: ScenarioCheck) -> ET.Element:
+def _suite(scenario: ScenarioCheck, why: str | None) -> ET.Element:
     skipped = str(len(scenario.of(Status.INCONCLUSIVE)))
     suite = ET.Element("testsuite", {"name": _xml(scenario.name), **_numbers([scenario]), "skipped": skipped})
     for verdict in scenario.verdicts:
-        suite.append(_case(scenario, verdict))
-    if scenario.notes:
-        suite.append(_text("system-out", "\n".join(scenario.notes)))
+        suite.append(_case(scenario, verdict, why))
+    if said := [*([] if why is None else [why]), *scenario.notes]:
+        suite.append(_text("system-out", "\n".join(said)))
     return suite
 
 
@@ -41,12 +46,12 @@ def _numbers(scenarios: Sequence[ScenarioCheck]) -> dict[str, str]:
     return {"tests": str(sum(len(one.verdicts) for one in scenarios)), "failures": str(failed), "errors": "0"}
 
 
-def _case(scenario: ScenarioCheck, verdict: Verdict) -> ET.Element:
+def _case(scenario: ScenarioCheck, verdict: Verdict, why: str | None) -> ET.Element:
     name = {"classname": _xml(f"servetwin.{scenario.name}"), "name": f"{verdict.gate} {verdict.figure}"}
     case, said = ET.Element("testcase", name), _xml(sentence(verdict))
     match verdict.status:
         case Status.FAILED:
-            ET.SubElement(case, "failure", {"type": verdict.gate, "message": said})
+            ET.SubElement(case, "failure", {"type": verdict.gate, "message": said}).text = _xml(why or "")
         case Status.INCONCLUSIVE:
             ET.SubElement(case, "skipped", {"type": verdict.gate, "message": said})
         case _:

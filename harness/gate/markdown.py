@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from harness.gate.causes import TITLE, baseline_line, in_a_line
 from harness.gate.text import COLUMNS, cells, headline, shown, tally
 from harness.gate.verdict import Checked, ScenarioCheck, Verdict
 
 
 def markdown(checked: Checked) -> str:
-    """The sentence, a line per scenario, then each scenario's figures; those that failed come first."""
+    """The sentence, what changed, a line per scenario, then each scenario's figures; those that failed come first."""
     ordered = sorted(checked.scenarios, key=lambda scenario: scenario.passed)
     overview = [(scenario.name, _mark(scenario), tally(scenario)) for scenario in ordered]
     parts = [
         f"## {_plain(headline(checked))}",
+        *_changed(checked),
         _table(("scenario", "", "figures"), overview),
         *(part for scenario in ordered for part in _scenario(scenario)),
         f"Suite `{_plain(checked.suite)}`, servetwin {checked.version}.",
@@ -22,6 +24,13 @@ def markdown(checked: Checked) -> str:
     if checked.reason is not None:
         parts.append(f"The baseline is updated: {_plain(checked.reason)}")
     return "\n\n".join(parts) + "\n"
+
+
+def _changed(checked: Checked) -> list[str]:
+    if not (told := in_a_line(checked)):
+        return []
+    since = "" if checked.since is None else f". {_plain(baseline_line(checked.since))}."
+    return [f"{TITLE}{since}", "\n".join(f"- **{_plain(name)}**: {_plain(why)}" for name, why in told.items())]
 
 
 def _scenario(scenario: ScenarioCheck) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from harness.gate.benchmark import benchmark as to_benchmark
+from harness.gate.causes import as_json
 from harness.gate.junit import junit as to_junit
 from harness.gate.markdown import markdown as to_markdown
 from harness.gate.verdict import Checked
@@ -31,7 +32,7 @@ def outputs_of(
     wanted = (
         (junit, to_junit),
         (markdown, to_markdown),
-        (result, lambda found: json.dumps(found.as_dict(), indent=1, ensure_ascii=False) + "\n"),
+        (result, lambda found: json.dumps(as_json(found), indent=1, ensure_ascii=False) + "\n"),
         (benchmark, to_benchmark),
         *(() if history is None else ((history[0], lambda found: history[1]),)),
     )

@@ -25,8 +25,8 @@ def servetwin_check(request: pytest.FixtureRequest) -> Check:
     """`servetwin_check("suite.yaml", fail_on=["ttft.p99:10%"])` fails the test as `servetwin check` would exit."""
 
     def checked(suite: str | Path, *, fail_on: Sequence[str] = (), overrides: Sequence[str] = ()) -> Checked:
+        from harness.gate.causes import failures
         from harness.gate.check import check
-        from harness.gate.text import failures
         from traces.errors import ServetwinError
 
         try:

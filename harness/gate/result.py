@@ -6,17 +6,19 @@ from pathlib import Path
 
 import msgspec
 
-from harness.gate.verdict import Checked, ScenarioCheck, Verdict
+from harness.gate.causes import as_json
+from harness.gate.verdict import Checked, InputChange, ScenarioCheck, Since, Verdict
 from traces.decoding import decode_json, read_bytes
 from traces.errors import InputError
 
 
 class KeptScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What became of one scenario; as `ScenarioCheck`."""
+    """What became of one scenario; as `ScenarioCheck`. Earlier versions kept no inputs, and no baseline below."""
 
     passed: bool
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
+    inputs: tuple[InputChange, ...] = ()
 
 
 class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -25,6 +27,7 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     Attributes:
         at: when it was checked, ISO 8601; None: nobody wrote it down.
         commit: what was checked; None likewise.
+        what_changed: in words, by scenario; it follows from the rest.
     """
 
     passed: bool
@@ -34,12 +37,14 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     scenarios: dict[str, KeptScenario]
     at: str | None = None
     commit: str | None = None
+    since: Since | None = None
+    what_changed: dict[str, str] = {}
 
     @property
     def checked(self) -> Checked:
         """The result itself."""
-        scenarios = (ScenarioCheck(name, one.verdicts, one.notes) for name, one in self.scenarios.items())
-        return Checked(self.suite, self.version, tuple(scenarios), self.reason)
+        scenarios = (ScenarioCheck(name, one.verdicts, one.notes, one.inputs) for name, one in self.scenarios.items())
+        return Checked(self.suite, self.version, tuple(scenarios), self.reason, since=self.since)
 
 
 def with_line(history: Path, checked: Checked, *, at: str, commit: str | None) -> str:
@@ -56,7 +61,7 @@ def with_line(history: Path, checked: Checked, *, at: str, commit: str | None) -
             "is the history of another suite", file=history, found=before[-1].suite, accepted=checked.suite
         )
     told = history.read_text(encoding="utf-8") if before else ""
-    line = msgspec.json.encode({"at": at, "commit": commit, **checked.as_dict()}).decode()
+    line = msgspec.json.encode({"at": at, "commit": commit, **as_json(checked)}).decode()
     return told + line + "\n"
 
 

@@ -21,14 +21,6 @@ def headline(checked: Checked) -> str:
     return f"FAILED: {len(failed)} of {scenarios}: {'; '.join(_worst(scenario) for scenario in failed)}."
 
 
-def failures(checked: Checked) -> str:
-    """The sentence, and a line for all that blocks."""
-    lines = [
-        f"{scenario.name}: {sentence(one)}" for scenario in checked.scenarios for one in scenario.of(Status.FAILED)
-    ]
-    return "\n".join([headline(checked), *lines])
-
-
 def _worst(scenario: ScenarioCheck) -> str:
     """A scenario that failed, with the first thing that made it fail."""
     verdicts = scenario.of(Status.FAILED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +59,36 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class InputChange:
+    """Something that went into a scenario and is not what it was for the baseline.
+
+    Attributes:
+        name: a key of the scenario, such as `engine.max_num_seqs`; or a file by what it is, such as `profile`.
+        before: its value, or its digest; None: there was none, or it is not known.
+        now: likewise.
+    """
+
+    name: str
+    before: str | None
+    now: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """The baseline that a check compares with.
+
+    Attributes:
+        version: of servetwin that made it.
+        reason: why it was made.
+        same_sources: whether servetwin's sources are those that made it; None: the baseline does not say.
+    """
+
+    version: str
+    reason: str
+    same_sources: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class ScenarioCheck:
     """All verdicts of one scenario.
 
@@ -66,11 +96,13 @@ class ScenarioCheck:
         name: in the suite.
         verdicts: of the gates, in their order.
         notes: what a reader should know of how they came about.
+        inputs: what went in otherwise than for the baseline; empty also where the baseline does not know the scenario.
     """
 
     name: str
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...] = ()
+    inputs: tuple[InputChange, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -92,6 +124,7 @@ class Checked:
         scenarios: each one of the suite, then those that are lost.
         reason: why the baseline is to be updated; None when it is not.
         baseline: its file and new content; None likewise. `check` writes nothing.
+        since: the baseline that it was compared with; None where there is none.
     """
 
     suite: str
@@ -99,6 +132,7 @@ class Checked:
     scenarios: tuple[ScenarioCheck, ...]
     reason: str | None = None
     baseline: tuple[Path, str] | None = None
+    since: Since | None = None
 
     @property
     def passed(self) -> bool:
@@ -112,11 +146,13 @@ class Checked:
             "suite": self.suite,
             "version": self.version,
             "reason": self.reason,
+            "since": None if self.since is None else asdict(self.since),
             "scenarios": {
                 scenario.name: {
                     "passed": scenario.passed,
                     "verdicts": [_as_dict(verdict) for verdict in scenario.verdicts],
                     "notes": list(scenario.notes),
+                    "inputs": [asdict(change) for change in scenario.inputs],
                 }
                 for scenario in self.scenarios
             },

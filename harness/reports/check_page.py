@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from harness.gate.causes import TITLE, baseline_line, in_a_line
 from harness.gate.result import Kept
 from harness.gate.text import COLUMNS, cells, difference, headline, shown, tally
 from harness.gate.tolerance import parse_tolerance
@@ -37,6 +38,7 @@ def check_page(name: str, results: Sequence[Kept]) -> Page:
     mark, _, sentence = headline(last).partition(": ")
     head = verdict_line(good=last.passed, mark=mark, sentence=sentence) + tiles(_tiles(last))
     sections = (
+        _changed(last),
         _failed(checked),
         _fidelity(last),
         _moved(last),
@@ -58,6 +60,21 @@ def _tiles(checked: Checked) -> list[tuple[str, str, list[str]]]:
 
 def _count(checked: Checked, status: Status) -> int:
     return sum(len(scenario.of(status)) for scenario in checked.scenarios)
+
+
+def _changed(checked: Checked) -> Section:
+    """Whether an input or the simulator is another, and what moved farthest by it."""
+    if not (told := in_a_line(checked)):
+        return Section(TITLE, "")
+    inputs = [
+        (scenario.name, one.name, one.before or "–", one.now or "–")
+        for scenario in checked.scenarios
+        for one in scenario.inputs
+    ]
+    since = "" if checked.since is None else prose(f"{baseline_line(checked.since)}.")
+    columns = ["scenario", "input", "baseline", "now"]
+    listed = table(columns, inputs, "Inputs that are not the baseline's") if inputs else ""
+    return Section(TITLE, since + facts(told) + listed)
 
 
 def _failed(history: Sequence[Checked]) -> Section:

@@ -157,8 +157,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str
 
 
 def _is_of_figures(texts: Sequence[str]) -> bool:
-    """Whether most of a column's cells begin as a number does."""
-    said = [text for text in texts if text and text != "–"]
+    """Whether most of a column's cells begin as a number does; "same" is said of numbers."""
+    said = [text for text in texts if text not in ("", "–", "same")]
     return 2 * sum(text[0] in "0123456789+-.[" for text in said) >= len(said)
 
 

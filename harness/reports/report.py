@@ -14,9 +14,10 @@ from harness.gate.result import Kept, read_results
 from harness.reports.calibration_page import calibration_page
 from harness.reports.calibrations_page import calibrations_page
 from harness.reports.capture_page import capture_page
+from harness.reports.captures_page import captures_page
 from harness.reports.check_page import check_page
 from harness.reports.page import Page
-from harness.reports.side_by_side import captures_page, validations_page
+from harness.reports.side_by_side import validations_page
 from harness.reports.sweep_page import RESULTS, read_sweep, sweep_page
 from harness.reports.sweeps_page import sweeps_page
 from harness.reports.validation_page import Compared, validation_page
@@ -111,7 +112,8 @@ def _side_by_side(paths: Sequence[Path], kinds: Sequence[Kind]) -> Page:
     by_name = dict(zip(_names(paths), paths, strict=True))
     match kinds[0]:
         case "capture":
-            return captures_page({name: read_capture(path) for name, path in by_name.items()})
+            captures = {name: read_capture(path) for name, path in by_name.items()}
+            return captures_page(captures, {name: _figures(by_name[name], found) for name, found in captures.items()})
         case "validation":
             return validations_page({name: read_validation(path) for name, path in by_name.items()})
         case "calibration":

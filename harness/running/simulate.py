@@ -16,15 +16,16 @@ from harness.deploy.deployment import Deployment, with_run_notes
 from harness.deploy.power import energy_of, request_energy_csv, with_power
 from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import Scenario, read_scenario
+from harness.descriptions.written import written
 from harness.running.arrivals import arrival_figures
 from harness.running.predicted import interval_notes, predicted
 from harness.running.predicted import run as simulate_deployed
 from harness.running.priced import priced
+from harness.running.requests import read_requests
 from harness.terminal.progress import Watch
 from simulator.simulate import Simulation
 from traces.capture import new_folder, write_capture
 from traces.errors import InputError
-from traces.formats import read_any_trace
 from traces.metrics import summary
 from traces.outcome import Outcome
 from traces.trace import Trace
@@ -46,7 +47,8 @@ def simulate_scenario(
     """
     started = time.perf_counter()
     scenario = read_scenario(scenario_path, overrides)
-    return simulate_trace(scenario, read_any_trace(scenario.trace_path), started, batches=batches, watch=watch)
+    simulation, figures = simulate_trace(scenario, read_requests(scenario), started, batches=batches, watch=watch)
+    return simulation, figures | {"scenario": written(scenario)}
 
 
 def simulate_trace(
@@ -57,7 +59,7 @@ def simulate_trace(
     batches: bool = False,
     watch: Watch | None = None,
 ) -> tuple[Simulation, dict[str, Any]]:
-    """As `simulate_scenario`, of a trace that has been read; `started` is when that began, by `time.perf_counter`."""
+    """As `simulate_scenario`, of requests that have been read; `started` is when that began, by `time.perf_counter`."""
     started = time.perf_counter() if started is None else started
     deployment = deploy_calibrated(scenario, None, scenario.calibration_path)
     deployment = replace(deployment, cluster=replace(deployment.cluster, watch=watch))

@@ -23,7 +23,8 @@ import numpy as np
 from harness.deploy.asked import located
 from harness.deploy.deployment import Deployment, with_run_notes
 from harness.deploy.unprofiled import deploy_calibrated
-from harness.descriptions.scenario import Scenario, read_scenario
+from harness.descriptions.scenario import Scenario, load_key, read_scenario
+from harness.descriptions.written import written
 from harness.running.arrivals import arrival_figures
 from harness.terminal.progress import StreamWatch
 from simulator.front_end import DIRECT
@@ -31,6 +32,7 @@ from simulator.stream import Stream
 from traces.capture import OutcomeWriter, new_folder
 from traces.errors import InputError
 from traces.formats import TraceStream
+from traces.load import Load, LoadStream
 from traces.metrics import LATENCIES, STAGES, samples
 from traces.outcome import Outcome, Status
 from traces.statistics import QUANTILES, STATISTICS, enough, statistic
@@ -55,6 +57,7 @@ def stream_scenario(
     scenario = read_scenario(scenario_path, overrides)
     deployment = deploy_calibrated(scenario, None, scenario.calibration_path)
     _check(scenario, deployment)
+    load = scenario.file.load or Load()
     loaded = time.perf_counter()
     read = TraceStream(scenario.trace_path)
     figures = Figures()
@@ -62,15 +65,16 @@ def stream_scenario(
         if (first := next(rows, None)) is None:
             raise InputError("holds no requests", file=scenario.trace_path, accepted="at least one request")
         stream = Stream(read.trace(), deployment.cluster)
+        under = LoadStream(load, read.trace().hash_block_size, load_key)
         rows_file = folder / "rows.gz"
-        kept = _kept(chain([first], rows), rows_file)
+        kept = _kept(under.rows(chain([first], rows)), rows_file)
         with closing(kept), OutcomeWriter(folder / "outcomes.parquet") as outcomes:
             for piece in stream.serve(kept):
                 outcomes.add(piece)
                 figures.add(piece)
                 if watch is not None:
                     watch(stream.n_served, stream.n_in_flight, stream.now_s, read.share_read)
-        trace = read.trace()
+        trace = under.trace(read.trace())
         with gzip.GzipFile(folder / "trace.jsonl.gz", "wb", mtime=0) as file:
             file.write(header_bytes(trace))
         with (folder / "trace.jsonl.gz").open("ab") as whole, rows_file.open("rb") as part:
@@ -82,6 +86,7 @@ def stream_scenario(
         summary = figures.summary() | {"energy": None, "slo": None, "cost": None}
         summary["speculation"] = None if stream.speculation is None else stream.speculation.figures()
         summary |= {"steps": stream.n_steps, "events": stream.n_sweeps, "most_in_flight": stream.most_in_flight}
+        summary["scenario"] = written(scenario)
         ended = time.perf_counter()
         summary["wall_s"] = {"load": loaded - started, "simulate": ended - loaded, "total": ended - started}
         (folder / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=1) + b"\n")
@@ -103,6 +108,10 @@ def _check(scenario: Scenario, deployment: Deployment) -> None:
         if is_there:
             accepted = "a simulation without --stream"
             raise InputError("is not told while streaming", file=scenario.path, field=field, accepted=accepted)
+    for name in ("share", "request_rate"):
+        if scenario.file.load is not None and getattr(scenario.file.load, name) is not None:
+            message = "takes all requests at once, which cannot be streamed"
+            raise scenario.document.error(["load", name], message, accepted="a simulation without --stream")
 
 
 def _kept(rows: Iterable[TraceRow], file: Path) -> Generator[TraceRow]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness.reports.capture_page import capture_page
-from harness.reports.side_by_side import captures_page, validations_page
+from harness.reports.captures_page import captures_page
+from harness.reports.side_by_side import validations_page
 from harness.reports.sweep_page import Sweep, sweep_page
 from harness.reports.validation_page import validation_page
 from tests.harness.reports.conftest import Open
@@ -133,7 +134,8 @@ def test_a_capture_and_runs_side_by_side_are_drawn(opened: Open) -> None:
     page = opened(capture_page(one, summary(one)).html())
     assert [trace["name"] for trace in page.drawn("worst")] == ["queue time", "prefill time", "decode time"]
     assert page.said == []
-    both = opened(captures_page({"slow": run(step_s=0.02), "fast": one}).html())
+    runs = {"slow": run(step_s=0.02), "fast": one}
+    both = opened(captures_page(runs, {name: summary(capture) for name, capture in runs.items()}).html())
     assert [trace["name"] for trace in both.drawn("distribution-e2el_s")] == ["slow", "fast"]
     assert len({trace["colour"] for trace in both.drawn("series-n_running")}) == 2
     assert both.said == []

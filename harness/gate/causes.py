@@ -1,0 +1,140 @@
+"""Why a scenario fails, in two sentences: what changed since the baseline, and what moved farthest by it.
+
+The first tells "an input is another" from "the simulator is another"; the second tells decisions, which the canary
+counts, from times.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+from harness.gate.drift import REPORT
+from harness.gate.text import cells, headline, sentence
+from harness.gate.tolerance import parse_tolerance
+from harness.gate.verdict import Checked, Gate, InputChange, ScenarioCheck, Since, Status, Verdict
+
+MOST_INPUTS = 6
+"""Inputs that are named; more are counted."""
+
+TITLE = "What changed"
+GATES = get_args(Gate)
+
+
+def causes(checked: Checked) -> dict[str, list[str]]:
+    """Of scenarios that fail, or whose inputs changed, by name, the first kind first: sentences that say why."""
+    told = [scenario for scenario in checked.scenarios if not scenario.passed or scenario.inputs]
+    told.sort(key=lambda scenario: scenario.passed)
+    return {scenario.name: cause(scenario, checked.since) for scenario in told}
+
+
+def cause(scenario: ScenarioCheck, since: Since | None) -> list[str]:
+    """What changed since the baseline, and what that moved, a sentence each."""
+    unpaired = next((one.why for one in scenario.verdicts if one.figure == "scenario"), None)  # new, or lost
+    parts = [_changed(scenario, since) if unpaired is None else unpaired, *_moved(scenario)]
+    return [f"{part[:1].upper()}{part[1:]}." for part in parts]
+
+
+def in_a_line(checked: Checked) -> dict[str, str]:
+    """As `causes`, the sentences one after another."""
+    return {name: " ".join(sentences) for name, sentences in causes(checked).items()}
+
+
+def baseline_line(since: Since) -> str:
+    """Which baseline it is."""
+    return f'The baseline is of version {since.version}, made for: "{since.reason}"'
+
+
+def as_json(checked: Checked) -> dict[str, Any]:
+    """The whole result, ready for JSON, with what changed beside whether it passed."""
+    return {"passed": checked.passed, "what_changed": in_a_line(checked), **checked.as_dict()}
+
+
+def failures(checked: Checked) -> str:
+    """The sentence, what changed, and a line for all that blocks."""
+    lines = [
+        f"{scenario.name}: {sentence(one)}" for scenario in checked.scenarios for one in scenario.of(Status.FAILED)
+    ]
+    return "\n".join([headline(checked), *(f"{name}: {why}" for name, why in in_a_line(checked).items()), *lines])
+
+
+def _changed(scenario: ScenarioCheck, since: Since | None) -> str:
+    if since is None:
+        return "there is no baseline, so that what changed cannot be told"
+    if scenario.inputs:
+        more = len(scenario.inputs) - MOST_INPUTS
+        named = [_change(one) for one in scenario.inputs[:MOST_INPUTS]] + ([f"{more} more"] if more > 0 else [])
+        sources = "; servetwin's sources are others too" if since.same_sources is False else ""
+        return f"inputs changed: {', '.join(named)}{sources}"
+    if not any(one.gate != "fidelity" and one.status is not Status.PASSED for one in scenario.verdicts):
+        return "no input changed, and nothing moved: it was as far off when the baseline was made"
+    match since.same_sources:
+        case None:
+            return "no input changed: the simulator did (of which sources the baseline is, it does not say)"
+        case True:
+            return "no input changed, and no source of servetwin: what else is installed, or the machine, did"
+        case False:
+            return "no input changed: the simulator did, servetwin's sources are others"
+
+
+def _change(one: InputChange) -> str:
+    if one.before is None:
+        return f"{one.name} {one.now}"
+    return f"{one.name} {one.before} -> {'none' if one.now is None else one.now}"
+
+
+def _moved(scenario: ScenarioCheck) -> list[str]:
+    """Decisions that differ, and the figures that are farthest beyond what is tolerated."""
+    failed = scenario.of(Status.FAILED) or scenario.of(Status.ACCEPTED)
+    of = {gate: [one for one in failed if one.gate == gate and one.figure != "scenario"] for gate in GATES}
+    parts = []
+    if counts := of["canary"]:
+        parts.append(f"decisions differ: {_farthest(counts)}")
+    elif of["drift"]:
+        parts.append("the canary's decisions are as they were, times are not")
+    if of["drift"]:
+        parts.append(f"moved most for its tolerance: {_farthest(of['drift'])}")
+    if comparison := next((one for one in of["fidelity"] if one.figure == "comparison"), None):
+        parts.append(f"not comparable with what was measured: {comparison.why}")
+    elif of["fidelity"]:
+        parts.append(f"farthest from what was measured: {_farthest(of['fidelity'])}")
+    return parts
+
+
+def _farthest(verdicts: list[Verdict]) -> str:
+    """The verdict that is farthest beyond what is tolerated, and how many there are beside it."""
+    one, more = max(verdicts, key=_how_far), _and_more(len(verdicts))
+    times = excess(one)
+    if one.why:
+        return f"{one.figure}, {one.why}{more}"
+    if math.isinf(times):
+        return _counted(one) + more
+    return f"{_counted(one)}, {times:.3g} times the tolerance of {one.tolerance}{more}"
+
+
+def _how_far(one: Verdict) -> tuple[float, float]:
+    """By its tolerance, and where that is not told by itself."""
+    return excess(one), math.inf if one.difference is None else abs(one.difference)
+
+
+def _counted(one: Verdict) -> str:
+    """A figure, what it was compared with, what it is, and the difference."""
+    _, reference, simulated, off, *_ = cells(one)
+    values = f" {reference or 'none'} -> {simulated or 'none'}" if reference or simulated else ""
+    return f"{one.figure}{values}" + (f" ({off})" if off else "")
+
+
+def _and_more(n: int) -> str:
+    return f", and {n - 1} more" if n > 1 else ""
+
+
+def excess(verdict: Verdict) -> float:
+    """How many times its tolerance a figure is off; infinite where nothing but equality will do, or nothing is known.
+
+    A tolerance in seconds is compared with the difference in seconds.
+    """
+    if verdict.difference is None or verdict.tolerance in (None, REPORT):
+        return math.inf
+    tolerance = parse_tolerance(str(verdict.tolerance), verdict.figure, verdict.figure)
+    off = abs(verdict.difference) * (1.0 if tolerance.relative else abs(verdict.reference or 0.0))
+    return off / tolerance.limit if tolerance.limit else math.inf

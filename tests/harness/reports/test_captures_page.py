@@ -1,0 +1,184 @@
+"""Runs side by side: what differs in them first, then what that did to what people decide by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from harness.reports.captures_page import captures_page, different_keys
+from harness.reports.differences import Row, compared_table, difference
+from harness.reports.report import report
+from harness.running.simulate import simulate_scenario, write_simulation
+from harness.running.stream import stream_scenario
+from tests.harness.reports.runs import run
+from tests.harness.scenarios import EXAMPLES
+from traces.metrics import summary
+
+POWER = EXAMPLES / "power.yaml"
+LESS = ("engine.max_num_seqs=2", "cost.price_per_device_hour=0.08")
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of the example with power, objectives and prices: as it is, with fewer seats, and with impatient clients."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, overrides in {"wide": (), "narrow": LESS, "hasty": ("deadline_s=0.9",)}.items():
+        write_simulation(*simulate_scenario(POWER, overrides), folder / name)
+    return folder
+
+
+def page(folder: Path, *names: str) -> str:
+    out = folder / f"{'-'.join(names)}.html"
+    out.unlink(missing_ok=True)
+    report([folder / name for name in names], out)
+    return out.read_text(encoding="utf-8")
+
+
+def section(text: str, name: str) -> str:
+    return text.partition(f"<section id='{name}'>")[2].partition("</section>")[0]
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The lines of all tables in a part of a page, the first of each name, by name."""
+    found: dict[str, list[str]] = {}
+    for line in re.findall(r"<tr>(<td.*?)</tr>", text):
+        name, *cells = re.findall(r"<td[^>]*>(.*?)</td>", line)
+        found.setdefault(name, cells)
+    return found
+
+
+def test_what_differs_stands_first(simulated: Path) -> None:
+    text = page(simulated, "wide", "narrow")
+    said = "they differ in engine.max_num_seqs: 8 -&gt; 2, cost.price_per_device_hour: 0.04 -&gt; 0.08."
+    assert f"2 runs side by side; {said}" in text
+    assert rows(section(text, "what-differs")) == {
+        "engine.max_num_seqs": ["8", "2"],
+        "cost.price_per_device_hour": ["0.04", "0.08"],
+    }
+    order = ["what-differs", "what-it-did", "latencies", "distributions", "over-time", "stages", "configuration"]
+    places = [text.index(f"<section id='{name}'>") for name in order]
+    assert places == sorted(places)
+
+
+def test_what_people_decide_by_has_the_difference_to_the_first_run(simulated: Path) -> None:
+    did = rows(section(page(simulated, "wide", "narrow"), "what-it-did"))
+    assert did["requests finished"] == ["90", "90", "same"]
+    assert "requests rejected" not in did
+    first, second, off = did["cost per million output tokens (USD)"]
+    assert off == f"{float(second) / float(first):.3g} times, worse" or off.endswith("% worse")
+    assert not did["cost (USD)"][2].endswith("worse")  # a total says neither
+    met = did["met: TTFT within 100 ms, TPOT within 12 ms"]
+    assert met[0].endswith("%")
+    assert met[2].endswith(" points worse")
+    assert did["requests/s offered"][2] == "same"
+    assert {"J per output token", "of it devices (J)", "mean power (W)", "goodput (requests/s)", "steps"} <= did.keys()
+    assert "All runs are steady." in page(simulated, "wide", "narrow")
+
+
+def test_latencies_of_fewer_requests_are_called_neither_better_nor_worse(simulated: Path) -> None:
+    text = page(simulated, "wide", "narrow", "hasty")
+    did, latencies = rows(section(text, "what-it-did")), rows(section(text, "latencies"))
+    aborted = did["requests aborted"]
+    assert (aborted[0], aborted[4]) == ("0", "up from 0, worse")
+    assert f"hasty {90 - int(aborted[3])} of 90." in text
+    assert latencies["E2EL"][2].endswith(" worse")
+    assert not latencies["E2EL"][4].endswith(("better", "worse"))
+    assert rows(section(text, "what-differs"))["deadline_s"] == ["not said", "not said", "0.9"]
+
+
+def test_other_limits_and_other_money_are_called_neither(simulated: Path) -> None:
+    changed = ("slo.ttft_s=0.2", "cost.currency=EUR")
+    if not (simulated / "changed").exists():
+        write_simulation(*simulate_scenario(POWER, changed), simulated / "changed")
+    did = rows(section(page(simulated, "wide", "changed"), "what-it-did"))
+    assert did["met: each its own limits"][2].endswith(" points")
+    assert did["cost per request within the SLO (each in its own currency)"][2][-1] in "%s"
+    narrow = rows(section(page(simulated, "wide", "narrow"), "what-it-did"))
+    assert narrow["cost per request within the SLO (USD)"][2].endswith("worse")
+
+
+def test_notes_that_only_some_have_come_first(simulated: Path) -> None:
+    one = run()
+    other = replace(one, meta=msgspec.structs.replace(one.meta, notes=(*one.meta.notes, "a note of its own")))
+    text = captures_page({"a": one, "b": other}, {name: summary(one) for name in "ab"}).html()
+    found = section(text, "notes")
+    assert found.index("<h3>b, not all</h3><ul><li>a note of its own</li></ul>") < found.index("<h3>all</h3>")
+    assert "<h3>a, not all</h3>" not in found
+
+
+def test_a_run_that_is_not_steady_is_named(tmp_path: Path) -> None:
+    one = run()
+    known: list[dict[str, Any]] = [
+        summary(one) | {"in_system": {"halfway": 2, "at_last_arrival": n, "is_steady": n < 10}} for n in (2, 30)
+    ]
+    text = captures_page({"a": one, "b": one}, dict(zip("ab", known, strict=True))).html()
+    assert "Not steady, so that a longer trace may wait longer: b." in text
+    assert rows(section(text, "what-it-did"))["in the system at the last arrival"] == ["2", "30", "15 times"]
+
+
+def test_captures_without_a_scenario_are_compared_by_what_they_recorded(simulated: Path) -> None:
+    one, other = run(), run()
+    options = {**one.meta.engine_options, "max_num_seqs": 99, "max_model_len": 77}
+    other = replace(other, meta=msgspec.structs.replace(other.meta, engine_options=options))
+    known = [summary(one), summary(other)]
+    assert different_keys([one, other], known)["engine.max_num_seqs"] == ["16", "99"]
+    text = captures_page({"a": one, "b": other}, dict(zip("ab", known, strict=True))).html()
+    assert "No scenario is kept with a, b: what all runs recorded is compared." in text
+    same = captures_page({"a": one, "b": one}, dict(zip("ab", known, strict=True))).html()
+    assert "2 runs side by side; nothing that they record of their inputs differs." in same
+
+
+def test_files_that_hold_the_same_are_the_same(simulated: Path, tmp_path: Path) -> None:
+    trace = POWER.parent / "../../harness/bundled/captures/light-1/trace.jsonl.gz"
+    copy = tmp_path / "again.jsonl.gz"
+    copy.write_bytes(trace.read_bytes())
+    write_simulation(*simulate_scenario(POWER, (f"trace={copy}",)), tmp_path / "copy")
+    other = trace.parents[1] / "prefix-1" / "trace.jsonl.gz"
+    write_simulation(*simulate_scenario(POWER, (f"trace={other.resolve()}",)), tmp_path / "other")
+    (tmp_path / "wide").symlink_to(simulated / "wide")
+    assert "nothing that they record of their inputs differs" in page(tmp_path, "wide", "copy")
+    text = page(tmp_path, "wide", "other")
+    assert "The runs did not serve the same requests." in text
+    assert list(rows(section(text, "what-differs"))) == ["trace"]
+
+
+def test_a_streamed_run_keeps_its_scenario_too(tmp_path: Path) -> None:
+    overrides = ("cluster.power=null", "slo=null", "cost=null", "engine.max_num_seqs=4")
+    figures = stream_scenario(POWER, tmp_path / "streamed", overrides)
+    assert figures["scenario"]["engine"]["max_num_seqs"] == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "first", "options", "said"),
+    [
+        (1.123, 1.0, {"better": "less"}, "+12.3% worse"),
+        (1.123, 1.0, {"better": "more"}, "+12.3% better"),
+        (1.123, 1.0, {"better": None}, "+12.3%"),
+        (0.877, 1.0, {"better": "less"}, "-12.3% better"),
+        (2.4, 1.0, {"better": "less"}, "2.4 times, worse"),
+        (0.1, 1.0, {"better": "less"}, "0.1 times, better"),
+        (1.0, 1.0, {"better": "less"}, "same"),
+        (1.0001, 1.0, {"better": "less"}, "+0.0%"),
+        (0.9999, 1.0, {"better": "less"}, "-0.0%"),
+        (3.0, 0.0, {"better": "less"}, "up from 0, worse"),
+        (0.0, 3.0, {"better": "less"}, "down to 0, better"),
+        (0.7, 0.8, {"better": "more", "is_share": True}, "-10.0 points worse"),
+        (None, 1.0, {"better": "less"}, "–"),
+        (1.0, None, {"better": "less"}, "–"),
+    ],
+)
+def test_a_difference_in_words(value: float | None, first: float | None, options: Any, said: str) -> None:
+    assert difference(value, first, **options) == said
+
+
+def test_a_figure_that_no_run_has_is_left_out() -> None:
+    values: Sequence[Sequence[float | None]] = ([None, None], [1.0, None])
+    known = [Row(name, own, str) for name, own in zip(("none", "one"), values, strict=True)]
+    assert rows(compared_table(["a", "b"], known, "figures")) == {"one": ["1.0", "–", "–"]}
+    assert compared_table(["a", "b"], known[:1], "figures") == ""
