@@ -25,10 +25,7 @@ from simulator.power.run import Machine, PowerRun, power_run
 from traces.capture import Series
 from traces.errors import InputError
 from traces.steps import Floats, Steps
-from traces.windows import Grid, grid_like, is_before_second_0
-
-SERVER, DEVICES = "power_w", "power_w.devices"
-"""Series of a capture: of a whole server, and of its accelerators alone."""
+from traces.windows import DEVICES_POWER, SERVER_POWER, Grid, grid_like, is_before_second_0
 
 REWEIGHTINGS = 30
 SMALLEST_ERROR = 0.005
@@ -77,7 +74,7 @@ def fit_power(
     measured: Series,
     delays_s: Sequence[float] = (0.0,),
     *,
-    metered: str = SERVER,
+    metered: str = SERVER_POWER,
 ) -> FittedPower:
     """Fit standby and active level, and base, to the power of all nodes together.
 
@@ -87,7 +84,7 @@ def fit_power(
         nodes: what is said of all else; whatever they say of base and of the device's levels but idle is fitted anew.
         measured: mean watts of windows of equal width.
         delays_s: delays of the series to choose from, by the smallest error.
-        metered: which series it is, `SERVER` or `DEVICES`.
+        metered: which series it is, `SERVER_POWER` or `DEVICES_POWER`.
 
     Raises:
         InputError: unlike devices or none described; windows that are not of equal width, or that do not hold each of
@@ -129,14 +126,14 @@ def _fitted(
     columns = [active]
     if power.standby_s is not None:
         columns.append(watts(msgspec.structs.replace(bare, standby_w=idle_w + 1)) - described)
-    if metered == SERVER:
+    if metered == SERVER_POWER:
         columns.append(np.full(grid.n, float(len(nodes))))
     ran = ~is_before_second_0(shifted)  # of the time before, nothing is said
     if not ran.any():
         raise InputError(field=metered, accepted="windows after second 0")
     by_level = np.stack(columns, axis=1)
     found = _regression(by_level[ran], (measured.value - described)[ran], measured.value[ran], metered)
-    active_w, *standby = found if metered == DEVICES else found[:-1]
+    active_w, *standby = found if metered == DEVICES_POWER else found[:-1]
     levels = DevicePower(
         idle_w=idle_w,
         standby_w=idle_w + standby[0] if standby else None,
@@ -145,7 +142,7 @@ def _fitted(
     )
     predicted = described + by_level @ np.array(found)
     mape = float(np.mean((np.abs(predicted - measured.value) / measured.value)[ran]))
-    base_w = None if metered == DEVICES else found[-1]
+    base_w = None if metered == DEVICES_POWER else found[-1]
     return FittedPower(levels, base_w, metered, delay_s, mape, int(ran.sum()))
 
 

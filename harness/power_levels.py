@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import yaml
 
-from calibrate.power import DEVICES, SERVER, FittedPower, fit_power
+from calibrate.power import FittedPower, fit_power
 from calibrate.split import Split, parse_split
 from harness.deploy.asked import located
 from harness.deploy.power import end_of
@@ -19,12 +19,13 @@ from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import read_scenario
 from harness.files import new_file
 from harness.running.predicted import run
+from harness.running.requests import refuse_load
 from harness.scoring.validate import at_measured_arrivals
 from simulator.power.nodes import NodePower
 from traces.capture import Series, read_capture
 from traces.errors import InputError
 from traces.formats import read_any_trace
-from traces.windows import grid_like, is_before_second_0
+from traces.windows import DEVICES_POWER, SERVER_POWER, grid_like, is_before_second_0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,12 @@ def fit_levels(
         InputError: nothing is said or measured of power, devices are unlike, or the part does not tell the levels.
     """
     scenario, split = read_scenario(scenario_path, overrides), parse_split(fit_on)
+    refuse_load(scenario)
     measured = read_capture(capture_path)
-    metered = next((name for name in (SERVER, DEVICES) if name in measured.series), None)
+    metered = next((name for name in (SERVER_POWER, DEVICES_POWER) if name in measured.series), None)
     if metered is None:
-        accepted = f"power of the whole server, or of its devices in {DEVICES}"
-        raise InputError("has no measured power", file=capture_path, field=SERVER, accepted=accepted)
+        accepted = f"power of the whole server, or of its devices in {DEVICES_POWER}"
+        raise InputError("has no measured power", file=capture_path, field=SERVER_POWER, accepted=accepted)
     watts = measured.series[metered]
     deployment = deploy_calibrated(scenario, measured.meta, scenario.calibration_path)
     plan = deployment.power

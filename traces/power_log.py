@@ -23,6 +23,7 @@ from traces.power_rows import Meter, Moment, moment, refuse_other_zone
 from traces.series_file import AS_WRITTEN, SeriesClock, on_the_traces_clock, series_capture, workload
 from traces.steps import Floats
 from traces.trace import Trace
+from traces.windows import DEVICES_POWER, SERVER_POWER
 
 Tool = Literal["nvidia-smi", "ipmitool"]
 
@@ -113,7 +114,7 @@ def power_log_series(path: Path, log: PowerLog, clock: SeriesClock = AS_WRITTEN)
     zero_s = float(time_s[0]) if clock.zero is None else _zero(clock.zero, log, path).time_s
     rows, more = on_the_traces_clock(time_s, zero_s, clock, path)
     names = [f"power_w.{meter.name}" for meter in log.meters] if log.tool == "nvidia-smi" else []
-    found = {"power_w.devices" if names else "power_w": total_w, **dict(zip(names, watts, strict=bool(names)))}
+    found = {DEVICES_POWER if names else SERVER_POWER: total_w, **dict(zip(names, watts, strict=bool(names)))}
     return {name: rows.series(drawn_w[told]) for name, drawn_w in found.items()}, [*notes, *more]
 
 

@@ -13,6 +13,9 @@ from traces.steps import Floats, Mask
 SAME_TIME_S = 1e-6
 """Times nearer to each other than this are the same."""
 
+SERVER_POWER, DEVICES_POWER = "power_w", "power_w.devices"
+"""Series of a capture: of a whole server, and of its accelerators alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -151,7 +154,7 @@ def held_s(time_s: Floats) -> Floats:
 
 def is_power(name: str) -> bool:
     """Whether a series is of power: `power_w`, or that of a component."""
-    return name.split(".")[0] == "power_w"
+    return name.split(".")[0] == SERVER_POWER
 
 
 def is_before_second_0(grid: Grid) -> Mask:

@@ -18,10 +18,19 @@ from traces.series import derive
 from traces.series_error import log_phase, series_mape
 from traces.statistics import STATISTICS, pooled_error_ci, relative_error_ci, statistic
 from traces.steps import Floats, Mask
-from traces.windows import GAP_INTERVALS, Grid, grid_over, is_before_second_0, power_windows, scored_windows
+from traces.windows import (
+    DEVICES_POWER,
+    GAP_INTERVALS,
+    SERVER_POWER,
+    Grid,
+    grid_over,
+    is_before_second_0,
+    power_windows,
+    scored_windows,
+)
 
 PAIRED = ("ttft_s", "tpot_s", "e2el_s")
-POWER = ("power_w", "power_w.devices")
+POWER = (SERVER_POWER, DEVICES_POWER)
 SERIES = ("output_tokens_per_s", *POWER, "kv_usage", "prefix_hit_rate", "gpu_memory_bytes")
 FEWEST_REQUESTS = 20
 """Below this many scored requests a comparison is not valid: no percentile but the median has an interval."""
