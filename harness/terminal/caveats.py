@@ -68,6 +68,7 @@ def _weighed(meta: CaptureMeta) -> list[tuple[str, list[str]]]:
         *_each(meta.notes, "operators priced by the external simulator "),
         *_each(meta.notes, "collectives of "),
         *_each(meta.notes, " KV blocks predicted: "),
+        *_each([note for note in meta.notes if " max_num_" in note], "defaults of vllm serve on "),
     ]
 
 

@@ -142,3 +142,13 @@ def test_the_command_prints_them_below_its_table(tmp_path: Path) -> None:
     assert any(line.startswith("requests per second: 100 offered") for line in below)
     assert any(line.startswith("note: ") and "priced beyond" in line for line in below)
     assert below[-1].endswith(f" in {out / 'meta.json'}")
+
+
+def test_seats_and_tokens_that_nobody_states_are_told() -> None:
+    unsaid = printed_of(EXAMPLES / "defaults.yaml")
+    assert [line for line in unsaid if "vllm serve" in line] == [
+        "note: defaults of vllm serve on H100 with 79.11 GiB, which nothing states otherwise: "
+        "async_scheduling True, block_size 16, max_num_batched_tokens 8192, max_num_seqs 1024"
+    ]
+    stated = ["engine.max_num_seqs=256", "engine.max_num_batched_tokens=2048"]
+    assert not any("vllm serve" in line for line in printed_of(EXAMPLES / "defaults.yaml", stated))
