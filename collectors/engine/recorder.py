@@ -617,6 +617,8 @@ def parallel_options(config: Any) -> dict[str, Any]:
     parallel = config.parallel_config
     sizes = {name: getattr(parallel, name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
     found: dict[str, Any] = {name: size for name, size in sizes.items() if size > 1}
+    if getattr(parallel, "enable_expert_parallel", False):
+        found["enable_expert_parallel"] = True
     on_gpus = getattr(getattr(config, "device_config", None), "device_type", None) == "cuda"
     if sizes["tensor_parallel_size"] > 1 and on_gpus and getattr(parallel, "disable_custom_all_reduce", False):
         found["disable_custom_all_reduce"] = True

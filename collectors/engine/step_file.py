@@ -33,6 +33,7 @@ class RecordedHeader(msgspec.Struct, frozen=True, kw_only=True):
     monotonic_ns: int
     num_gpu_blocks: int
     options: dict[str, Any]
+    engine: dict[str, Any] = {}
 
     @property
     def wall_minus_monotonic_s(self) -> float:

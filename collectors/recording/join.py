@@ -26,9 +26,9 @@ from collectors.server.engine_info import EngineInfo
 from collectors.server.scrape_file import Scrapes, series_of
 from traces.capture import Capture, CaptureMeta, Series
 from traces.outcome import Outcome, Status
-from traces.trace import Trace, TraceRow
+from traces.trace import NO_FILE, Trace, TraceRow
 
-SPREAD = ("tensor_parallel_size", "pipeline_parallel_size", "disable_custom_all_reduce")
+SPREAD = ("tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel", "disable_custom_all_reduce")
 """Recorded options that say how one engine is spread over devices."""
 
 
@@ -124,7 +124,7 @@ def _trace_of(served: Mapping[str, Served], witnesses: Witnesses) -> tuple[Trace
         )
         for name, one in sorted(inside.items(), key=lambda entry: entry[1].arrival_s)
     ]
-    return Trace(tuple(rows), None, "requests of others", "sha256:none"), len(served) - len(inside)
+    return Trace(tuple(rows), None, "requests of others", NO_FILE), len(served) - len(inside)
 
 
 def _trace_as_served(
@@ -214,6 +214,9 @@ def _engine(witnesses: Witnesses) -> EngineInfo:
     if witnesses.recordings:
         header, unlike = witnesses.recordings[0].header, _spread_unlike(witnesses.recordings)
         options = {n: value for n, value in header.options.items() if value is not None and n not in unlike}
+        ranks = [recording.header.engine.get("data_parallel_index") for recording in witnesses.recordings]
+        if len(ranks) > 1 and ranks == list(range(len(ranks))):  # an engine of a dense model knows of itself alone
+            options["data_parallel_size"] = len(ranks)
         engine = f"vllm {header.vllm_version}"
         return EngineInfo(engine=engine, options=options, num_gpu_blocks=header.num_gpu_blocks)
     scrapes = witnesses.scrapes

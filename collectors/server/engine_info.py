@@ -35,6 +35,8 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
     "kv_cache_dtype": ("cache_config", "cache_dtype"),
     "tensor_parallel_size": ("parallel_config", "tensor_parallel_size"),
     "pipeline_parallel_size": ("parallel_config", "pipeline_parallel_size"),
+    "data_parallel_size": ("parallel_config", "data_parallel_size"),
+    "enable_expert_parallel": ("parallel_config", "enable_expert_parallel"),
     "disable_custom_all_reduce": ("parallel_config", "disable_custom_all_reduce"),
 }
 """The step recorder's options (collectors/engine/recorder.py header), and where vLLM 0.32's /server_info has them."""
@@ -79,8 +81,11 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
     on_gpus = _at(config, "device_config", "device_type") == "cuda"
     if found["tensor_parallel_size"] in (None, 1) or not on_gpus or not found["disable_custom_all_reduce"]:
         found["disable_custom_all_reduce"] = None
-    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
         found[name] = None if found[name] == 1 else found[name]
+    if any(_at(config, "parallel_config", f"data_parallel_{kind}_lb") for kind in ("external", "hybrid")):
+        found["data_parallel_size"] = None  # of which this server has some ranks alone
+    found["enable_expert_parallel"] = found["enable_expert_parallel"] or None
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -334,10 +334,15 @@ def test_the_header_says_how_the_engine_is_spread_over_devices(
     spread = config(async_scheduling=False)
     spread.device_config = SimpleNamespace(device_type=device_type)
     parallel = {"tensor_parallel_size": 2, "pipeline_parallel_size": 1, "disable_custom_all_reduce": True}
+    parallel["enable_expert_parallel"] = True
     spread.parallel_config = SimpleNamespace(data_parallel_index=0, **parallel)
     options = recorded(recorder.RecordingScheduler(spread), steps).header.options
     alone = options.keys() - recorder.engine_options(config(async_scheduling=False), 16).keys()
-    assert {name: options[name] for name in alone} == {"tensor_parallel_size": 2, **kept}
+    assert {name: options[name] for name in alone} == {
+        "tensor_parallel_size": 2,
+        "enable_expert_parallel": True,
+        **kept,
+    }
 
 
 def test_each_data_parallel_rank_writes_a_file_of_its_own(recorder: ModuleType, steps: Path) -> None:

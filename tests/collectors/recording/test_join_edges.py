@@ -116,6 +116,18 @@ def test_parallelism_that_engines_do_not_share_is_kept_of_none(tmp_path: Path) -
     assert "the engines differ in tensor_parallel_size: none is kept of them" in unlike.notes
 
 
+@pytest.mark.parametrize(("indices", "kept"), [((0, 1), {"data_parallel_size": 2}), ((0, 0), {}), ((None, None), {})])
+def test_ranks_of_one_server_are_told_from_two_servers(
+    tmp_path: Path, indices: tuple[int | None, ...], kept: dict[str, int]
+) -> None:
+    ranks = []
+    for number, index in enumerate(indices):
+        (tmp_path / str(number)).mkdir()
+        header = {**_header(), "options": {}, "engine": {"data_parallel_index": index}}
+        ranks += _recording(tmp_path / str(number), header, _request("a", 0.502))
+    assert joined(_trace(("a", 0.5)), [_client("a", 0.5)], tuple(ranks), SUBJECT).meta.engine_options == kept
+
+
 def test_the_trace_of_a_capture_is_what_was_served(tmp_path: Path) -> None:
     """Rows carry the true arrival and the engine's own hashes, and survive the folder."""
     capture = _one(tmp_path)

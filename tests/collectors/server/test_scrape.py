@@ -219,6 +219,9 @@ async def test_what_the_server_tells_of_itself_is_kept_by_name(tmp_path: Path) -
         ({"tensor_parallel_size": 2, "disable_custom_all_reduce": True}, "cpu", {"tensor_parallel_size": 2}),
         ({"tensor_parallel_size": 1, "disable_custom_all_reduce": True}, "cuda", {}),
         ({"tensor_parallel_size": 1, "pipeline_parallel_size": 2}, "cuda", {"pipeline_parallel_size": 2}),
+        ({"data_parallel_size": 2, "enable_expert_parallel": True}, "cpu", None),
+        ({"data_parallel_size": 2, "data_parallel_external_lb": True}, "cuda", {}),
+        ({"data_parallel_size": 1, "enable_expert_parallel": False}, "cuda", {}),
     ],
 )
 async def test_how_an_engine_is_spread_over_devices_is_kept_where_it_is(
