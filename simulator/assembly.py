@@ -144,7 +144,9 @@ def new_handover(cluster: Cluster, places: dict[int, tuple[Place, ...]], network
         accepted = "native: KV from other engines is not known to vLLM's scheduler behind this seam"
         raise InputError(field="scheduler", found=other.scheduler, accepted=accepted)
     if cluster.topology is None:
-        raise InputError("is missing", field="fabric", accepted="the links over which KV is sent")
+        links = "fabric: {kind: switch, bandwidth_bytes_per_s: 25e9, latency_s: 10e-6}"
+        accepted = f"the links over which KV is sent, as {links} (docs/cluster.md)"
+        raise InputError("is missing", field="fabric", accepted=accepted)
     check_drafters_apart(engine.options.speculative_config for engine in cluster.engines)
     if len({engine.kv_bytes_per_token for engine in cluster.engines}) > 1:
         accepted = "prefill and decode engines of one model and one kv_cache_dtype"

@@ -13,6 +13,7 @@ import msgspec
 from harness.descriptions.memories import Attention, NearMemoryFile, OffloadFile
 from harness.descriptions.scenario import Routing, Scenario, VLLMVersion, check_routing
 from harness.descriptions.source import Aiconfigurator, External, Source, SourceKind
+from harness.descriptions.vllm_flags import check_engine_keys
 from simulator.engine import Role
 from simulator.fleet import AfterFailure, Autoscaling, Failure
 from simulator.kv.tiers import LIKE, KVTierFile
@@ -299,6 +300,10 @@ def cluster_document(scenario: Scenario) -> Document:
 
 def read_own_cluster(document: Document) -> ClusterSpec:
     """Our own description. Raises InputError with file, line and field for what is wrong or not modelled."""
+    instances = document.value.get("instances")
+    for number, instance in enumerate(instances if isinstance(instances, list) else ()):
+        options = instance.get("engine") if isinstance(instance, dict) else None
+        check_engine_keys(document, ["instances", number, "engine"], options)
     file = document.convert(ClusterFile)
     check_routing(document, file.routing)
     kinds = []

@@ -13,6 +13,7 @@ import yaml
 
 from harness.cost import CostFile, SloFile
 from harness.descriptions.memories import Attention, PrefixFile
+from harness.descriptions.vllm_flags import check_engine_keys
 from simulator.scheduling.choice import SchedulerKind
 from simulator.scheduling.options import EngineOptions
 from simulator.sessions import Think
@@ -131,8 +132,13 @@ class Scenario:
         return dict(self.requested.get("engine") or {})
 
     def place_of(self, name: str | None) -> tuple[Path, int | None]:
-        """The file, and the line where a key such as `engine.block_size` stands."""
-        return self.path, self.document.error(name.split(".")).line if name else None
+        """The file, and the line where a key such as `engine.block_size` stands, or stands in the cluster in place."""
+        if not name:
+            return self.path, None
+        keys = name.split(".")
+        if keys[0] not in self.file.__struct_fields__:
+            keys = ["cluster", *keys]
+        return self.path, self.document.error(keys).line
 
 
 def read_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
@@ -145,6 +151,7 @@ def read_scenario(path: Path, overrides: Sequence[str] = ()) -> Scenario:
 
 def scenario_of(document: Document) -> Scenario:
     """A scenario from its document, whatever was set in it since it was read. Raises InputError."""
+    check_engine_keys(document, ["engine"], document.value.get("engine"))
     file = document.convert(ScenarioFile)
     check_routing(document, file.routing)
     if file.scheduler == "vllm" and file.engine_version is not None:
