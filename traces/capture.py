@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 import msgspec
 import numpy as np
 
+from traces.arrow import numpy_column
 from traces.decoding import decode_json, read_bytes
 from traces.errors import InputError
 from traces.outcome import Outcome, Status
@@ -144,13 +145,11 @@ def write_capture(capture: Capture, out: Path) -> None:
         if capture.series:
             names = [name for name in sorted(capture.series) for _ in capture.series[name].time_s]
             parts = [capture.series[name] for name in sorted(capture.series)]
-            time_s = np.concatenate([part.time_s for part in parts])
-            value = np.concatenate([part.value for part in parts])
-            begins = {}
+            columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("time_s", "value")}
             if any(part.begin_s is not None for part in parts):
                 told = [np.full(len(part.time_s), np.nan) if part.begin_s is None else part.begin_s for part in parts]
-                begins["begin_s"] = np.concatenate(told)
-            write("series.parquet", pa.table({"name": names, "time_s": time_s, "value": value, **begins}))
+                columns["begin_s"] = np.concatenate(told)
+            write("series.parquet", _table(columns).add_column(0, "name", _column(names, pa.string())))
 
 
 class OutcomeWriter:
@@ -334,7 +333,8 @@ def _read_table(path: Path, **columns: str) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # `read_table` imports pandas, which takes longer than to read most
+            table = file.read()
         table.validate(full=True)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise InputError(f"cannot be read as Parquet ({str(error).splitlines()[0]})", file=path) from None
@@ -351,18 +351,18 @@ def _read_steps(path: Path) -> Steps | None:
     if not (path / "steps.parquet").exists():
         return None
     table = _read_table(path / "steps.parquet")
-    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    columns = {name: numpy_column(table.column(name)) for name in table.column_names}
     batches = None
     if (path / "batches.parquet").exists():
         file = path / "batches.parquet"
         entries = _read_table(file, step="int64", request="int64", new_tokens="int64", computed_tokens="int64")
-        step = entries.column("step").to_numpy()
+        step = numpy_column(entries.column("step"))
         if (np.diff(step) < 0).any() or (len(step) and not 0 <= step[0] <= step[-1] < table.num_rows):
             raise InputError(file=file, field="step", accepted=f"0 to {table.num_rows - 1}, ascending")
         counts = np.bincount(step, minlength=table.num_rows)
         offsets = np.concatenate([[0], np.cumsum(counts)])
         batches = Batches(
-            offsets, *(entries.column(name).to_numpy() for name in ("request", "new_tokens", "computed_tokens"))
+            offsets, *(numpy_column(entries.column(name)) for name in ("request", "new_tokens", "computed_tokens"))
         )
     return steps_from_columns(columns, batches)
 
@@ -373,7 +373,7 @@ def _read_transfers(path: Path, n_requests: int) -> KVTransfers | None:
         return None
     kinds = {name: "int64" if name in WHOLE_COLUMNS else "double" for name in TRANSFER_COLUMNS}
     table = _read_table(file, **kinds)
-    found = transfers_from_columns({name: table.column(name).to_numpy() for name in TRANSFER_COLUMNS}, file)
+    found = transfers_from_columns({name: numpy_column(table.column(name)) for name in TRANSFER_COLUMNS}, file)
     if len(found) and not 0 <= found.request.min() <= found.request.max() < n_requests:
         raise InputError(file=file, field="request", accepted=f"0 to {n_requests - 1}")
     return found
@@ -384,10 +384,10 @@ def _read_series(path: Path) -> dict[str, Series]:
         return {}
     table = _read_table(path / "series.parquet", name="string", time_s="double", value="double")
     names = np.asarray(table.column("name").to_pylist())
-    time_s, value = table.column("time_s").to_numpy(), table.column("value").to_numpy()
+    time_s, value = numpy_column(table.column("time_s")), numpy_column(table.column("value"))
     series = {str(name): Series(time_s[names == name], value[names == name]) for name in np.unique(names)}
     if "begin_s" in table.column_names:
-        begin_s = _read_table(path / "series.parquet", begin_s="double").column("begin_s").to_numpy()
+        begin_s = numpy_column(_read_table(path / "series.parquet", begin_s="double").column("begin_s"))
         series = {name: _with_begins(one, begin_s[names == name], path) for name, one in series.items()}
     return series
 

@@ -88,9 +88,8 @@ def stretched(hashes: Sequence[int], factor: Fraction) -> tuple[int, ...]:
     if factor == 1:
         return tuple(hashes)
     up, down = factor.numerator, factor.denominator
-    exact = (
-        np.int64 if (len(hashes) + 1) * max(up, down) < 2**63 else object
-    )  # a float's decimals may be beyond 64 bits
+    # A factor's decimals may be beyond 64 bits.
+    exact = np.int64 if (len(hashes) + 1) * max(up, down) < 2**63 else object
     numbers = np.arange(1, len(hashes) * up // down + 1).astype(exact)  # [n_new], blocks counted from 1
     ends = -(-numbers * down // up)  # [n_new], the old block that each ends in
     steps = (ends * up // down - numbers + 1).astype(np.uint64)  # [n_new], the last within an old block is 1

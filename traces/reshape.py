@@ -42,7 +42,10 @@ def paced(trace: Trace, request_rate: float, name: Naming = str) -> Trace:
     span_s = trace.rows[-1].arrival_s - trace.rows[0].arrival_s
     if span_s <= 0:
         raise InputError("has no effect: all requests arrive at once", field=field)
-    at_rate = changed(trace, Speed(request_rate * span_s / (len(trace) - 1), lambda _: field))
+    factor = request_rate * span_s / (len(trace) - 1)
+    if not 0 < factor < np.inf or trace.rows[-1].arrival_s / factor == np.inf:
+        raise InputError(field=field, found=request_rate, accepted="a rate at which every request still arrives")
+    at_rate = changed(trace, Speed(factor, lambda _: field))
     return replace(at_rate, notes=(*at_rate.notes, f"{request_rate:g} requests per second are offered"))
 
 

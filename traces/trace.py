@@ -17,6 +17,8 @@ from traces.decoding import decode_json, lines, read_bytes, sha256
 from traces.errors import InputError
 
 TRACE_SCHEMA = "servetwin.trace/1"
+NO_FILE = "sha256:none"
+"""In place of a digest, of requests that are from no file."""
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]

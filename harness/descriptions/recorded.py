@@ -42,7 +42,10 @@ def with_device(capture: Capture, device: str | None) -> Capture:
 
 
 def scenario_text(folder: Path, trace: Path | None = None) -> str:
-    """A scenario of a capture's engine, serving the capture's own requests or another trace. It is valid as it stands.
+    """A scenario of a capture's engine, serving the capture's own requests or another trace.
+
+    It is valid as it stands where an engine is one device. How several are linked no capture says: `fabric` is to be
+    added, or a profile that measured their collectives.
 
     Raises:
         InputError: the capture cannot be read, or does not say its device.

@@ -93,7 +93,11 @@ def test_steps_are_taken_in_the_order_of_the_fields() -> None:
         ),
         ({"request_rate": 0.0}, "'--request-rate': found 0.0"),
         ({"request_rate": NAN}, "'--request-rate'"),
-        ({"request_rate": 1e-320}, "'--request-rate'"),
+        (
+            {"request_rate": 1e-320},
+            "'--request-rate': found 1e-320: accepted: a rate at which every request still arrives",
+        ),
+        ({"request_rate": 1.7e308}, "'--request-rate': found 1.7e+308: accepted: a rate at which"),
         ({"request_rate": 1.0, "speed": 1.0}, "'--request-rate': found '--speed too': accepted: one of them"),
         ({"prompt_scale": 0.0}, "'--prompt-scale': found 0.0: accepted: a factor from 0.001 to 1000"),
         ({"output_scale": 2000.0}, "'--output-scale': found 2000.0"),
