@@ -14,7 +14,7 @@ from harness.terminal.catalogue import missing_tables
 from profiles.aiconfigurator_tables import core_version
 from profiles.catalog import BUNDLED as PROFILES
 from profiles.catalog import list_profiles
-from profiles.compiled import folder, looked_at
+from profiles.kept import folder, looked_at
 from profiles.profile_folder import read_profile
 from traces.capture import read_capture
 from traces.errors import ServetwinError

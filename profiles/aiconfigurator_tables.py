@@ -90,13 +90,17 @@ class Answer:
     source: str
 
 
+_SAID: dict[tuple[str, str], list[str]] = {}
+"""Warnings by system and version: the package gives each once in a process, and whatever is read later notes it too."""
+
+
 class Tables:
     """What was collected on one system with one version of vLLM.
 
     Attributes:
         system: the package's name of a device.
         version: of vLLM.
-        warnings: what the package warned of.
+        warnings: what the package warned of: now, or before in this process.
     """
 
     def __init__(self, system: str, version: str | None = None) -> None:
@@ -118,8 +122,10 @@ class Tables:
             accepted = ", ".join(dict.fromkeys(slots.values()))
             raise InputError(f"was not collected on {system}", field="version", found=version, accepted=accepted)
         self.system = system
-        self._database, self._engine, self.warnings = _loaded(system, version or "current", fill_gaps=False)
+        self._database, self._engine, warnings = _loaded(system, version or "current", fill_gaps=False)
         self.version = str(self._database.version)
+        self.warnings = _SAID.setdefault((system, self.version), [])
+        self._warned(warnings)
         self._read: dict[str, pd.DataFrame] = {}
 
     def description(
@@ -236,9 +242,12 @@ class Tables:
         engine = _sdk("engine")
         with _heard() as warnings:
             engine._resolve_attention_lane_orders(operators, self._database, None)
-        self.warnings += [one for one in warnings if one not in self.warnings]
+        self._warned(warnings)
         specs = [next(iter(spec.items())) for spec in json.loads(engine.build_ops_json(operators))]
         return [Operator(fields["name"], kind, fields) for kind, fields in specs]
+
+    def _warned(self, warnings: Sequence[str]) -> None:
+        self.warnings += [one for one in warnings if one not in self.warnings]
 
     @cached_property
     def _filled(self) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from traces.arrow import numpy_column
 from traces.decoding import read_bytes
 from traces.errors import InputError, nearest
 from traces.steps import Floats
@@ -47,11 +48,13 @@ class CsvTable:
         kind = "whole number" if whole else "finite number"
         accepted = f"a {kind} above 0" if above_0 else f"a {kind}, 0 or above"
         cells = self.rows.column(name)
-        empty = np.asarray(pc.equal(cells, "").to_numpy()) if gaps else np.zeros(len(cells), dtype=np.bool_)
+        empty = np.zeros(len(cells), dtype=np.bool_)
         if gaps:
-            cells = pc.if_else(pc.equal(cells, ""), "0", cells)
+            # Whatever takes a value of Python's, as `pc.equal` does, imports pandas too.
+            empty = numpy_column(pc.cast(pc.binary_length(cells), pa.int64())) == 0
+            cells = pc.replace_substring_regex(cells, pattern="^$", replacement="0")
         try:
-            values = _floats(pc.cast(cells, pa.float64()).combine_chunks())
+            values = numpy_column(pc.cast(cells, pa.float64()))
         except pa.ArrowInvalid:
             i = next(i for i, text in enumerate(self.texts(name)) if not _is_number(text) and not empty[i])
             raise self.error(i, name, found=self.texts(name)[i], accepted=accepted) from None
@@ -111,11 +114,6 @@ def read_csv(file: Path, columns: Sequence[str], *, optional: Sequence[str] = ()
     if rows.num_rows == 0:
         raise InputError("holds no rows", file=file)
     return CsvTable(file, rows)
-
-
-def _floats(array: pa.Array) -> Floats:
-    """The numbers of an array without gaps; its own `to_numpy` imports pandas, which takes longer than to read most."""
-    return np.frombuffer(array.buffers()[1], np.float64, len(array), 8 * array.offset).copy()
 
 
 def _header(data: bytes, file: Path) -> list[str]:

@@ -245,7 +245,7 @@ def _engines(
         message = "is not said, and the model's config has none"
         raise InputError(message, file=scenario.path, field="engine.max_model_len")
     bare = _operators(scenario, kind, partition)
-    notes.append(f"time of a step beside its operators: {bare.overhead.source}")
+    notes.append(bare.overhead.note())
     step_time: StepTimeModel = bare if near is None else NearMemoryModel(bare, near)
     drafter = None
     if options.speculative_config is not None:

@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from collectors.client.log import ClientLog
 from harness.terminal.console import console
 from simulator.cluster import Serving
+
+if TYPE_CHECKING:
+    from collectors.client.log import ClientLog  # asyncio, which a simulation does not need
 
 
 class Tell(Protocol):

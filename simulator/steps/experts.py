@@ -20,16 +20,20 @@ uneven rows per expert within a rank, which only padding would feel.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
 
 from profiles.interpolation import extend_linear, fill_inside
+from profiles.kept import source_digest
 from profiles.profile import MoeRows
+from simulator.steps import draws, gates
+from simulator.steps.draws import LAYOUT, Draws, half_octaves, kept_draws
 from simulator.steps.gates import Gate
 from traces.errors import InputError
 from traces.steps import Floats, Ints
@@ -58,10 +62,15 @@ class Placement:
         rank = np.repeat(np.arange(len(self.experts)), [len(held) for held in self.experts])
         return expert, rank, np.bincount(expert)[expert]
 
+    @cached_property
+    def _starts(self) -> Ints:
+        """The first slot of each rank, [n_ranks]."""
+        starts: Ints = np.cumsum([0, *(len(held) for held in self.experts[:-1])])
+        return starts
+
     def sums(self, values: Floats | Ints) -> Floats:
         """Sums of [..., n_slots] over the slots of each rank, [..., n_ranks]."""
-        starts = np.cumsum([0, *(len(held) for held in self.experts[:-1])])
-        sums: Floats = np.add.reduceat(values, starts, axis=-1)
+        sums: Floats = np.add.reduceat(values, self._starts, axis=-1)
         return sums
 
     def check(self, n_experts: int) -> None:
@@ -146,14 +155,14 @@ class _Table:
         grid = np.full((len(self.experts), len(self.tokens)), np.nan)
         grid[np.searchsorted(self.experts, rows.n_experts), np.searchsorted(self.tokens, rows.n_tokens)] = rows.time_s
         axes = (self.experts, self.tokens)
-        self._grid = extend_linear(axes, fill_inside(axes, grid))
+        self.grid = extend_linear(axes, fill_inside(axes, grid))
 
     def time_s(self, tokens: Floats, experts: Floats) -> Floats:
         """Seconds, of the arrays' common shape."""
         i, i_next, u = _bracket(self.experts, experts)
         j, j_next, v = _bracket(self.tokens, tokens)
-        low = self._grid[i, j] + v * (self._grid[i, j_next] - self._grid[i, j])
-        high = self._grid[i_next, j] + v * (self._grid[i_next, j_next] - self._grid[i_next, j])
+        low = self.grid[i, j] + v * (self.grid[i, j_next] - self.grid[i, j])
+        high = self.grid[i_next, j] + v * (self.grid[i_next, j_next] - self.grid[i_next, j])
         time_s: Floats = low + u * (high - low)
         return time_s
 
@@ -220,7 +229,7 @@ class ExpertTimes:
         self._key = np.array([seed, instance], dtype=np.uint64)
         self._layer_s: dict[int, float] = {}
         self._own_s: dict[int, Floats] = {}
-        self._chance = _Chance(self._table, gate, placement, parts)
+        self._chance = _chance(self._table, gate, placement, parts)
         self._steps = 0
         self._outside: Counter[str] = Counter()
         self._beyond: dict[int, tuple[str, ...]] = {}
@@ -260,12 +269,24 @@ class ExpertTimes:
 
     def _rows_s(self, n_tokens: int) -> Floats:
         """Of each row of the gate, the time of the rank with most to do by expected loads, [n_rows]; kept."""
-        rows_s = self._own_s.get(n_tokens)
-        if rows_s is None:
-            load = expected_load(self._gate, self._placement, n_tokens)
-            rows_s = _slowest_s(self._table, load, self._gate.top_k * self._parts, self._parts)
-            self._own_s[n_tokens] = rows_s = rows_s if n_tokens else np.zeros_like(rows_s)
-        return rows_s
+        if n_tokens not in self._own_s:
+            self._look_up(n_tokens)
+        return self._own_s[n_tokens]
+
+    def _look_up(self, n_tokens: int) -> None:
+        """Read the table at expected loads: times, and on which of its sides the load of some rank lies."""
+        if not n_tokens:
+            self._own_s[n_tokens], self._beyond[n_tokens] = np.zeros(len(self._gate.shares)), ()
+            return
+        load, rows = expected_load(self._gate, self._placement, n_tokens), self._gate.top_k * self._parts
+        self._own_s[n_tokens] = _slowest_s(self._table, load, rows, self._parts)
+        tokens, experts = load.pairs.max() / rows, np.rint(load.experts.max() / self._parts)
+        beyond = {
+            "experts: tokens per rank": tokens > self._table.tokens[-1] * (1 + 1e-9),
+            "experts: more reached per rank": experts > self._table.experts[-1],
+            "experts: fewer reached per rank": experts < self._table.experts[0],
+        }
+        self._beyond[n_tokens] = tuple(what for what, is_beyond in beyond.items() if is_beyond)
 
     def _chance_s(self, n_tokens: int) -> Floats:
         """What chance adds to a layer's time, [n_draws]; one zero where there is none or its mean is."""
@@ -278,20 +299,9 @@ class ExpertTimes:
         """Take note that a step of so many tokens was run so many times."""
         self._steps += times
         if n_tokens not in self._beyond:
-            self._beyond[n_tokens] = self._outside_of(n_tokens) if n_tokens else ()
+            self._look_up(n_tokens)
         for what in self._beyond[n_tokens]:
             self._outside[what] += times
-
-    def _outside_of(self, n_tokens: int) -> tuple[str, ...]:
-        """On which sides of the table the expected load of some rank lies."""
-        load = expected_load(self._gate, self._placement, n_tokens)
-        tokens, experts = load.pairs.max() / (self._gate.top_k * self._parts), np.rint(load.experts.max() / self._parts)
-        beyond = {
-            "experts: tokens per rank": tokens > self._table.tokens[-1] * (1 + 1e-9),
-            "experts: more reached per rank": experts > self._table.experts[-1],
-            "experts: fewer reached per rank": experts < self._table.experts[0],
-        }
-        return tuple(what for what, is_beyond in beyond.items() if is_beyond)
 
     def notes(self) -> tuple[str, ...]:
         """How experts were taken to be chosen and placed, and how many steps were priced beyond the table, by axis."""
@@ -307,45 +317,27 @@ class ExpertTimes:
         return tuple(notes)
 
 
-class _Chance:
-    """What chance adds to the time of the slowest rank, as draws, by tokens.
+def _chance(table: _Table, gate: Gate, placement: Placement, parts: int) -> Draws:
+    """What chance adds to the time of the slowest rank, as draws in ascending order, by tokens.
 
-    The draws at one size are those of the next smaller with more tokens, so that they change smoothly with it; sizes
-    are drawn in order, as far as anybody has asked, so that no answer depends on the question before it.
+    The draws at one size are those of the next smaller with more tokens, so that they change smoothly with it.
     """
+    digest = hashlib.sha256(source_digest(LAYOUT, __file__, gates.__file__, draws.__file__))
+    for values in (table.tokens, table.experts, table.grid, gate.shares):
+        digest.update(f"{values.shape}".encode() + np.ascontiguousarray(values).tobytes())
+    digest.update(f"{gate.top_k} {placement.experts} {parts} {N_DRAWS}".encode())
+    return kept_draws(digest.hexdigest(), N_DRAWS, partial(_added_s, table, gate, placement, parts))
 
-    def __init__(self, table: _Table, gate: Gate, placement: Placement, parts: int) -> None:
-        self._table = table
-        self._gate = gate
-        self._placement = placement
-        self._parts = parts
-        self._rng = np.random.default_rng(0)
-        self._chosen: Ints = np.zeros((N_DRAWS, gate.n_experts), dtype=np.int64)
-        self._sizes = [0]
-        self._draws_s = [np.zeros(N_DRAWS)]
 
-    def at(self, n_tokens: int) -> Floats:
-        """Draws in ascending order, [N_DRAWS]."""
-        while self._sizes[-1] < n_tokens:
-            self._draw_next()
-        high = int(np.searchsorted(self._sizes, n_tokens))
-        low = max(high - 1, 0)
-        share = (n_tokens - self._sizes[low]) / max(self._sizes[high] - self._sizes[low], 1)
-        draws_s: Floats = (1 - share) * self._draws_s[low] + share * self._draws_s[high]
-        return draws_s
-
-    def _draw_next(self) -> None:
-        """Draw the next size: 1, 2, 3, 4, 6, 8, 12, and so on."""
-        last = self._sizes[-1]
-        power = 1 << max(last.bit_length() - 1, 0)
-        size = last + max(power // 2, 1) if last else 1
-        self._chosen += self._gate.draw(self._rng, np.full(N_DRAWS, size - last))
-        load = drawn_load(self._placement, self._chosen, self._rng)
-        mean = expected_load(self._gate, self._placement, size)
-        rows = self._gate.top_k * self._parts
-        added_s = _slowest_s(self._table, load, rows, self._parts) - _slowest_s(self._table, mean, rows, self._parts)
-        self._sizes.append(size)
-        self._draws_s.append(np.sort(added_s))
+def _added_s(table: _Table, gate: Gate, placement: Placement, parts: int) -> Iterator[Floats]:
+    """Draws of what chance adds, [N_DRAWS], at each size that draws are made of."""
+    rng, rows = np.random.default_rng(0), gate.top_k * parts
+    chosen, last = np.zeros((N_DRAWS, gate.n_experts), dtype=np.int64), 0
+    for size in half_octaves():
+        chosen += gate.draw(rng, np.full(N_DRAWS, size - last))
+        load, mean = drawn_load(placement, chosen, rng), expected_load(gate, placement, size)
+        yield np.sort(_slowest_s(table, load, rows, parts) - _slowest_s(table, mean, rows, parts))
+        last = size
 
 
 def _slowest_s(table: _Table, load: Load, pairs_per_token: int, parts: int) -> Floats:

@@ -89,3 +89,14 @@ class Overhead:
     host_step_s: float = 0.0
     host_request_s: float = 0.0
     source: str = "none: operators only"
+
+    def note(self) -> str:
+        """What is taken, and from where; below zero where the operators take longer than the steps they are of."""
+        parts_ms = {"on the device": self.device_step_s, "on the host": self.host_step_s}
+        taken = [f"{1e3 * part_s:.3g} ms {where}" for where, part_s in parts_ms.items() if part_s]
+        taken += [f"{1e6 * self.host_request_s:.3g} us a request"] if self.host_request_s else []
+        what = f"{', '.join(taken)} ({self.source})" if taken else self.source
+        said = f"time of a step beside its operators: {what}"
+        if self.device_step_s + self.host_step_s < 0:
+            said += "; it is below zero: the operators take longer than the whole steps, as if of another machine"
+        return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,7 @@ from profiles.profile_folder import read_profile, write_profile
 from simulator.network.collectives import MeasuredCollectives
 from simulator.scheduling.options import EngineOptions
 from simulator.steps.partition import Partition
+from tests.conftest import ROOT
 from tests.measured import measured_run
 from tests.pages import shown_and_printed
 from traces.errors import EngineError, InputError
@@ -53,6 +55,39 @@ def rows(system: str, table: str, **only: object) -> list[dict[str, float]]:
 
     found = pq.read_table(Tables(system).file(table), filters=[(k, "==", v) for k, v in only.items()])
     return found.to_pylist()  # type: ignore[no-any-return]
+
+
+def test_sums_over_many_l40s_are_of_a_slow_host() -> None:
+    """What docs/validity.md says of them, beside the same package's sums of another host."""
+    import pyarrow.parquet as pq
+
+    slow = Tables("l40s").file("custom_allreduce_perf")
+    other = slow.parents[2] / "sglang" / "0.5.12" / slow.name
+    assert other.exists()
+    bytes_, carried, slower = 2**27, {}, {}
+    for ranks in (2, 4, 8):
+        size = [("num_gpus", "==", ranks), ("message_size", "==", bytes_ // 2)]
+        times_s = [
+            next(row["latency"] for row in pq.read_table(file, filters=size).to_pylist() if "graph" in row["backend"])
+            / 1e3
+            for file in (slow, other)
+        ]
+        carried[ranks] = [round(2 * (ranks - 1) / ranks * bytes_ / time_s / 1e9) for time_s in times_s]
+        slower[ranks] = times_s[0] / times_s[1]
+    assert carried == {2: [19, 17], 4: [4, 21], 8: [2, 21]}
+    assert [round(slower[ranks]) for ranks in (4, 8)] == [6, 11]
+
+
+def test_the_host_of_the_l40s_decides_what_eight_of_them_serve() -> None:
+    """What docs/validity.md says of Llama-3.1-70B: its tables' sums, and those that the links' kind makes."""
+    fabric = "{kind: switch, link: pcie, bandwidth_bytes_per_s: 32.0e+9, latency_s: 2.0e-6}"
+    instance = "model: meta-llama/Llama-3.1-70B, device: L40S, source: aiconfigurator, tensor_parallel_size: 8"
+    found = []
+    for collectives in ("", ", collectives: {source: links}"):
+        cluster = f"cluster={{fabric: {fabric}, instances: [{{{instance}{collectives}}}]}}"
+        _, figures = simulate_scenario(EXAMPLE, [cluster])
+        found.append(figures["metrics"]["tpot_s"]["mean"])
+    assert found == [pytest.approx(0.4634, rel=0.001), pytest.approx(0.0879, rel=0.001)]
 
 
 def test_products_of_collected_sizes_are_the_collected_times(h100: Profile) -> None:
@@ -328,6 +363,23 @@ def test_calibrated_on_a_third_of_its_requests_they_are_as_good_as_its_own(
     assert result["n_scored"] == 201
     for metric, ceiling in (("ttft_s", 0.02), ("tpot_s", 0.0072), ("e2el_s", 0.005)):
         assert result["paired"][metric]["mape"] <= ceiling
+
+
+def test_what_is_read_first_in_a_process_is_what_is_read_later() -> None:
+    """The package warns once in a process; the notes of every profile, and with them its digest, say it each time."""
+    read = (
+        "from profiles.aiconfigurator import aiconfigurator_profile\n"
+        "from profiles.catalog import BUNDLED, find_model\n"
+        f"spec = find_model('{LLAMA}', [BUNDLED])\n"
+        "system = 'rtx_pro_6000_server'\n"
+        "for version in (None, None, '0.24.0'):\n"
+        "    read = aiconfigurator_profile(system, spec, 'bfloat16', 'auto', (1,), device='D', version=version)\n"
+        "    print(read.sha256, any('no entry for sm_version' in note for note in read.meta.notes))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", read], cwd=ROOT, capture_output=True, text=True, check=True)
+    first, *later = ran.stdout.splitlines()
+    assert first.endswith(" True")
+    assert later == [first, first]
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

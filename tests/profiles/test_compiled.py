@@ -11,9 +11,10 @@ import pytest
 
 from harness.doctor import doctor
 from harness.running.simulate import simulate_scenario
-from profiles import compiled
+from profiles import compiled, kept
 from profiles.attention import AttentionArrays, AttentionTable, Chunk, compile_attention
-from profiles.compiled import COUNTS, compiled_attention, folder, forget, key_of, packed, unpacked
+from profiles.compiled import LAYOUT, compiled_attention, forget, key_of, packed
+from profiles.kept import COUNTS, folder, sealed, unsealed
 from profiles.profile import SkewRows
 from tests.harness.scenarios import write_scenario
 from tests.profiles.test_attention import grid
@@ -28,7 +29,7 @@ SKEW = SkewRows(
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, in the process and on the disk."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(compiled.SWITCH, raising=False)
+    monkeypatch.delenv(kept.SWITCH, raising=False)
     forget()
     yield tmp_path / "cache" / "servetwin" / "tables"
     forget()
@@ -76,10 +77,11 @@ def test_another_content_is_another_table() -> None:
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: data[:90] + b"x" + data[91:], lambda _: b""])
 def test_a_damaged_file_is_compiled_again_counted_and_replaced(home: Path, damage: object) -> None:
-    whole = as_bytes(compiled_attention(grid()))
+    table = as_bytes(compiled_attention(grid()))
+    whole = the_file(home).read_bytes()
     the_file(home).write_bytes(damage(whole))  # type: ignore[operator]
     forget()
-    assert as_bytes(compiled_attention(grid())) == whole
+    assert as_bytes(compiled_attention(grid())) == table
     assert COUNTS == {"damaged": 1, "compiled": 1}
     assert the_file(home).read_bytes() == whole
 
@@ -93,31 +95,31 @@ def test_doctor_looks_at_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert said() == (True, f"1 in {home}")
     the_file(home).write_bytes(b"half")
     assert said() == (True, f"1 in {home}; 1 damaged, which are compiled again when they are needed")
-    monkeypatch.setenv(compiled.SWITCH, "off")
+    monkeypatch.setenv(kept.SWITCH, "off")
     assert said() == (None, "none kept")
-    monkeypatch.setenv(compiled.SWITCH, "perhaps")
+    monkeypatch.setenv(kept.SWITCH, "perhaps")
     assert said()[0] is False
 
 
 def test_a_file_of_another_layout_is_not_read() -> None:
-    data = packed(compile_attention(grid()))
-    assert unpacked(data) is not None
-    assert unpacked(data.replace(b"table/1", b"table/0")) is None
+    content = packed(compile_attention(grid()))
+    assert unsealed(sealed(LAYOUT, content), LAYOUT) == content
+    assert unsealed(sealed("servetwin.table/0", content), LAYOUT) is None
 
 
 def test_it_can_be_switched_off_and_elsewhere(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(compiled.SWITCH, "off")
+    monkeypatch.setenv(kept.SWITCH, "off")
     compiled_attention(grid())
     assert folder() is None
     assert not home.exists()
-    monkeypatch.delenv(compiled.SWITCH)
+    monkeypatch.delenv(kept.SWITCH)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folder() == tmp_path / ".cache" / "servetwin" / "tables"
 
 
 def test_a_switch_is_on_or_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(compiled.SWITCH, "no")
+    monkeypatch.setenv(kept.SWITCH, "no")
     with pytest.raises(InputError, match="found 'no'"):
         compiled_attention(grid())
 
@@ -131,7 +133,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(home: Path) -> None:
 
 
 def test_folder_and_process_keep_only_so_many(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "MOST_FILES", 3)
+    monkeypatch.setattr(kept, "MOST_FILES", 3)
     monkeypatch.setattr(compiled, "MOST_KEPT", 2)
     grids = [replace(grid(), time_s=grid().time_s * (1 + i)) for i in range(5)]
     for rows in grids:
@@ -168,7 +170,7 @@ def test_a_result_is_the_same_with_a_cache_and_without(
     scenario = write_scenario(tmp_path)
     captures = []
     for switch in ("on", "on", "off"):
-        monkeypatch.setenv(compiled.SWITCH, switch)
+        monkeypatch.setenv(kept.SWITCH, switch)
         forget()
         captures.append(simulate_scenario(scenario)[0].capture)
     first = captures[0]

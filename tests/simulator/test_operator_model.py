@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import theilslopes
 
 from profiles.attention import Chunk
 from profiles.llmservingsim import import_profiles
@@ -15,7 +16,7 @@ from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.plan import StepPlan
 from simulator.steps.operator_model import OperatorModel
 from simulator.steps.partition import Partition
-from simulator.steps.profile_overhead import profile_overhead
+from simulator.steps.profile_overhead import profile_overhead, theil_sen_slope
 from simulator.steps.step_time import Overhead
 from tests.profiles.bundles import write_bundle
 from traces.errors import ProfileError
@@ -140,4 +141,27 @@ def test_what_whole_steps_take_beside_their_operators_is_found(profile: Profile)
     found = profile_overhead(dataclasses.replace(profile, tables=tables), NUM_LAYERS)
     assert found.device_step_s == pytest.approx(700 * US, rel=1e-6)
     assert found.host_request_s == pytest.approx(30 * US, rel=1e-6)
+    said = "0.7 ms on the device, 30 us a request (5 whole steps measured with the profile)"
+    assert found.note() == f"time of a step beside its operators: {said}"
     assert profile_overhead(profile, NUM_LAYERS) == Overhead()
+    assert Overhead().note() == "time of a step beside its operators: none: operators only"
+
+
+def test_operators_that_take_longer_than_their_whole_steps_are_told(profile: Profile) -> None:
+    n, zeros = np.arange(1.0, 5.0), np.zeros(4)
+    bare_s = np.array([model(profile).price(plan(n_decode=int(i), kv=32)).device_s[0] for i in n])
+    step_s = bare_s - 300 * US
+    steps = StepRows(zeros, zeros, n, zeros + 32, n, step_s, step_s, zeros + 4)
+    tables = {1: dataclasses.replace(profile.tables[1], steps=steps)}
+    found = profile_overhead(dataclasses.replace(profile, tables=tables), NUM_LAYERS)
+    assert found.device_step_s == pytest.approx(-300 * US)
+    assert "-0.3 ms on the device" in found.note()
+    assert "it is below zero: the operators take longer than the whole steps" in found.note()
+
+
+@pytest.mark.parametrize("n", [2, 3, 40, 41])
+def test_the_slope_is_scipys_to_the_bit(n: int) -> None:
+    rng = np.random.default_rng(n)
+    x, y = np.arange(n) // 2 * 1.5 + (np.arange(n) == 0), rng.normal(size=n)
+    assert theil_sen_slope(x, y) == theilslopes(y, x).slope
+    assert theil_sen_slope(np.ones(n), y) == 0.0
