@@ -15,6 +15,20 @@ DIGITS = 9
 """Digits that are kept of a number: what another machine may round otherwise is not written down."""
 
 
+class StoredTolerances(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a scenario's figures could be off by, as its suite said it.
+
+    Attributes:
+        fidelity: by figure; empty without a capture.
+        drift: by figure; `report` is no limit.
+        drift_default: of all other figures.
+    """
+
+    fidelity: dict[str, str]
+    drift: dict[str, str]
+    drift_default: str
+
+
 class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one scenario gave.
 
@@ -25,6 +39,7 @@ class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         errors: of the figures with a tolerance, against the capture.
         inputs: digests of what went in, by name; None where there is none.
         keys: of the scenario and of its cluster, as they were written; None: an older baseline, which keeps none.
+        tolerances: of the suite; None likewise.
     """
 
     figures: dict[str, float | None]
@@ -33,6 +48,7 @@ class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     errors: dict[str, float]
     inputs: dict[str, str | None]
     keys: dict[str, Any] | None = None
+    tolerances: StoredTolerances | None = None
 
 
 class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

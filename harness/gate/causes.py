@@ -1,7 +1,7 @@
-"""Why a scenario fails, in two sentences: what changed since the baseline, and what moved farthest by it.
+"""Why a scenario fails, in a few sentences: what changed since the baseline, and what moved farthest by it.
 
-The first tells "an input is another" from "the simulator is another"; the second tells decisions, which the canary
-counts, from times.
+The first tell "less is tolerated" from "an input is another" and from "the simulator is another"; the last tell
+decisions, which the canary counts, from times.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from harness.gate.tolerance import parse_tolerance
 from harness.gate.verdict import Checked, Gate, InputChange, ScenarioCheck, Since, Status, Verdict
 
 MOST_INPUTS = 6
-"""Inputs that are named; more are counted."""
+"""Inputs, and tolerances, that are named; more are counted."""
 
 TITLE = "What changed"
 GATES = get_args(Gate)
 
 
 def causes(checked: Checked) -> dict[str, list[str]]:
-    """Of scenarios that fail, or whose inputs changed, by name, the first kind first: sentences that say why."""
-    told = [scenario for scenario in checked.scenarios if not scenario.passed or scenario.inputs]
+    """Of scenarios that fail, or whose inputs or tolerances changed, by name: sentences that say why.
+
+    Those that fail stand first.
+    """
+    told = [one for one in checked.scenarios if not one.passed or one.inputs or one.tolerances]
     told.sort(key=lambda scenario: scenario.passed)
     return {scenario.name: cause(scenario, checked.since) for scenario in told}
 
@@ -31,7 +34,8 @@ def causes(checked: Checked) -> dict[str, list[str]]:
 def cause(scenario: ScenarioCheck, since: Since | None) -> list[str]:
     """What changed since the baseline, and what that moved, a sentence each."""
     unpaired = next((one.why for one in scenario.verdicts if one.figure == "scenario"), None)  # new, or lost
-    parts = [_changed(scenario, since) if unpaired is None else unpaired, *_moved(scenario)]
+    known = [*_tolerated(scenario), _changed(scenario, since)] if unpaired is None else [unpaired]
+    parts = [*known, *_moved(scenario)]
     return [f"{part[:1].upper()}{part[1:]}." for part in parts]
 
 
@@ -58,16 +62,29 @@ def failures(checked: Checked) -> str:
     return "\n".join([headline(checked), *(f"{name}: {why}" for name, why in in_a_line(checked).items()), *lines])
 
 
+def _tolerated(scenario: ScenarioCheck) -> list[str]:
+    """Tolerances that are not the baseline's, those of figures that failed first."""
+    if not scenario.tolerances:
+        return []
+    failed = {one.figure for one in scenario.of(Status.FAILED)}
+    first = sorted(scenario.tolerances, key=lambda one: one.name.rpartition(" ")[2] not in failed)
+    return [_some([f"{one.name}: {one.before or 'none'} -> {one.now or 'none'}" for one in first])]
+
+
+def _some(named: list[str]) -> str:
+    more = len(named) - MOST_INPUTS
+    return ", ".join(named[:MOST_INPUTS] + ([f"{more} more"] if more > 0 else []))
+
+
 def _changed(scenario: ScenarioCheck, since: Since | None) -> str:
     if since is None:
         return "there is no baseline, so that what changed cannot be told"
     if scenario.inputs:
-        more = len(scenario.inputs) - MOST_INPUTS
-        named = [_change(one) for one in scenario.inputs[:MOST_INPUTS]] + ([f"{more} more"] if more > 0 else [])
         sources = "; servetwin's sources are others too" if since.same_sources is False else ""
-        return f"inputs changed: {', '.join(named)}{sources}"
+        return f"inputs changed: {_some([_change(one) for one in scenario.inputs])}{sources}"
     if not any(one.gate != "fidelity" and one.status is not Status.PASSED for one in scenario.verdicts):
-        return "no input changed, and nothing moved: it was as far off when the baseline was made"
+        as_before = "" if scenario.passed else ": it was as far off when the baseline was made"
+        return f"no input changed, and nothing moved{as_before}"
     match since.same_sources:
         case None:
             return "no input changed: the simulator did (of which sources the baseline is, it does not say)"

@@ -12,7 +12,7 @@ from harness.gate.baseline import Baseline, Stored, baseline_text, read_baseline
 from harness.gate.canary import judge_canary
 from harness.gate.drift import judge_drift
 from harness.gate.fidelity import judge_fidelity
-from harness.gate.inputs import changes, with_inputs
+from harness.gate.inputs import changes, other_tolerances, with_inputs
 from harness.gate.observe import Observed, observe
 from harness.gate.suite import Entry, Suite, read_suite
 from harness.gate.tolerance import Tolerance, parse_fail_on
@@ -54,7 +54,7 @@ def check(
         observed[entry.name] = replace(found, stored=with_inputs(found.stored, entry, overrides))
     before, sources = {} if baseline is None else baseline.scenarios, f"sha256:{sources_digest()}"
     scenarios = [
-        _judged(_with(entry, asked), observed[entry.name], suite, before, overrides) for entry in suite.entries
+        _judged(_with(entry, asked), observed[entry.name], suite, before, overrides, asked) for entry in suite.entries
     ]
     scenarios += [_lost(name) for name in before if name not in observed]
     updated = None
@@ -92,24 +92,32 @@ def _with(entry: Entry, asked: Mapping[str, Tolerance]) -> Entry:
 
 
 def _judged(
-    entry: Entry, observed: Observed, suite: Suite, baseline: Mapping[str, Stored], overrides: Sequence[str]
+    entry: Entry,
+    observed: Observed,
+    suite: Suite,
+    baseline: Mapping[str, Stored],
+    overrides: Sequence[str],
+    asked: Mapping[str, Tolerance],
 ) -> ScenarioCheck:
     verdicts: list[Verdict] = []
     inputs: tuple[InputChange, ...] = ()
+    tolerances: tuple[InputChange, ...] = ()
     notes = list(observed.notes)
     before, now = baseline.get(entry.name), observed.stored
     if observed.validation is not None:
         same = before is not None and before.inputs.get("capture") == now.inputs["capture"]
         verdicts += judge_fidelity(observed.validation, entry.fidelity, before.errors if same and before else {})
+    failed = {verdict.figure for verdict in verdicts if verdict.status is Status.FAILED}
     if before is not None:
         verdicts += judge_drift(now, before, entry.drift, entry.drift_default)
         verdicts += judge_canary(now, before)
-        inputs = changes(now, before, overrides)
-        if before.keys is None:
-            notes.append("the baseline keeps no keys of the scenario: --update-baseline makes one that does")
+        inputs, tolerances = changes(now, before, overrides), other_tolerances(entry, before, asked, failed)
+        kept = {"keys of the scenario": before.keys, "tolerances": before.tolerances}
+        if lacking := [what for what, value in kept.items() if value is None]:
+            notes.append(f"the baseline keeps no {' and no '.join(lacking)}: --update-baseline makes one that does")
     elif suite.baseline is not None:
         verdicts.append(Verdict("drift", "scenario", Status.NEW, why="the baseline does not know it"))
-    return ScenarioCheck(entry.name, tuple(verdicts), tuple(notes), inputs)
+    return ScenarioCheck(entry.name, tuple(verdicts), tuple(notes), inputs, tolerances)
 
 
 def _lost(name: str) -> ScenarioCheck:

@@ -1,12 +1,13 @@
 """What goes into a scenario of a suite: kept with what it gave, so that a later check can name which of it changed.
 
 Figures move because an input is another, or because the simulator is. Keys of the scenario and of its cluster are kept
-as they are written, files that they name with a digest, and servetwin by the digest of its sources.
+as they are written, files that they name with a digest, and servetwin by the digest of its sources. A scenario may
+also fail because less is tolerated: the tolerances of the suite are kept too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import msgspec
 from harness.descriptions.inputs import named_files
 from harness.descriptions.scenario import Scenario, read_scenario
 from harness.descriptions.written import by_key, differing, in_words, written
-from harness.gate.baseline import Stored
+from harness.gate.baseline import Stored, StoredTolerances
+from harness.gate.drift import REPORT
 from harness.gate.suite import Entry
+from harness.gate.tolerance import Tolerance
 from harness.gate.verdict import InputChange
 from profiles.catalog import with_bundled
 from traces.decoding import read_bytes, sha256
@@ -33,13 +36,25 @@ NO_TIME = ("scheduler",)
 
 
 def with_inputs(stored: Stored, entry: Entry, overrides: Sequence[str]) -> Stored:
-    """What a scenario gave, with its keys and the catalogue that its devices and models are from.
+    """What a scenario gave, with its keys, its tolerances and the catalogue that its devices and models are from.
 
     Raises InputError when a file that it names cannot be read.
     """
     scenario = read_scenario(entry.scenario, (*entry.overrides, *overrides))
     inputs = stored.inputs | {CATALOGUE: _catalogue_digest(scenario)}
-    return msgspec.structs.replace(stored, inputs=inputs, keys=_keys(scenario))
+    return msgspec.structs.replace(stored, inputs=inputs, keys=_keys(scenario), tolerances=_tolerances(entry))
+
+
+def _tolerances(entry: Entry) -> StoredTolerances:
+    return StoredTolerances(
+        {figure: tolerance.text for figure, tolerance in entry.fidelity.items()},
+        {figure: _text(tolerance) for figure, tolerance in entry.drift.items()},
+        _text(entry.drift_default),
+    )
+
+
+def _text(tolerance: Tolerance | None) -> str:
+    return REPORT if tolerance is None else tolerance.text
 
 
 def _keys(scenario: Scenario) -> dict[str, Any]:
@@ -81,6 +96,39 @@ def changes(now: Stored, before: Stored, overrides: Sequence[str]) -> tuple[Inpu
     if keys and "scenario" in others:
         others.remove("scenario")  # its keys say it
     return (*keys, *(InputChange(name, short(before.inputs[name]), short(now.inputs[name])) for name in others))
+
+
+def other_tolerances(
+    entry: Entry, before: Stored, asked: Container[str], failed: Container[str]
+) -> tuple[InputChange, ...]:
+    """Tolerances that are not those of the baseline; none where it keeps none.
+
+    Where a scenario had no capture, or has none now, there is no fidelity to compare, and the capture is an input that
+    changed. A figure without a tolerance of drift of its own has the suite's default. What `--fail-on` asks for is no
+    change of the suite: it is told where it fails.
+
+    Args:
+        entry: the scenario as it is checked, `--fail-on` included.
+        before: what it gave when the baseline was made.
+        asked: figures of `--fail-on`.
+        failed: figures whose fidelity failed.
+    """
+    if before.tolerances is None:
+        return ()
+    old, new = before.tolerances, _tolerances(entry)
+    changed = []
+    if entry.capture is not None and before.inputs.get("capture") is not None:
+        for figure in dict.fromkeys((*new.fidelity, *old.fidelity)):
+            if figure in asked and figure not in failed:
+                continue
+            whose = "--fail-on" if figure in asked else "the suite"
+            texts = old.fidelity.get(figure), new.fidelity.get(figure)
+            changed.append(InputChange(f"{whose}'s tolerance of {figure}", *texts))
+    for figure in dict.fromkeys((*new.drift, *old.drift)):
+        texts = old.drift.get(figure, old.drift_default), new.drift.get(figure, new.drift_default)
+        changed.append(InputChange(f"the suite's drift tolerance of {figure}", *texts))
+    changed.append(InputChange("the suite's default drift tolerance", old.drift_default, new.drift_default))
+    return tuple(one for one in changed if one.before != one.now)
 
 
 def short(digest: str | None) -> str | None:

@@ -13,12 +13,13 @@ from traces.errors import InputError
 
 
 class KeptScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What became of one scenario; as `ScenarioCheck`. Earlier versions kept no inputs, and no baseline below."""
+    """What became of one scenario; as `ScenarioCheck`. Earlier versions kept no inputs, tolerances or baseline."""
 
     passed: bool
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
     inputs: tuple[InputChange, ...] = ()
+    tolerances: tuple[InputChange, ...] = ()
 
 
 class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,7 +44,10 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     @property
     def checked(self) -> Checked:
         """The result itself."""
-        scenarios = (ScenarioCheck(name, one.verdicts, one.notes, one.inputs) for name, one in self.scenarios.items())
+        scenarios = (
+            ScenarioCheck(name, one.verdicts, one.notes, one.inputs, one.tolerances)
+            for name, one in self.scenarios.items()
+        )
         return Checked(self.suite, self.version, tuple(scenarios), self.reason, since=self.since)
 
 

@@ -63,7 +63,8 @@ class InputChange:
     """Something that went into a scenario and is not what it was for the baseline.
 
     Attributes:
-        name: a key of the scenario, such as `engine.max_num_seqs`; or a file by what it is, such as `profile`.
+        name: a key of the scenario, such as `engine.max_num_seqs`; or a file by what it is, such as `profile`; or
+            whose tolerance of what it is.
         before: its value, or its digest; None: there was none, or it is not known.
         now: likewise.
     """
@@ -97,12 +98,14 @@ class ScenarioCheck:
         verdicts: of the gates, in their order.
         notes: what a reader should know of how they came about.
         inputs: what went in otherwise than for the baseline; empty also where the baseline does not know the scenario.
+        tolerances: those that are not the baseline's; empty also where it does not keep them.
     """
 
     name: str
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...] = ()
     inputs: tuple[InputChange, ...] = ()
+    tolerances: tuple[InputChange, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -153,6 +156,7 @@ class Checked:
                     "verdicts": [_as_dict(verdict) for verdict in scenario.verdicts],
                     "notes": list(scenario.notes),
                     "inputs": [asdict(change) for change in scenario.inputs],
+                    "tolerances": [asdict(change) for change in scenario.tolerances],
                 }
                 for scenario in self.scenarios
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from harness.reports.latencies import Run, distributions
@@ -14,12 +15,14 @@ from harness.reports.page import (
     folded,
     log_times,
     notes,
+    prose,
     table,
     tiles,
     verdict_line,
 )
 from harness.reports.stages import mean_stages, slowest, stamps_of, timelines
-from harness.terminal.summary import cost_lines, energy_lines, slo_lines
+from harness.terminal.caveats import weighty_notes
+from harness.terminal.summary import arrival_lines, cost_lines, energy_lines, slo_lines
 from harness.terminal.words import LABELS, seconds
 from traces.capture import Capture
 from traces.metrics import LATENCIES, STAGES
@@ -33,6 +36,7 @@ def capture_page(capture: Capture, figures: dict[str, Any]) -> Page:
     latency, time = tuple(distributions(runs)), tuple(over_time(runs))
     stages = mean_stages(runs)
     sections = (
+        trust(weighty_notes(meta)[0]),
         Section("Latencies", log_times() + chart_places(latency) if latency else "", latency),
         Section("Over time", chart_places(time), time),
         Section("Stages", chart_places([stages], "wide") if stages else "", (stages,) if stages else ()),
@@ -41,9 +45,18 @@ def capture_page(capture: Capture, figures: dict[str, Any]) -> Page:
         Section("Notes", notes([*meta.reasons, *meta.notes])),
         Section("Configuration", about(capture)),
     )
-    return Page(
-        f"{meta.model} on {meta.device}: {meta.kind} run", _verdict(capture, figures) + _tiles(figures), sections
-    )
+    head = _verdict(capture, figures) + _tiles(figures) + _arrivals(figures)
+    return Page(f"{meta.model} on {meta.device}: {meta.kind} run", head, sections)
+
+
+def trust(lines: Sequence[str]) -> Section:
+    """The notes that decide whether figures may be used; the section at the end has all."""
+    return Section("How far to trust it", notes(lines))
+
+
+def _arrivals(figures: dict[str, Any]) -> str:
+    """What was offered and served, and whether the engines kept up."""
+    return "".join(prose(f"{line[0].upper()}{line[1:]}.") for line in arrival_lines(figures))
 
 
 def about(capture: Capture) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.descriptions.written import UNSAID, by_key, differing
-from harness.reports.capture_page import about
+from harness.reports.capture_page import about, trust
 from harness.reports.colours import ROLES
 from harness.reports.differences import compared_table
 from harness.reports.latencies import Run
@@ -27,14 +27,17 @@ from harness.reports.run_figures import (
     counts_rows,
     energy_rows,
     figure_at,
+    kept_up,
     latency_rows,
     served_rows,
     slo_rows,
 )
 from harness.reports.stages import mean_stages
 from harness.reports.validation_page import latency_section, over_time_section
+from harness.terminal.caveats import weighty_notes
 from traces.capture import Capture
 from traces.statistics import STATISTICS
+from traces.trace import NO_FILE
 
 MOST_NAMED = 3
 """Keys that the sentence above everything names."""
@@ -50,6 +53,7 @@ def captures_page(captures: Mapping[str, Capture], summaries: Mapping[str, Figur
     other = different_keys([run.capture for run in runs], figures)
     distributions, stages = latency_section(runs), mean_stages(runs)
     sections = (
+        trust(_weighty(runs)),
         Section("What differs", _keys_table(runs, other, figures)),
         Section("What it did", _decisive(runs, figures)),
         Section("Latencies", _latencies(runs, figures)),
@@ -59,7 +63,7 @@ def captures_page(captures: Mapping[str, Capture], summaries: Mapping[str, Figur
         Section("Notes", _notes(runs)),
         Section("Configuration", "".join(heading(run.name) + about(run.capture) for run in runs)),
     )
-    return Page("Runs side by side", _verdict(runs, other), sections)
+    return Page("Runs side by side", _verdict(runs, other) + _named(runs), sections)
 
 
 def _verdict(runs: Sequence[Run], other: Mapping[str, Sequence[str]]) -> str:
@@ -73,6 +77,20 @@ def _verdict(runs: Sequence[Run], other: Mapping[str, Sequence[str]]) -> str:
     return verdict_line(good=not invalid, mark="", sentence=sentence)
 
 
+def _named(runs: Sequence[Run]) -> str:
+    """What each run is of."""
+    metas = [(run.name, run.capture.meta) for run in runs]
+    rows = [(name, meta.kind, meta.model or "–", meta.device or "–") for name, meta in metas]
+    return table(["", "kind", "model", "device"], rows, "Runs")
+
+
+def _weighty(runs: Sequence[Run]) -> list[str]:
+    """The notes that decide how far to trust the figures, each told once, with the runs that have it."""
+    weighty = {run.name: weighty_notes(run.capture.meta)[0] for run in runs}
+    said = {line: [name for name, own in weighty.items() if line in own] for own in weighty.values() for line in own}
+    return [f"{'all' if len(names) == len(runs) else ', '.join(names)}: {line}" for line, names in said.items()]
+
+
 def different_keys(captures: Sequence[Capture], figures: Sequence[Figures]) -> dict[str, list[str]]:
     """Inputs that are not the same in all runs, by key, and what each run has.
 
@@ -80,25 +98,34 @@ def different_keys(captures: Sequence[Capture], figures: Sequence[Figures]) -> d
     where one did not, what all of them recorded. Files that hold the same are the same, whatever they are called.
     """
     kept = all(said.get("scenario") for said in figures)
-    known = [_inputs(one, said if kept else {}) for one, said in zip(captures, figures, strict=True)]
+    digests = _digests(captures)
+    every = zip(captures, figures, digests, strict=True)
+    known = [_inputs(one, said if kept else {}, own) for one, said, own in every]
     if not kept:
         common = set.intersection(*(set(one) for one in known))
         known = [{key: value for key, value in one.items() if key in common} for one in known]
-    digests = [one.meta.provenance for one in captures]
     same = {name for name, digest in digests[0].items() if digest and all(own.get(name) == digest for own in digests)}
     return {key: values for key, values in differing(known).items() if key not in same}
 
 
-def _inputs(capture: Capture, figures: Figures) -> dict[str, Any]:
+def _inputs(capture: Capture, figures: Figures, digests: Mapping[str, str | None]) -> dict[str, Any]:
     meta = capture.meta
     named = {"model": meta.model, "device": meta.device, "recorded of": meta.engine}
     found = by_key(figures["scenario"]) if figures.get("scenario") else named
-    found |= {f"engine.{name}": value for name, value in meta.engine_options.items()}
-    for name, digest in meta.provenance.items():
+    found |= by_key(meta.engine_options, "engine.") if meta.engine_options else {}
+    for name, digest in digests.items():
         if digest is not None:
             short = digest[: len("sha256:") + DIGEST_DIGITS]
             found[name] = f"{found[name]} ({short})" if name in found else short
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _digests(captures: Sequence[Capture]) -> list[dict[str, str | None]]:
+    """What went into each run, by name; where one's requests are from no file, those of all as they are kept."""
+    digests = [dict(one.meta.provenance) for one in captures]
+    if any(own.get("trace") in (None, NO_FILE) for own in digests):
+        return [own | {"trace": one.trace.sha256} for own, one in zip(digests, captures, strict=True)]
+    return digests
 
 
 def _keys_table(runs: Sequence[Run], other: Mapping[str, Sequence[str]], figures: Sequence[Figures]) -> str:
@@ -121,7 +148,7 @@ def _decisive(runs: Sequence[Run], figures: Sequence[Figures]) -> str:
     said += [*_left_out(runs, figures), *_steadiness(runs, figures)]
     return (
         (prose(" ".join(said)) if said else "")
-        + compared_table(names, served_rows(figures), "Requests and rates")
+        + compared_table(names, served_rows(figures, alike=alike), "Requests and rates")
         + compared_table(names, slo_rows(figures), "Service-level objective")
         + compared_table(names, cost_rows(figures), "Cost and carbon")
         + compared_table(names, energy_rows(figures), "Energy")
@@ -144,9 +171,10 @@ def _steadiness(runs: Sequence[Run], figures: Sequence[Figures]) -> list[str]:
     if None in known:
         return []
     behind = [run.name for run, steady in zip(runs, known, strict=True) if not steady]
-    if not behind:
-        return ["All runs are steady."]
-    return [f"Not steady, so that a longer trace may wait longer: {', '.join(behind)}."]
+    if behind:
+        return [f"Not steady, so that a longer trace may wait longer: {', '.join(behind)}."]
+    drained = "Rates of what was served count the time after the last arrival too."
+    return ["All runs are steady.", *([drained] if any(map(kept_up, figures)) else [])]
 
 
 def _latencies(runs: Sequence[Run], figures: Sequence[Figures]) -> str:

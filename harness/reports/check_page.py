@@ -63,17 +63,17 @@ def _count(checked: Checked, status: Status) -> int:
 
 
 def _changed(checked: Checked) -> Section:
-    """Whether an input or the simulator is another, and what moved farthest by it."""
+    """Whether a tolerance, an input or the simulator is another, and what moved farthest by it."""
     if not (told := in_a_line(checked)):
         return Section(TITLE, "")
     inputs = [
         (scenario.name, one.name, one.before or "–", one.now or "–")
         for scenario in checked.scenarios
-        for one in scenario.inputs
+        for one in (*scenario.tolerances, *scenario.inputs)
     ]
     since = "" if checked.since is None else prose(f"{baseline_line(checked.since)}.")
     columns = ["scenario", "input", "baseline", "now"]
-    listed = table(columns, inputs, "Inputs that are not the baseline's") if inputs else ""
+    listed = table(columns, inputs, "Tolerances and inputs that are not the baseline's") if inputs else ""
     return Section(TITLE, since + facts(told) + listed)
 
 

@@ -27,6 +27,8 @@ class Row:
         text: how a value is written.
         better: which way everybody wants it; None: it depends, or the runs are not alike in it.
         is_share: of a whole: it differs by points, not by a part of itself.
+        unlike: of each run, whether this figure of it and of the first run cannot be called better or worse; empty:
+            all can.
     """
 
     label: str
@@ -34,6 +36,7 @@ class Row:
     text: Callable[[float], str]
     better: Better | None = None
     is_share: bool = False
+    unlike: Sequence[bool] = ()
 
     @property
     def is_known(self) -> bool:
@@ -61,8 +64,9 @@ def compared_table(
 def _line(row: Row, unlike: Sequence[bool]) -> list[str]:
     first, *others = row.values
     cells = [row.label, _text(row, first)]
-    for value, is_unlike in zip(others, unlike[1:], strict=True):
-        better = None if is_unlike else row.better
+    own = row.unlike or [False] * len(row.values)
+    for value, *is_unlike in zip(others, unlike[1:], own[1:], strict=True):
+        better = None if any(is_unlike) else row.better
         cells += [_text(row, value), difference(value, first, better=better, is_share=row.is_share)]
     return cells
 
@@ -79,15 +83,18 @@ def difference(value: float | None, first: float | None, *, better: Better | Non
         return "same"
     word = "" if better is None else ("better" if (value > first) == (better == "more") else "worse")
     if is_share:
-        return _with_word(f"{100 * (value - first):+.1f} points", word)
+        return _of_note(f"{100 * (value - first):+.1f}", " points", word)
     if not first or not value:  # no figure here is below 0
         return _with_word("up from 0" if first == 0 else "down to 0", word, ", ")
     ratio = value / first
     if ratio >= FROM_TIMES or ratio <= 1 / FROM_TIMES:
         return _with_word(f"{ratio:.3g} times", word, ", ")
-    said = f"{ratio - 1:+.1%}"
-    # What rounds to nothing is no better and no worse to a reader.
-    return said if float(said[:-1]) == 0 else _with_word(said, word)
+    return _of_note(f"{100 * (ratio - 1):+.1f}", "%", word)
+
+
+def _of_note(number: str, unit: str, word: str) -> str:
+    """What rounds to nothing is no better and no worse to a reader."""
+    return _with_word(number + unit, word if float(number) else "")
 
 
 def _with_word(text: str, word: str, between: str = " ") -> str:

@@ -29,6 +29,8 @@ from traces.metrics import summary
 Kind = Literal["capture", "validation", "calibration", "sweep", "check"]
 
 VALIDATION, SUMMARY, ATTRIBUTION = "validation.json", "summary.json", "attribution.json"
+NEEDED = ("n_requests", "n_finished", "n_left_out", "requests", "metrics")
+"""Figures of a summary that pages cannot do without."""
 KNOWN = "a capture, a validation, a sweep, a calibration file, or a result of `check`"
 
 
@@ -109,6 +111,9 @@ def _side_by_side(paths: Sequence[Path], kinds: Sequence[Kind]) -> Page:
     if len(set(kinds)) > 1:
         found = ", ".join(f"{path.name} ({kind})" for path, kind in zip(paths, kinds, strict=True))
         raise InputError("cannot stand side by side", found=found, accepted="several of one kind")
+    for i, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:i]]:
+            raise InputError("is named twice", file=path, accepted="each once")
     by_name = dict(zip(_names(paths), paths, strict=True))
     match kinds[0]:
         case "capture":
@@ -147,7 +152,13 @@ def _place(path: Path) -> Path:
 
 def _figures(folder: Path, capture: Capture) -> dict[str, Any]:
     """What a simulation said of itself, which knows energy and cost; else what the capture's requests say."""
-    return _json(folder / SUMMARY) if (folder / SUMMARY).is_file() else summary(capture)
+    if not (folder / SUMMARY).is_file():
+        return summary(capture)
+    said = _json(folder / SUMMARY)
+    if missing := [name for name in NEEDED if name not in said]:
+        accepted = "a summary as `simulate` writes it"
+        raise InputError("is missing", file=folder / SUMMARY, field=missing[0], accepted=accepted)
+    return said
 
 
 def _json(file: Path) -> dict[str, Any]:

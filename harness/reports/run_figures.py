@@ -1,7 +1,8 @@
 """The figures of runs that stand side by side, and which way everybody wants them.
 
 Totals, of a run's energy or cost, are of what it served: they say neither better nor worse; what they are per token or
-request does.
+request does. Nor do rates of what was served, where requests came at times of their own and the engines kept up with
+them: they are what was offered then, lessened by how long the last answers took.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def _row(
     better: Better | None = None,
     *,
     is_share: bool = False,
+    unlike: Sequence[bool] = (),
 ) -> Row:
-    return Row(label, [value(said) for said in figures], text, better, is_share)
+    return Row(label, [value(said) for said in figures], text, better, is_share, unlike)
 
 
 def figure_at(*path: str) -> Callable[[Figures], float | None]:
@@ -50,8 +52,33 @@ def _share(value: float) -> str:
     return f"{value:.1%}"
 
 
-def served_rows(figures: Sequence[Figures]) -> list[Row]:
-    """How many requests ended how, what was offered and served, and whether a queue grew."""
+def kept_up(said: Figures) -> bool:
+    """Whether it is known that what a run served per second is what it was offered, but for the drain at its end.
+
+    That is where requests came at times of their own (an offered rate is known), no queue grew up to the last arrival
+    (the run is steady), and all finished. Of measured runs, closed loops and sessions no rate is known to be offered.
+    """
+    offered, steady = figure_at("requests_offered_per_s")(said), figure_at("in_system", "is_steady")(said)
+    return offered is not None and bool(steady) and said["n_finished"] == said["n_requests"]
+
+
+def _both_kept_up(figures: Sequence[Figures]) -> list[bool]:
+    """Of each run, whether both it and the first kept up: by their rates neither is better then."""
+    return [kept_up(figures[0]) and kept_up(said) for said in figures]
+
+
+def served_rows(figures: Sequence[Figures], *, alike: bool) -> list[Row]:
+    """How many requests ended how, what was offered and served, and whether a queue grew.
+
+    Of two runs that both `kept_up` no rate is better: they differ by their drains alone. A run that did not keep up has
+    a worse one, and is told so.
+
+    Args:
+        figures: of the runs.
+        alike: whether all served the same requests; what is served follows what is asked for.
+    """
+    more: Better | None = "more" if alike else None
+    same = _both_kept_up(figures)
     others = [each.value for each in Status if each is not Status.FINISHED]
     ended = [_row(f"requests {name}", figures, figure_at("requests", name), _count, "less") for name in others]
     return [
@@ -59,8 +86,8 @@ def served_rows(figures: Sequence[Figures]) -> list[Row]:
         _row("requests finished", figures, figure_at("n_finished"), _count),
         *(row for row in ended if any(row.values)),
         _row("requests/s offered", figures, figure_at("requests_offered_per_s")),
-        _row("requests/s served", figures, figure_at("metrics", "requests_per_s"), better="more"),
-        _row("output tokens/s", figures, figure_at("metrics", "output_tokens_per_s"), better="more"),
+        _row("requests/s served", figures, figure_at("metrics", "requests_per_s"), better=more, unlike=same),
+        _row("output tokens/s", figures, figure_at("metrics", "output_tokens_per_s"), better=more, unlike=same),
         _row("in the system halfway", figures, figure_at("in_system", "halfway"), _count),
         _row("in the system at the last arrival", figures, figure_at("in_system", "at_last_arrival"), _count),
     ]
@@ -86,10 +113,11 @@ def _same_limits(figures: Sequence[Figures]) -> dict[str, float | None] | None:
 
 
 def slo_rows(figures: Sequence[Figures]) -> list[Row]:
-    """Better and worse only against the same limits."""
+    """Better and worse only against the same limits; by goodput only where `served_rows` says it of rates."""
     limits = _same_limits(figures)
     better: Better | None = "more" if limits else None
     known = {name: most for name, most in (limits or {}).items() if most is not None}
+    same = _both_kept_up(figures)
     within = ", ".join(f"{LABELS[name]} within {seconds(most)}" for name, most in known.items())
 
     def share(said: Figures) -> float | None:
@@ -98,7 +126,7 @@ def slo_rows(figures: Sequence[Figures]) -> list[Row]:
 
     return [
         _row(f"met: {within or 'each its own limits'}", figures, share, _share, better, is_share=True),
-        _row("goodput (requests/s)", figures, figure_at("slo", "goodput_per_s"), better=better),
+        _row("goodput (requests/s)", figures, figure_at("slo", "goodput_per_s"), better=better, unlike=same),
     ]
 
 

@@ -13,9 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from harness.reports.colours import ROLES
 from harness.reports.page import Page, Section, data, escape, folded, notes, prose, table, verdict_line
+from harness.sweeps.below_table import failure_lines, time_lines
 from harness.sweeps.capacity_table import capacity_table
+from harness.sweeps.front_table import headers
+from harness.sweeps.study import Limits
+from harness.sweeps.view import in_view
+from harness.sweeps.wording import figure, within
 from traces.decoding import decode_json, read_bytes
 from traces.errors import InputError
 
@@ -51,11 +58,33 @@ class Sweep:
         """Those worth a reader's while: of a study, what was set and what decides; else all."""
         if self.study is None:
             return list(self.cells)
-        known = {"sweep", "point", "reason", "is_feasible", "is_front", "capacity"}
-        known |= {STEADY} if "false" in self.cells.get(STEADY, ()) else set()
-        known |= {*self.study["objectives"], *self.study["constraints"]}
-        known |= {name for point in self.study["points"] for name in point["overrides"]}
-        return [name for name, texts in self.cells.items() if name in known and any(texts)]
+        varied = {name for point in self.study["points"] for name in point["overrides"]}
+        names = ["sweep", "point", *(name for name in self.cells if name in varied), *self.decisive, "capacity"]
+        names += [STEADY] if "false" in self.cells.get(STEADY, ()) else []
+        names += ["is_feasible", "is_front", "reason"]
+        return [name for name in dict.fromkeys(names) if any(self.cells.get(name, ()))]
+
+    @property
+    def decisive(self) -> list[str]:
+        """Figures that decide about a study's points: its objectives, and what else it limits."""
+        return (
+            [] if self.study is None else list(dict.fromkeys([*self.study["objectives"], *self.study["constraints"]]))
+        )
+
+    @property
+    def is_feasible(self) -> list[bool]:
+        """[n] whether a point may be of use: it is not known to be outside the constraints, or not to hold."""
+        outside = [text == "false" for text in self.cells.get("is_feasible", [""] * len(self))]
+        roles = self.cells.get("capacity", [""] * len(self))
+        return [not out and role != "did not hold" for out, role in zip(outside, roles, strict=True)]
+
+    @property
+    def n_beyond(self) -> int:
+        """Points that are outside the constraints, of those with all figures that are limited."""
+        names = [] if self.study is None else list(self.study["constraints"])
+        known = [all(self.cells[name][i] for name in names if name in self.cells) for i in range(len(self))]
+        outside = self.cells.get("is_feasible", [""] * len(self))
+        return sum(text == "false" and is_known for text, is_known in zip(outside, known, strict=True))
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -113,7 +142,24 @@ def sweep_page(name: str, sweep: Sweep) -> Page:
         Section("Notes", notes(study["notes"])),
         Section("Configuration", "".join(folded(what.capitalize(), value) for what, value in asked.items())),
     )
-    return Page(f"Sweep {name}", verdict_line(good=not study["n_failed"], mark="", sentence=sentence), sections)
+    head = verdict_line(good=not study["n_failed"], mark="", sentence=sentence) + grounds(sweep)
+    return Page(f"Sweep {name}", head, sections)
+
+
+def grounds(sweep: Sweep) -> str:
+    """What a study's points are judged by: the limits, what kinds of times they are of, and why some have none."""
+    if sweep.study is None:
+        return ""
+    limited = ", ".join(f"{name} {within(name, limits)}" for name, limits in limits_of(sweep.study).items())
+    n = sweep.n_beyond
+    said = [f"limits: {limited}; {n} point{' is' if n == 1 else 's are'} beyond them"] if limited else []
+    return notes([*said, *time_lines(sweep.study), *failure_lines(sweep.study)])
+
+
+def limits_of(study: dict[str, Any]) -> dict[str, Limits]:
+    """What a study limits, by figure; what has no limit of its own, as of sweeps with several, is left out."""
+    found = msgspec.convert(study["constraints"], dict[str, Limits])
+    return {name: limits for name, limits in found.items() if limits != Limits()}
 
 
 def capacities(study: dict[str, Any]) -> str:
@@ -127,8 +173,9 @@ def capacities(study: dict[str, Any]) -> str:
 def point_table(sweep: Sweep, front: Sequence[int]) -> str:
     """The points that no other beats, by their numbers."""
     columns = [name for name in sweep.columns if name not in ("reason", "is_feasible", "is_front", "capacity")]
-    rows = [[_short(sweep.cells[name][i]) for name in columns] for i in front]
-    return table(columns, rows, "No other point is as good by every objective and better by one") if rows else ""
+    rows = [[_cell(sweep, name, i) for name in columns] for i in front]
+    caption = "No other point is as good by every objective and better by one"
+    return table(_headers(sweep, columns), rows, caption) if rows else ""
 
 
 def explorer(sweep: Sweep, colour: str = "is_front") -> str:
@@ -137,15 +184,16 @@ def explorer(sweep: Sweep, colour: str = "is_front") -> str:
     if len(varied) < 2:
         return ""
     every = math.ceil(len(sweep) * len(varied) / MOST_NUMBERS)
-    numbers = {column: [_rounded(value) for value in sweep.numbers[column][::every]] for column in varied}
+    near = in_view([sweep.numbers[name] for name in sweep.decisive if name in sweep.numbers], sweep.is_feasible)
+    drawn = [i for i, is_near in enumerate(near) if is_near][::every]
+    numbers = {column: [_rounded(sweep.numbers[column][i]) for i in drawn] for column in varied}
     kinds = {
-        column: texts[::every]
+        column: [texts[i] for i in drawn]
         for column, texts in sweep.cells.items()
         if column not in sweep.numbers and 1 < len(set(texts)) <= ROLES
     }
     texts = [
-        "<br>".join(f"{escape(column)} {escape(sweep.cells[column][i])}" for column in sweep.columns)
-        for i in range(0, len(sweep), every)
+        "<br>".join(f"{escape(column)} {escape(_cell(sweep, column, i))}" for column in sweep.columns) for i in drawn
     ]
     points = data({"numbers": numbers, "kinds": kinds, "text": texts})
     study = sweep.study or {"objectives": (), "constraints": ()}
@@ -164,6 +212,8 @@ def explorer(sweep: Sweep, colour: str = "is_front") -> str:
         )
     )
     thinned = f" Of {len(sweep):,} points, one in {every} is looked at." if every > 1 else ""
+    if outside := near.count(False):
+        thinned += f" {outside} far beyond the constraints lie outside the axes and are left out; the table has them."
     caption = f"Each point of the sweep that has both values.{thinned}"
     return (
         f"<div class='controls'>{controls}</div><figure><div class='chart' id='chart-explore' role='group' "
@@ -184,11 +234,22 @@ def _options(names: Sequence[str], chosen: str) -> str:
 
 def points_table(sweep: Sweep) -> str:
     """All points, as far as a page should hold them."""
-    rows = zip(*(sweep.cells[name][:MOST_ROWS] for name in sweep.columns), strict=True)
+    rows = [[_cell(sweep, name, i) for name in sweep.columns] for i in range(min(len(sweep), MOST_ROWS))]
     said = [f"the first {MOST_ROWS} of {len(sweep):,} points"] if len(sweep) > MOST_ROWS else []
     said += ["what was set and what decides"] if len(sweep.columns) < len(sweep.cells) else []
     cut = prose(f"{' and '.join(said).capitalize()}; {RESULTS} has all.") if said else ""
-    return cut + table(sweep.columns, [[_short(cell) for cell in row] for row in rows], "Points")
+    return cut + table(_headers(sweep, sweep.columns), rows, "Points")
+
+
+def _headers(sweep: Sweep, columns: Sequence[str]) -> list[str]:
+    """Columns' names, with the limits of what is limited."""
+    return list(columns) if sweep.study is None else headers(columns, limits_of(sweep.study))
+
+
+def _cell(sweep: Sweep, name: str, i: int) -> str:
+    """What a table shows of a point: figures that decide as the terminal has them, else six digits."""
+    value = sweep.numbers[name][i] if name in sweep.numbers else None
+    return figure(name, value) if value is not None and name in sweep.decisive else _short(sweep.cells[name][i])
 
 
 def _short(cell: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.reports.page import Page, Section, folded, heading, notes, table, verdict_line
-from harness.reports.sweep_page import Sweep, capacities, explorer, point_table, points_table
+from harness.reports.sweep_page import Sweep, capacities, explorer, grounds, point_table, points_table
 from harness.sweeps.pareto import front, losses
 
 NAME = "sweep"
@@ -25,6 +25,7 @@ def sweeps_page(sweeps: Mapping[str, Sweep]) -> Page:
         best = _front(together, objectives)
         sentence += f" {len(best)} are not beaten by {', '.join(f'{name} {way}' for name, way in objectives.items())}."
     sections = (
+        Section("Grounds", "".join(heading(name) + text for name, one in sweeps.items() if (text := grounds(one)))),
         Section("Best", _best(sweeps, objectives)),
         Section("Capacities", _of_each(sweeps, capacities)),
         Section("Front", point_table(together, best)),
@@ -57,7 +58,7 @@ def _together(sweeps: Mapping[str, Sweep], objectives: Mapping[str, Any]) -> Swe
     known = [study for study in studies if study is not None]
     study: dict[str, Any] = {
         "objectives": objectives,
-        "constraints": [name for study in known for name in (*study["objectives"], *study["constraints"])],
+        "constraints": _common_limits(known),
         "points": [point for study in known for point in study["points"]],
         "front": [],
     }
@@ -66,6 +67,15 @@ def _together(sweeps: Mapping[str, Sweep], objectives: Mapping[str, Any]) -> Swe
         study["front"] += [start + i for i in one["front"]]
         start += len(sweep)
     return Sweep(cells, numbers, study)
+
+
+def _common_limits(studies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every figure that decides in a study, with its limits where all studies have the same."""
+    first, *others = (study["constraints"] for study in studies)
+    names = dict.fromkeys(name for study in studies for name in (*study["objectives"], *study["constraints"]))
+    return {
+        name: first[name] if name in first and all(o.get(name) == first[name] for o in others) else {} for name in names
+    }
 
 
 def _front(together: Sweep, objectives: Mapping[str, Any]) -> list[int]:

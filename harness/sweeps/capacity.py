@@ -40,7 +40,8 @@ class Ladder:
             return self.low + rung
         if rung in (0, self.n):
             return float(self.high if rung else self.low)
-        return float(f"{self.low * (self.high / self.low) ** (rung / self.n):.6g}")
+        part = rung / self.n
+        return float(f"{self.low ** (1 - part) * self.high**part:.6g}")
 
 
 def ladder_of(asked: CapacityFile) -> Ladder:
@@ -48,7 +49,8 @@ def ladder_of(asked: CapacityFile) -> Ladder:
     if asked.is_whole:
         return Ladder(asked.low, asked.high, int(asked.high - asked.low), True)
     factor = math.log1p(TOLERANCE if asked.tolerance is None else asked.tolerance)
-    n = math.ceil(math.log(asked.high / asked.low) / factor - 1e-9)  # a ratio that fits has no rung more by rounding
+    ratio = math.log(asked.high) - math.log(asked.low)
+    n = math.ceil(ratio / factor - 1e-9)  # a ratio that fits has no rung more by rounding
     return Ladder(asked.low, asked.high, max(n, 1), False)
 
 
@@ -122,7 +124,7 @@ def most_tried(asked: CapacityFile) -> int:
     gap, n = ladder_of(asked).n, 2
     while gap > 1:
         within = min(asked.at_once, gap - 1)
-        gap, n = math.ceil(gap / (within + 1)), n + within
+        gap, n = -(-gap // (within + 1)), n + within
     return n
 
 

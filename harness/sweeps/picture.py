@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.sweeps.view import in_view
+
 WIDTH, HEIGHT, MARGIN = 460, 340, 64
 FRONT, BEATEN, UNFIT = "#d55e00", "#0072b2", "none"
 """Okabe and Ito's vermillion and blue; points outside the constraints are hollow."""
@@ -29,13 +31,17 @@ class Dot:
 
 
 def pareto_svg(objectives: Sequence[str], dots: Sequence[Dot]) -> str:
-    """The picture. A single objective stands over the points' order."""
+    """The picture. A single objective stands over the points' order. What is far beyond the constraints is counted."""
     names = list(objectives) if len(objectives) > 1 else ["point", *objectives]
-    columns = [dot.values if len(objectives) > 1 else (float(i), *dot.values) for i, dot in enumerate(dots)]
+    rows = [dot.values if len(objectives) > 1 else (float(i), *dot.values) for i, dot in enumerate(dots)]
+    has_room = in_view([*zip(*(dot.values for dot in dots), strict=True)], [dot.is_feasible for dot in dots])
+    drawn = [i for i, is_drawn in enumerate(has_room) if is_drawn]
     panels = [
-        _panel(i, names[0], name, [(values[0], values[i + 1]) for values in columns], dots)
+        _panel(i, names[0], name, [(rows[k][0], rows[k][i + 1]) for k in drawn], [dots[k] for k in drawn])
         for i, name in enumerate(names[1:])
     ]
+    if n := len(dots) - len(drawn):
+        panels[0] += f'<text x="{WIDTH - 16}" y="14" text-anchor="end">{n} far beyond the limits</text>\n'
     width = WIDTH * len(panels)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}">\n'

@@ -15,6 +15,7 @@ from harness.descriptions.scenario import Scenario, scenario_of, set_key
 from harness.running.requests import requests_of
 from harness.running.simulate import simulate_trace
 from harness.sweeps.space import Overrides
+from harness.sweeps.times import refusal, times_of
 from traces.decoding import Document, read_document
 from traces.errors import InputError, ServetwinError
 from traces.formats import read_any_trace
@@ -47,11 +48,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         figures: as summary.json has them, without how long it took.
+        times: what kinds of times they are of, and how far off such were found to be.
         reason: why there are none.
         is_lasting: whether it would end the same way again; a crash may not.
     """
 
     figures: dict[str, Any] | None = None
+    times: tuple[str, ...] = ()
     reason: str | None = None
     is_lasting: bool = True
 
@@ -94,19 +97,22 @@ def read_inputs(scenario_path: Path) -> Inputs:
 
 
 def simulate_point(inputs: Inputs, point: Point) -> Result:
-    """Simulate a point. It fails alone: whatever goes wrong is its result."""
+    """Simulate a point. It fails alone: whatever goes wrong is its result; so does one that vLLM would not start."""
     try:
         scenario = inputs.scenario(point.overrides)
-        _, figures = simulate_trace(scenario, inputs.requests(scenario, point.first_requests))
+        simulation, figures = simulate_trace(scenario, inputs.requests(scenario, point.first_requests))
     except InputError as error:
         return Result(reason=str(error))
     except ServetwinError as error:
         return Result(reason=str(error), is_lasting=False)
     except Exception as error:
         return Result(reason=f"{type(error).__name__}: {error}", is_lasting=False)
+    meta = simulation.capture.meta
+    if (reason := refusal(meta.notes)) is not None:
+        return Result(reason=reason)
     del figures["wall_s"]
     # As they would be read from a file: a result is the same whether it is new or known.
-    return Result(figures=msgspec.json.decode(msgspec.json.encode(figures)))
+    return Result(figures=msgspec.json.decode(msgspec.json.encode(figures)), times=times_of(meta))
 
 
 def text_of(value: Any) -> str:

@@ -8,13 +8,16 @@ from typing import Any
 
 import msgspec
 
+from harness.sweeps.below_table import times_record
 from harness.sweeps.capacity import Capacity, Tried
 from harness.sweeps.folder import csv_bytes
 from harness.sweeps.pareto import front
 from harness.sweeps.picture import Dot, pareto_svg
 from harness.sweeps.points import Inputs, text_of
-from harness.sweeps.study import Study
+from harness.sweeps.space import Overrides
+from harness.sweeps.study import CapacityFile, Study
 from harness.sweeps.trials import Trial
+from traces.errors import InputError
 
 STUDY_SCHEMA = "servetwin.study/1"
 
@@ -55,7 +58,8 @@ def study_record(
         "n_failed": sum(not trial.figures for trial in trials),
         "front": sorted(best),
         "capacities": None if capacities is None else [_capacity(one, numbers) for one in capacities],
-        "notes": _notes(study, trials, capacities, sorted(best)),
+        "times": times_record([trial.result.times for trial in trials]),
+        "notes": _notes(study, inputs, trials, capacities, sorted(best)),
         "points": points,
     }
 
@@ -108,7 +112,11 @@ def _capacity(capacity: Capacity, numbers: dict[str, int]) -> dict[str, Any]:
 
 
 def _notes(
-    study: Study, trials: Sequence[Trial], capacities: Sequence[Capacity] | None, front: Sequence[int]
+    study: Study,
+    inputs: Inputs,
+    trials: Sequence[Trial],
+    capacities: Sequence[Capacity] | None,
+    front: Sequence[int],
 ) -> list[str]:
     """What a reader of the front should know."""
     known = [trial.figures for trial in trials if trial.figures]
@@ -122,7 +130,7 @@ def _notes(
     if study.file.sample is not None and (n := study.file.sample.n - n_points):
         notes.append(f"{n} of {study.file.sample.n} drawn points were drawn before")
     if capacities is not None:
-        return [*notes, *_capacity_notes(study, capacities)]
+        return [*notes, *_capacity_notes(study, inputs, capacities)]
     if n := sum(figures["n_left_out"] > 0 for figures in known):
         notes.append(f"{n} points did not finish all requests: see n_finished and n_left_out")
     if n := sum(figures["in_system.is_steady"] is False for figures in known):
@@ -132,7 +140,7 @@ def _notes(
     return notes
 
 
-def _capacity_notes(study: Study, capacities: Sequence[Capacity]) -> Iterator[str]:
+def _capacity_notes(study: Study, inputs: Inputs, capacities: Sequence[Capacity]) -> Iterator[str]:
     """What a reader of capacities should know: counts of variants, and of values that were tried."""
     asked, n = study.file.capacity, len(capacities)
     assert asked is not None
@@ -143,14 +151,25 @@ def _capacity_notes(study: Study, capacities: Sequence[Capacity]) -> Iterator[st
         yield f"{most} of {n} variants hold at {high}, the most that is tried: their capacity is that or more"
     if above := sum(len(one.held_above) for one in capacities):
         yield f"{above} values held above one that did not: holding is not monotone, and the lower one counts"
+    if asked.is_whole and _takes_fractions(inputs, asked, capacities[0].overrides):
+        yield f"only whole numbers were tried, as low and high are: low: {float(asked.low)} tries those between too"
     if failed := sum(not tried.trial.figures for one in capacities for tried in one.tried):
-        yield f"{failed} values could not be simulated and count as not held"
+        yield f"{failed} values failed and count as not held"
     found = [one.highest.trial.figures for one in capacities if one.highest is not None]
     if short := sum(is_short(figures) for figures in found):
         yield (
             f"{short} of {len(found)} capacities are of runs that last less than {SHORT} times their mean E2EL: "
             "a longer trace may have lower ones"
         )
+
+
+def _takes_fractions(inputs: Inputs, asked: CapacityFile, variant: Overrides) -> bool:
+    """Whether the key takes numbers that are not whole."""
+    try:
+        inputs.scenario({**variant, asked.key: asked.low + 0.5})
+    except InputError:
+        return False
+    return True
 
 
 def is_short(figures: dict[str, Any]) -> bool:

@@ -16,6 +16,8 @@ from traces.decoding import Document, read_document
 Direction = Literal["max", "min"]
 Method = Literal["tpe", "successive_halving"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Number = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)] | float
+"""Whole ones as far as a float tells each from the next."""
 Seed = Annotated[int, msgspec.Meta(ge=0)]
 
 DEFAULT_OBJECTIVES: dict[str, Direction] = {"output_tokens_per_s": "max", "ttft_s.p99": "min"}
@@ -78,10 +80,10 @@ class CapacityFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     key: Text
-    low: int | float
-    high: int | float
+    low: Number
+    high: Number
     tolerance: Annotated[float, msgspec.Meta(ge=0.001, le=1)] | None = None
-    at_once: Count = 1
+    at_once: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
 
     @property
     def is_whole(self) -> bool:
@@ -155,6 +157,8 @@ def read_study(path: Path) -> Study:
     for name, limits in file.constraints.items():
         if limits.min is limits.max is None:
             raise document.error(["constraints", name], "sets no limit", accepted="min, max or both")
+        if limits.min is not None and limits.max is not None and limits.min > limits.max:
+            raise document.error(["constraints", name, "max"], accepted=f"at least min, {limits.min:g}")
     if file.grid is not None:
         _check_ranges(document, ["grid"], file.grid)
     for part in (file.sample, file.search):

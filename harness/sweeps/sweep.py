@@ -55,7 +55,7 @@ def sweep(
         report: told how far it is after each point.
 
     Raises:
-        InputError: the study or its scenario cannot be used, or no point could be simulated.
+        InputError: the study or its scenario cannot be used, or no point has figures.
         EngineError: Ray cannot be started or reached.
     """
     study = read_study(study_path)
@@ -66,7 +66,7 @@ def sweep(
         trials, capacities = _tried(study, inputs, folder, running, report)
     ended = list(trials)
     if not any(trial.figures for trial in ended):
-        raise InputError(f"none of {len(ended)} points could be simulated; {ended[0].result.reason}", file=study_path)
+        raise InputError(f"none of {len(ended)} points has figures; {ended[0].result.reason}", file=study_path)
     record = study_record(study, inputs, ended, capacities)
     folder.end(study_files(study, record, ended))
     return Swept(record, trials.progress)

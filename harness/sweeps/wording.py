@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,3 +40,18 @@ def missed(figures: Mapping[str, Any], constraints: Mapping[str, Limits]) -> dic
 def set_to(value: Any) -> str:
     """What a point sets a key to."""
     return f"{value:.4g}" if isinstance(value, float) else text_of(value)
+
+
+BROKEN_AT = 16
+"""Characters of a line of a broken header, where its parts are no longer."""
+
+
+def broken(header: str) -> str:
+    """A column's header in several lines, broken behind dots and underscores, a limit in a line of its own."""
+    name, _, limit = header.partition(" ")
+    lines = [""]
+    for part in re.findall(r"[^._]*[._]?", name):
+        if lines[-1] and len(lines[-1] + part) > BROKEN_AT:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join([*lines, *([limit] if limit else [])])

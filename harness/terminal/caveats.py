@@ -1,4 +1,6 @@
-"""Which of a simulation's notes decide whether its figures may be used; meta.json has all of them.
+"""Which of a simulation's notes decide whether its figures may be used, in a terminal and on pages of runs.
+
+meta.json has all of them.
 
 Notes are sentences, put together where what they say is known. Here are the parts of them that never change, the
 heaviest first, and how much of the sentence is printed. A test makes each of them where it is made.
@@ -33,14 +35,21 @@ def print_caveats(out: Path) -> None:
 
 def note_lines(meta: CaptureMeta, out: Path) -> list[str]:
     """The notes that matter, at most `MOST_LINES` lines, and how many more there are in `out`."""
-    lines, told = [], {note for note in meta.notes if note.endswith(REJECTED)}
-    for line, notes in _weighed(meta)[:MOST_LINES]:
-        lines.append(f"note: {line}")
-        told.update(notes)
-    if left := sum(note not in told for note in meta.notes):
+    weighty, left = weighty_notes(meta)
+    lines = [f"note: {line}" for line in weighty]
+    if left:
         what = "note" if left == 1 else "notes"
         lines.append(f"{left} {'more ' if lines else ''}{what} in {out / 'meta.json'}")
     return lines
+
+
+def weighty_notes(meta: CaptureMeta) -> tuple[list[str], int]:
+    """The notes that matter, at most `MOST_LINES`, the heaviest first; and how many others there are."""
+    lines, told = [], {note for note in meta.notes if note.endswith(REJECTED)}
+    for line, notes in _weighed(meta)[:MOST_LINES]:
+        lines.append(line)
+        told.update(notes)
+    return lines, sum(note not in told for note in meta.notes)
 
 
 def _weighed(meta: CaptureMeta) -> list[tuple[str, list[str]]]:
@@ -67,6 +76,7 @@ def _weighed(meta: CaptureMeta) -> list[tuple[str, list[str]]]:
         *_each(meta.notes, "operators of aiconfigurator-core ", aiconfigurator),
         *_each(meta.notes, "operators priced by the external simulator "),
         *_each(meta.notes, "collectives of "),
+        *_each(meta.notes, "; it is below zero: the operators take longer"),
         *_each(meta.notes, " KV blocks predicted: "),
         *_each([note for note in meta.notes if " max_num_" in note], "defaults of vllm serve on "),
     ]

@@ -110,6 +110,15 @@ def test_a_wrong_input_is_no_result_and_is_not_run(job: Job) -> None:
     assert list(job.folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(("extras", "asked"), [("", ""), ("aiconfigurator,search", "[aiconfigurator,search]")])
+def test_it_asks_pip_for_the_extras(job: Job, tmp_path: Path, extras: str, asked: str) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    ran = Job(job.folder, tmp_path / "bin").run(INSTALL, {"extras": extras})
+    assert ran.stdout.splitlines()[-1] == f"{tmp_path / 'action'}{asked}"
+
+
 def test_it_installs_itself(job: Job, tmp_path: Path) -> None:
     """Into an empty environment that sees the packages of this one, from a copy of what the repository holds."""
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

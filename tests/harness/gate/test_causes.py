@@ -20,7 +20,7 @@ from harness.gate.terminal import print_checked
 from harness.gate.verdict import Checked, InputChange, ScenarioCheck, Since, Status, Verdict
 from harness.reports.check_page import check_page
 from tests.harness.gate.planted import plant
-from tests.harness.gate.suites import SUITE, store, write_suite_with_baseline
+from tests.harness.gate.suites import SUITE, store, write_suite, write_suite_with_baseline
 
 HERE = "No input changed, and no source of servetwin: what else is installed, or the machine, did."
 
@@ -118,6 +118,11 @@ def test_an_older_baseline_is_read_and_says_what_it_lacks(tmp_path: Path) -> Non
     assert checked.scenarios[0].inputs == ()
     note = "the baseline keeps no keys of the scenario: --update-baseline makes one that does"
     assert note in checked.scenarios[0].notes
+    del kept["scenarios"]["tiny"]["tolerances"]
+    file.write_text(json.dumps(kept))
+    (older,) = check(suite).scenarios
+    assert older.tolerances == ()
+    assert note.replace("scenario:", "scenario and no tolerances:") in older.notes
     assert why(suite, "engine.max_num_seqs=2")[0] == "Inputs changed: --set engine.max_num_seqs=2."
     assert check(suite, overrides=["scheduler=native"]).scenarios[0].inputs == ()
     scenario = tmp_path / "scenario.yaml"
@@ -132,6 +137,64 @@ def test_a_twin_that_was_as_far_off_before_has_changed_nothing(tmp_path: Path, m
     store(suite)
     assert why(suite)[0] == "No input changed, and nothing moved: it was as far off when the baseline was made."
     assert why(suite)[1].startswith("Farthest from what was measured: ")
+
+
+def retold(suite: Path, *stated: str) -> None:
+    """The suite with these lines above it, its baseline left as it is."""
+    suite.write_text("".join(f"{line}\n" for line in stated) + SUITE)
+
+
+def test_a_tolerance_that_is_tighter_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = write_suite(tmp_path, f"fidelity: {{e2el.mape: 90%, tpot.mean: 90%, ttft.mape: 90%}}\n{SUITE}")
+    plant(monkeypatch, 1.2)
+    store(suite)
+    assert causes(check(suite)) == {}
+    retold(suite, "fidelity: {e2el.mape: 0.1%, tpot.mean: 80%, itl.p50: 90%}")
+    tolerated, changed, moved = why(suite)
+    assert tolerated == (
+        "The suite's tolerance of e2el.mape: 90% -> 0.1%, the suite's tolerance of tpot.mean: 90% -> 80%, "
+        "the suite's tolerance of itl.p50: none -> 90%, the suite's tolerance of ttft.mape: 90% -> none."
+    )
+    assert changed == "No input changed, and nothing moved: it was as far off when the baseline was made."
+    assert moved.startswith("Farthest from what was measured: e2el.mape")
+    (asked,) = causes(check(suite, fail_on=["e2el.mape:0.2%"])).values()
+    assert asked[0].startswith("--fail-on's tolerance of e2el.mape: 90% -> 0.2%, the suite's tolerance of tpot.mean")
+
+
+def test_a_tolerance_that_is_wider_is_told_though_nothing_fails(tmp_path: Path) -> None:
+    suite = write_suite_with_baseline(tmp_path, f"fidelity: {{e2el.mean: 10%}}\n{SUITE}")
+    retold(suite, "fidelity: {e2el.mean: 90%}")
+    assert check(suite).passed
+    assert [one.tolerances for one in check(suite, fail_on=["e2el.mean:80%"]).scenarios] == [()]
+    assert why(suite) == [
+        "The suite's tolerance of e2el.mean: 10% -> 90%.",
+        "No input changed, and nothing moved.",
+    ]
+
+
+def test_a_tolerance_of_drift_is_named_with_what_held_for_the_figure_before(tmp_path: Path) -> None:
+    suite = write_suite_with_baseline(tmp_path, f"drift: {{default: 2%, tpot.mean: 1ms}}\n{SUITE}")
+    retold(suite, "drift: {default: report, tpot.mean: 1ms, e2el.mean: 1%, itl.p50: report}")
+    ((one, other, default),) = [one.tolerances for one in check(suite).scenarios]
+    assert one == InputChange("the suite's drift tolerance of e2el.mean", "2%", "1%")
+    assert other == InputChange("the suite's drift tolerance of itl.p50", "2%", "report")
+    assert default == InputChange("the suite's default drift tolerance", "2%", "report")
+
+
+def test_a_capture_that_is_gone_is_an_input_and_no_tolerance(tmp_path: Path) -> None:
+    suite = write_suite_with_baseline(tmp_path)
+    suite.write_text(SUITE.replace("    capture: capture\n", ""))
+    (scenario,) = check(suite).scenarios
+    assert scenario.tolerances == ()
+    assert [one.name for one in scenario.inputs] == ["capture"]
+
+
+def test_a_baseline_is_of_the_suite_as_it_is_written(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, f"fidelity: {{e2el.mean: 10%}}\n{SUITE}")
+    checked = check(suite, fail_on=["e2el.mean:50%"], update_baseline="first")
+    assert checked.baseline is not None
+    kept = json.loads(checked.baseline[1])["scenarios"]["tiny"]["tolerances"]
+    assert kept == {"fidelity": {"e2el.mean": "10%"}, "drift": {}, "drift_default": "0.01%"}
 
 
 def test_without_a_baseline_it_says_so() -> None:
@@ -152,22 +215,26 @@ def test_a_lost_scenario_and_a_new_one_say_that_alone() -> None:
 @pytest.fixture
 def red() -> Checked:
     steps = Verdict("canary", "steps", Status.FAILED, 10, 12, 0.2)
-    scenario = ScenarioCheck("<chat>", (steps,), ("a note",), (InputChange("engine.max_num_seqs", "8", "4"),))
+    inputs = (InputChange("engine.max_num_seqs", "8", "4"),)
+    tolerances = (InputChange("the suite's tolerance of e2el.mape", "20%", "5%"),)
+    scenario = ScenarioCheck("<chat>", (steps,), ("a note",), inputs, tolerances)
     return Checked("suite.yaml", "1.2.3", (scenario,), since=Since("1.2.2", "it is better", same_sources=True))
 
 
-SAID = "Inputs changed: engine.max_num_seqs 8 -> 4."
+TOLERATED = "The suite's tolerance of e2el.mape: 20% -> 5%."
+CHANGED = "Inputs changed: engine.max_num_seqs 8 -> 4."
+SAID = f"{TOLERATED} {CHANGED}"
 
 
 def test_every_output_says_it_first(red: Checked, capsys: pytest.CaptureFixture[str]) -> None:
     print_checked(red)
-    first, name, changed, moved = capsys.readouterr().out.splitlines()[:4]
+    first, name, tolerated, changed, moved = capsys.readouterr().out.splitlines()[:5]
     assert first == 'What changed. The baseline is of version 1.2.2, made for: "it is better"'
-    assert (name.strip(), changed.strip()) == ("<chat>", SAID)
+    assert (name.strip(), tolerated.strip(), changed.strip()) == ("<chat>", TOLERATED, CHANGED)
     assert moved.strip() == "Decisions differ: steps 10 -> 12 (+20.00%)."
     lines = [line for line in markdown(red).splitlines() if line]
     assert lines[1].startswith("What changed. The baseline is of version 1.2.2")
-    assert "engine.max\\_num\\_seqs 8 -&gt; 4" in lines[2]
+    assert "tolerance of e2el.mape: 20% -&gt; 5%. Inputs changed: engine.max\\_num\\_seqs 8 -&gt; 4" in lines[2]
     root = ET.fromstring(junit(red))
     assert root.findtext(".//failure", "").startswith(SAID)
     assert root.findtext("testsuite/system-out", "").startswith(SAID)
@@ -177,6 +244,7 @@ def test_every_output_says_it_first(red: Checked, capsys: pytest.CaptureFixture[
 def test_the_page_says_it_first(red: Checked, tmp_path: Path) -> None:
     (text,) = outputs_of(red, result=tmp_path / "check.json").values()
     assert list(json.loads(text))[:2] == ["passed", "what_changed"]
+    assert json.loads(text)["what_changed"]["<chat>"].startswith(SAID)
     (tmp_path / "check.json").write_text(text)
     (kept,) = read_results(tmp_path / "check.json")
     assert kept.checked == red
@@ -184,13 +252,16 @@ def test_the_page_says_it_first(red: Checked, tmp_path: Path) -> None:
     assert page.index("<section id='what-changed'>") < page.index("<section id='what-failed'>")
     assert "Inputs changed: engine.max_num_seqs 8 -&gt; 4." in page
     assert "<td class=text>engine.max_num_seqs</td><td>8</td><td>4</td>" in page
+    assert "The suite&#x27;s tolerance of e2el.mape: 20% -&gt; 5%." in page
+    assert "tolerance of e2el.mape</td><td>20%</td><td>5%</td>" in page
 
 
 def test_a_result_of_an_earlier_version_is_read(red: Checked, tmp_path: Path) -> None:
     (text,) = outputs_of(red, result=tmp_path / "check.json").values()
     older = json.loads(text)
-    del older["since"], older["what_changed"], older["scenarios"]["<chat>"]["inputs"]
+    del older["since"], older["what_changed"]
+    del older["scenarios"]["<chat>"]["inputs"], older["scenarios"]["<chat>"]["tolerances"]
     (tmp_path / "check.json").write_text(json.dumps(older))
     (kept,) = read_results(tmp_path / "check.json")
     assert kept.checked.scenarios[0].verdicts == red.scenarios[0].verdicts
-    assert (kept.since, kept.checked.scenarios[0].inputs) == (None, ())
+    assert (kept.since, kept.checked.scenarios[0].inputs, kept.checked.scenarios[0].tolerances) == (None, (), ())

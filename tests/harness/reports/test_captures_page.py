@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,20 @@ from typing import Any
 import msgspec
 import pytest
 
+from harness.demo import BUNDLED
+from harness.reports.capture_page import capture_page
 from harness.reports.captures_page import captures_page, different_keys
 from harness.reports.differences import Row, compared_table, difference
 from harness.reports.report import report
+from harness.reports.run_figures import served_rows, slo_rows
 from harness.running.simulate import simulate_scenario, write_simulation
 from harness.running.stream import stream_scenario
 from tests.harness.reports.runs import run
 from tests.harness.scenarios import EXAMPLES
+from traces.capture import Capture, read_capture
+from traces.errors import InputError
 from traces.metrics import summary
+from traces.trace import NO_FILE
 
 POWER = EXAMPLES / "power.yaml"
 LESS = ("engine.max_num_seqs=2", "cost.price_per_device_hour=0.08")
@@ -79,6 +86,113 @@ def test_what_people_decide_by_has_the_difference_to_the_first_run(simulated: Pa
     assert did["requests/s offered"][2] == "same"
     assert {"J per output token", "of it devices (J)", "mean power (W)", "goodput (requests/s)", "steps"} <= did.keys()
     assert "All runs are steady." in page(simulated, "wide", "narrow")
+
+
+def test_rates_of_other_requests_are_called_neither_better_nor_worse(simulated: Path) -> None:
+    if not (simulated / "twice").exists():
+        write_simulation(*simulate_scenario(POWER, ("load.speed=2",)), simulated / "twice")
+    text = page(simulated, "wide", "twice")
+    assert "The runs did not serve the same requests." in section(text, "what-it-did")
+    assert rows(section(text, "what-differs")) == {"load.speed": ["not said", "2"]}
+    did, rates = rows(section(text, "what-it-did")), ("requests/s served", "output tokens/s")
+    assert not any(did[rate][2].endswith(("better", "worse")) for rate in rates)
+    assert all(float(did[rate][1]) > float(did[rate][0]) for rate in rates)
+    alike = {row.label: row.better for row in served_rows([summary(run())], alike=True)}
+    assert [alike[rate] for rate in rates] == ["more", "more"]
+
+
+def of_rate(served: float, *, is_steady: bool | None = True, n_finished: int = 60) -> dict[str, Any]:
+    """Figures of a run that was offered one request per second, and served so many."""
+    figures = summary(run())
+    figures["metrics"] |= {"requests_per_s": served, "output_tokens_per_s": 100 * served}
+    there = {"halfway": 2, "at_last_arrival": 2, "is_steady": is_steady}
+    offered = None if is_steady is None else 1.0
+    return figures | {"requests_offered_per_s": offered, "in_system": there, "n_finished": n_finished}
+
+
+def test_a_drain_is_neither_better_nor_worse_and_a_queue_that_grows_is(simulated: Path) -> None:
+    kept_up, also, behind, fewer = of_rate(0.8), of_rate(0.9), of_rate(0.7, is_steady=False), of_rate(0.7, n_finished=9)
+    unknown = of_rate(0.7, is_steady=None)
+    names, every = list("abcde"), [kept_up, also, behind, fewer, unknown]
+    did = rows(compared_table(names, served_rows(every, alike=True), "rates"))
+    for rate in ("requests/s served", "output tokens/s"):
+        assert did[rate][2::2] == ["+12.5%", "-12.5% worse", "-12.5% worse", "-12.5% worse"]
+    swapped = rows(compared_table(["c", "a"], served_rows([behind, kept_up], alike=True), "rates"))
+    assert swapped["requests/s served"][2] == "+14.3% better"
+    for one, met in ((kept_up, 54), (also, 54), (behind, 54)):
+        one["slo"] = {"limits": {"ttft_s": 1.0}, "n_meeting": met, "goodput_per_s": one["metrics"]["requests_per_s"]}
+    goodput = rows(compared_table(list("abc"), slo_rows([kept_up, also, behind]), "slo"))["goodput (requests/s)"]
+    assert goodput[2::2] == ["+12.5%", "-12.5% worse"]
+    counted = "All runs are steady. Rates of what was served count the time after the last arrival too."
+    assert counted in section(page(simulated, "wide", "narrow"), "what-it-did")
+
+
+ROOFLINE = "a roofline from the datasheet, a bound and not a measurement: 1 Tflop/s"
+BOUND = "a roofline from the datasheet, a bound and not a measurement; validated: a bound; against no run"
+
+
+def noted(*notes: str, device: str = "H100") -> Capture:
+    one = run()
+    return replace(one, meta=msgspec.structs.replace(one.meta, notes=notes, model="m", device=device))
+
+
+def test_how_far_to_trust_each_run_stands_before_its_figures() -> None:
+    blocks = [f"{n} KV blocks predicted: much" for n in (1, 2)]
+    captures = {name: noted(ROOFLINE, note, "another") for name, note in zip("ab", blocks, strict=True)}
+    text = captures_page(captures, {name: summary(run()) for name in "ab"}).html()
+    said = section(text, "how-far-to-trust-it")
+    assert re.findall("<li>(.*?)</li>", said) == [f"all: {BOUND}", f"a: {blocks[0]}", f"b: {blocks[1]}"]
+    assert text.index("id='how-far-to-trust-it'") < text.index("id='what-it-did'")
+    one = capture_page(captures["a"], summary(run())).html()
+    assert re.findall("<li>(.*?)</li>", section(one, "how-far-to-trust-it")) == [BOUND, blocks[0]]
+    assert one.index("id='how-far-to-trust-it'") < one.index("id='latencies'")
+    assert "how-far-to-trust-it" not in capture_page(noted("another"), summary(run())).html()
+
+
+def test_the_model_and_the_device_of_each_run_stand_above_everything() -> None:
+    captures = {"a": noted(device="H100"), "b": noted(device="H200")}
+    text = captures_page(captures, {name: summary(run()) for name in "ab"}).html()
+    assert rows(text[: text.index("<section")]) == {
+        "a": ["simulated", "m", "H100"],
+        "b": ["simulated", "m", "H200"],
+    }
+
+
+def test_one_run_that_kept_up_says_why_it_served_less_than_was_offered() -> None:
+    text = capture_page(run(), of_rate(0.8) | {"n_requests": 2}).html()
+    assert ">Requests per second: 1 offered to the last arrival, 0.8 served to the last finish.<" in text
+    assert ">Steady: the engines kept up, 2 requests in the system at the last arrival, 2 halfway;" in text
+
+
+def test_requests_from_no_file_are_told_apart_by_themselves() -> None:
+    light, prefix = (read_capture(BUNDLED / "captures" / name) for name in ("light-1", "prefix-1"))
+    assert {one.meta.provenance["trace"] for one in (light, prefix)} == {NO_FILE}
+    both = different_keys([light, prefix], [{}, {}])
+    assert both == {"trace": [one.trace.sha256[:19] for one in (light, prefix)]}
+    assert different_keys([light, light], [{}, {}]) == {}
+
+
+def test_an_option_of_several_parts_is_compared_part_by_part() -> None:
+    one = run()
+    drafts = [{"method": "ngram", "num_speculative_tokens": n} for n in (2, 3)]
+    captures = [
+        replace(one, meta=msgspec.structs.replace(one.meta, engine_options={"speculative_config": draft}))
+        for draft in drafts
+    ]
+    assert different_keys(captures, [{}, {}]) == {"engine.speculative_config.num_speculative_tokens": ["2", "3"]}
+
+
+def test_a_run_beside_itself_is_refused(simulated: Path) -> None:
+    with pytest.raises(InputError, match="wide: is named twice: accepted: each once"):
+        page(simulated, "wide", "wide")
+
+
+def test_a_summary_that_is_none_is_refused(simulated: Path, tmp_path: Path) -> None:
+    shutil.copytree(simulated / "wide", tmp_path / "wide")
+    (tmp_path / "wide" / "summary.json").write_text('{"n_requests": 1}')
+    for others in ([], [simulated / "narrow"]):
+        with pytest.raises(InputError, match=r"summary\.json: field 'n_finished': is missing: accepted: a summary"):
+            report([tmp_path / "wide", *others], tmp_path / "page.html")
 
 
 def test_latencies_of_fewer_requests_are_called_neither_better_nor_worse(simulated: Path) -> None:
@@ -169,6 +283,7 @@ def test_a_streamed_run_keeps_its_scenario_too(tmp_path: Path) -> None:
         (3.0, 0.0, {"better": "less"}, "up from 0, worse"),
         (0.0, 3.0, {"better": "less"}, "down to 0, better"),
         (0.7, 0.8, {"better": "more", "is_share": True}, "-10.0 points worse"),
+        (0.8001, 0.8, {"better": "more", "is_share": True}, "+0.0 points"),
         (None, 1.0, {"better": "less"}, "–"),
         (1.0, None, {"better": "less"}, "–"),
     ],

@@ -154,9 +154,9 @@ def test_a_studys_page_begins_with_its_front(tmp_path: Path) -> None:
     assert "<option value='ttft_s.mean' selected>" in text
     assert "<option value='is_front' selected>" in text
     front = text[text.index("<section id='front'>") : text.index("<section id='points'>")]
-    assert "<td class=text>1</td><td>1</td><td>0.2</td><td>1</td>" in front
-    assert "<td>0.312346</td>" not in front
-    assert "<td>0.312346</td>" in text
+    assert "<td class=text>1</td><td>1</td><td>200 ms</td><td>1</td>" in front
+    assert "<td>312.3 ms</td>" not in front
+    assert "<td>312.3 ms</td>" in text
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,30 @@ def test_a_whole_ratio_has_no_rung_more_by_rounding() -> None:
     assert ladder_of(CapacityFile(key="a", low=0.25, high=16, tolerance=1)).n == 6
 
 
+def test_ends_as_far_apart_as_numbers_are_have_a_ladder() -> None:
+    asked = CapacityFile(key="a", low=1e-308, high=1e308, at_once=3)
+    ladder = ladder_of(asked)
+    assert [ladder[0], ladder[ladder.n // 2], ladder[ladder.n]] == [1e-308, 1.0, 1e308]
+    assert most_tried(asked) < 30
+    assert most_tried(CapacityFile(key="a", low=-(2**53), high=2**53)) == 2 + 54
+
+
+@pytest.mark.parametrize("high", ["1" + 400 * "0", str(2**53 + 1), ".inf"])
+def test_numbers_that_no_float_tells_apart_are_refused(high: str, tmp_path: Path) -> None:
+    text = f"capacity: {{key: concurrency, low: 1, high: {high}}}\nconstraints: {{ttft_s.p90: {{max: 1}}}}\n"
+    with pytest.raises(InputError, match=r"yaml:2: field 'capacity\.high': found"):
+        read_study(write_study(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("key", "low", "said"), [("load.speed", "1", 1), ("load.speed", "1.0", 0), ("concurrency", "1", 0)]
+)
+def test_whole_ends_of_a_key_that_takes_others_are_noted(key: str, low: str, said: int, tmp_path: Path) -> None:
+    text = f"capacity: {{key: {key}, low: {low}, high: 3}}\nconstraints: {{ttft_s.p90: {{max: 100}}}}\n"
+    notes = sweep(write_study(tmp_path, text), tmp_path / "out", workers=1).record["notes"]
+    assert notes.count("only whole numbers were tried, as low and high are: low: 1.0 tries those between too") == said
+
+
 def test_variants_are_searched_side_by_side(asked: Path) -> None:
     limits = {0: 3, 1: 40, 2: 99}
     capacities, workers = found(
@@ -327,7 +351,7 @@ def test_a_failed_value_is_not_held_and_counted(tmp_path: Path) -> None:
     assert good["highest"] is not None
     assert bad["highest"] is None
     assert bad["next_above"]["shortfalls"][0].startswith("failed: ")
-    assert "2 values could not be simulated and count as not held" in swept.record["notes"]
+    assert "2 values failed and count as not held" in swept.record["notes"]
 
 
 def test_samples_are_variants_too(tmp_path: Path) -> None:

@@ -37,8 +37,12 @@ WRONG = {
     f"capacity: {{key: a, low: 1, high: 3}}\nsearch: {{method: tpe, n_trials: 3, {RANGES}}}": (
         r"field 'capacity': has no effect with search"
     ),
+    "capacity: {key: a, low: 1, high: 3, at_once: 1001}": r"'capacity.at_once': found 1001: accepted: int <= 1000",
     "grid: {a: [1]}\nobjectives: {ttft_s.p99: up}": r"study.yaml:3: field 'objectives.ttft_s.p99': found 'up'",
     "grid: {a: [1]}\nconstraints: {ttft_s.p99: {}}": r"field 'constraints.ttft_s.p99': sets no limit",
+    "grid: {a: [1]}\nconstraints: {ttft_s.p99: {min: 2, max: 1}}": (
+        r"field 'constraints.ttft_s.p99.max': found 1: accepted: at least min, 2"
+    ),
 }
 
 

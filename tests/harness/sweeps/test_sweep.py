@@ -106,7 +106,7 @@ def test_no_point_at_all_is_an_error_and_no_result(study: Path, tmp_path: Path) 
     write_study(tmp_path, "grid: {cluster.instances.0.device: [A, B]}")
     ran = servetwin("sweep", study, "--out", tmp_path / "out")
     assert ran.returncode == 2
-    assert "none of 2 points could be simulated; " in ran.stderr
+    assert "none of 2 points has figures; " in ran.stderr
     assert not set(WRITTEN) & set(contents(tmp_path / "out"))
 
 

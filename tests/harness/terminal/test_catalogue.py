@@ -136,7 +136,8 @@ def test_tables_are_imported_as_a_profile_and_have_a_card(tmp_path: Path) -> Non
     assert "| device | L40S |" in card
     (row, *_) = json.loads(ok("profile", "list", "--profiles", tmp_path / "p", "--json"))
     assert (row["kind"], row["dtype"], row["source"]) == ("aiconfigurator", "fp8", "aiconfigurator-core 0.12.0")
-    assert (row["device"], row["path"], row["validated"]) == ("L40S", str(tmp_path / "p" / "l40s"), "against no run")
+    assert (row["device"], row["path"]) == ("L40S", str(tmp_path / "p" / "l40s"))
+    assert row["validated"].startswith("against no run; sums over 4 and 8 of them ")
 
 
 @pytest.mark.skipif(not find_spec("aiconfigurator_core"), reason="needs the extra aiconfigurator")

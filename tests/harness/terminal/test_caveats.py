@@ -18,6 +18,7 @@ from harness.terminal.summary import arrival_lines, unfinished_lines
 from simulator.memory import memory_account
 from simulator.scheduling.options import EngineOptions
 from simulator.steps.correction import CorrectedModel
+from simulator.steps.step_time import Overhead
 from tests.calibrate.test_whole_step import fitted
 from tests.harness.scenarios import EXAMPLES, write_scenario
 from tests.simulator.plans import decode_plan
@@ -63,6 +64,12 @@ def test_steps_outside_of_what_was_fitted_are_found() -> None:
     (line,) = lines_of(*model.notes())
     assert line.startswith("note: 2 of 7 steps (28.6%) lie outside the range that the calibration was fitted on: ")
     assert "requests per step" in line
+
+
+def test_operators_that_take_longer_than_their_whole_steps_are_told() -> None:
+    usual, below = (Overhead(device_step_s=step_s, source="s").note() for step_s in (1e-3, -1e-3))
+    assert lines_of(usual) == ["1 note in run/meta.json"]
+    assert lines_of(below) == [f"note: {below}"]
 
 
 def test_a_roofline_is_said_to_be_a_bound_and_blocks_to_be_predicted() -> None:
@@ -123,6 +130,16 @@ def test_rates_stand_side_by_side() -> None:
     rates, growing = arrival_lines(figures)
     assert rates == "requests per second: 2 offered to the last arrival, 1.5 served to the last finish"
     assert growing.startswith("not steady: 19 requests in the system at the last arrival, 5 halfway")
+    kept_up = figures | {"in_system": {"halfway": 5, "at_last_arrival": 6, "is_steady": True}, "n_requests": 21}
+    drained = kept_up | {"metrics": {"requests_per_s": 1.5, "duration_s": 14.0}}
+    assert arrival_lines(drained) == [
+        rates,
+        "steady: the engines kept up, 6 requests in the system at the last arrival, 5 halfway; served counts the 4 s "
+        "after the last arrival too",
+    ]
+    # What is served no slower than it was offered needs no word, nor do requests that came last and did not finish.
+    assert len(arrival_lines(kept_up | {"metrics": {"requests_per_s": 2.1, "duration_s": 10.0}})) == 1
+    assert len(arrival_lines(kept_up | {"metrics": {"requests_per_s": 1.5, "duration_s": 9.0}})) == 1
     nothing = {"metrics": {"requests_per_s": None}, "in_system": there | {"is_steady": True}}
     assert arrival_lines(figures | nothing) == ["requests per second: 2 offered to the last arrival, none served"]
     assert arrival_lines(figures | {"requests_offered_per_s": None}) == []
