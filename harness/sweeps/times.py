@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
-from harness.terminal.caveats import BEYOND, UNFITTED, note_lines
+from harness.terminal.caveats import (
+    AICONFIGURATOR,
+    BEYOND,
+    COLLECTIVES,
+    EXTERNAL,
+    REFUSED,
+    ROOFLINE,
+    UNFITTED,
+    weighty_notes,
+)
 from traces.capture import CaptureMeta
 
-REFUSED = "vLLM would not start: "
-"""Part of the note that says so (simulator/memory.py)."""
-
-SOURCES = (
-    "a roofline from the datasheet, ",
-    "operators of aiconfigurator-core ",
-    "operators priced by the external simulator ",
-)
+SOURCES = (ROOFLINE, AICONFIGURATOR, EXTERNAL)
 """Parts of the notes that say of what kind times are; a profile that was measured has none of them."""
-COLLECTIVES = "collectives of "
 OUTSIDE = {BEYOND: "steps beyond the profile's measured range: ", UNFITTED: "steps unlike those that were fitted: "}
 """Of notes that count steps: how they begin, and what is said of points whatever the count."""
 
@@ -43,5 +43,5 @@ def times_of(meta: CaptureMeta) -> tuple[str, ...]:
 def _as_printed(note: str, model: str, device: str | None) -> str:
     """A note as `simulate` prints it; once for all points, for the findings are read from their file each time."""
     meta = CaptureMeta(kind="simulated", engine=None, model=model, device=device, clock="", notes=(note,))
-    (line,) = note_lines(meta, Path())
-    return line.removeprefix("note: ")
+    (line,), _ = weighty_notes(meta)
+    return line

@@ -22,6 +22,11 @@ MOST_LINES = 6
 REJECTED = " requests rejected; their outcomes carry the reason"
 """The summary counts them above the notes."""
 
+REFUSED = "vLLM would not start: "
+ROOFLINE = "a roofline from the datasheet, "
+AICONFIGURATOR = "operators of aiconfigurator-core "
+EXTERNAL = "operators priced by the external simulator "
+COLLECTIVES = "collectives of "
 BEYOND = " steps priced beyond the profile's measured range: "
 UNFITTED = " steps lie outside the range that the calibration was fitted on: "
 
@@ -68,14 +73,14 @@ def _weighed(meta: CaptureMeta) -> list[tuple[str, list[str]]]:
         return with_finding("aiconfigurator", f"{note.partition(', ')[0]};{note.rpartition(';')[2]}")
 
     return [
-        *_each(meta.notes, "vLLM would not start: "),
+        *_each(meta.notes, REFUSED),
         *_each(meta.notes, " requests ended at max_model_len "),
         *_outside(meta.notes, BEYOND),
         *_outside(meta.notes, UNFITTED),
-        *_each(meta.notes, "a roofline from the datasheet, ", roofline),
-        *_each(meta.notes, "operators of aiconfigurator-core ", aiconfigurator),
-        *_each(meta.notes, "operators priced by the external simulator "),
-        *_each(meta.notes, "collectives of "),
+        *_each(meta.notes, ROOFLINE, roofline),
+        *_each(meta.notes, AICONFIGURATOR, aiconfigurator),
+        *_each(meta.notes, EXTERNAL),
+        *_each(meta.notes, COLLECTIVES),
         *_each(meta.notes, "; it is below zero: the operators take longer"),
         *_each(meta.notes, " KV blocks predicted: "),
         *_each([note for note in meta.notes if " max_num_" in note], "defaults of vllm serve on "),
