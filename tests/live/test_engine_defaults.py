@@ -37,15 +37,15 @@ def test_another_rule_would_be_found_out(
     assert differences(answer)
 
 
-@pytest.mark.parametrize("degree", [1, 2])
-def test_a_whole_configuration_of_this_cpu(tmp_path: Path, degree: int) -> None:
+def test_a_whole_configuration_of_this_cpu(tmp_path: Path) -> None:
     """All that `vllm serve` makes of a command line that says nothing but the model and the degree."""
     if not ENGINE.exists():
         pytest.skip("no engine; run scripts/install_engine.sh")
     model = write_small_model(tmp_path / "model", "s")
-    theirs = json.loads(run_in_engine("tests.conformance.cpu_config", str(model), str(degree)).splitlines()[-1])
-    instance = f"{{model: servetwin/llama-s, device: AMD-EPYC-2vCPU, tensor_parallel_size: {degree}}}"
-    (tmp_path / "scenario.yaml").write_text(f"trace: none.jsonl\ncluster: {{instances: [{instance}]}}\n")
-    ours = engine_asked(read_scenario(tmp_path / "scenario.yaml")).options
-    found = {name: getattr(ours, name) for name in theirs if name != "cudagraph_capture_sizes"}
-    assert {**found, "cudagraph_capture_sizes": list(ours.capture_sizes())} == theirs
+    printed = run_in_engine("tests.conformance.cpu_config", str(model), "1", "2")
+    for degree, theirs in zip((1, 2), json.loads(printed.splitlines()[-1]), strict=True):
+        instance = f"{{model: servetwin/llama-s, device: AMD-EPYC-2vCPU, tensor_parallel_size: {degree}}}"
+        (tmp_path / "scenario.yaml").write_text(f"trace: none.jsonl\ncluster: {{instances: [{instance}]}}\n")
+        ours = engine_asked(read_scenario(tmp_path / "scenario.yaml")).options
+        found = {name: getattr(ours, name) for name in theirs if name != "cudagraph_capture_sizes"}
+        assert {**found, "cudagraph_capture_sizes": list(ours.capture_sizes())} == theirs
