@@ -38,10 +38,10 @@ def by_key(value: Any, prefix: str = "") -> dict[str, Any]:
 def differing(several: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Keys that are not the same in all, in the order of their first appearance, and what each has, in words."""
     keys = dict.fromkeys(key for one in several for key in one)
-    found = {key: [in_words(one[key]) if key in one else UNSAID for one in several] for key in keys}
+    found = {key: [text_of(one[key]) if key in one else UNSAID for one in several] for key in keys}
     return {key: values for key, values in found.items() if len(set(values)) > 1}
 
 
-def in_words(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A value as it would stand after `--set key=`; a text as it is."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()

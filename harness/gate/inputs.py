@@ -15,7 +15,7 @@ import msgspec
 
 from harness.descriptions.inputs import named_files
 from harness.descriptions.scenario import Scenario, read_scenario
-from harness.descriptions.written import by_key, differing, in_words, written
+from harness.descriptions.written import by_key, differing, text_of, written
 from harness.gate.baseline import Stored, StoredTolerances
 from harness.gate.drift import REPORT
 from harness.gate.suite import Entry
@@ -69,7 +69,7 @@ def _with_digest(value: Any, folders: list[Path]) -> Any:
     """The value; a text that names a file with the digest of what it holds."""
     files = dict.fromkeys(path.resolve() for path in named_files(value, folders))
     digests = ", ".join(str(short(sha256(read_bytes(path)))) for path in files)
-    return f"{in_words(value)} ({digests})" if files else value
+    return f"{text_of(value)} ({digests})" if files else value
 
 
 def _catalogue_digest(scenario: Scenario) -> str:

@@ -18,8 +18,9 @@ from typing import Any
 
 import msgspec
 
+from harness.descriptions.written import text_of
 from harness.files import replace_file
-from harness.sweeps.points import Point, Result, text_of
+from harness.sweeps.points import Point, Result
 from traces.decoding import decode_json, read_bytes
 from traces.errors import InputError
 

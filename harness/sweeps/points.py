@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from harness.descriptions.scenario import Scenario, scenario_of, set_key
+from harness.descriptions.written import text_of
 from harness.running.requests import requests_of
 from harness.running.simulate import simulate_trace
 from harness.sweeps.space import Overrides
@@ -113,8 +114,3 @@ def simulate_point(inputs: Inputs, point: Point) -> Result:
     del figures["wall_s"]
     # As they would be read from a file: a result is the same whether it is new or known.
     return Result(figures=msgspec.json.decode(msgspec.json.encode(figures)), times=times_of(meta))
-
-
-def text_of(value: Any) -> str:
-    """A value as it would stand after `--set key=`; a text as it is."""
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
+from harness.descriptions.written import text_of
 from harness.sweeps.below_table import times_record
 from harness.sweeps.capacity import Capacity, Tried
 from harness.sweeps.folder import csv_bytes
 from harness.sweeps.pareto import front
 from harness.sweeps.picture import Dot, pareto_svg
-from harness.sweeps.points import Inputs, text_of
+from harness.sweeps.points import Inputs
 from harness.sweeps.space import Overrides
 from harness.sweeps.study import CapacityFile, Study
 from harness.sweeps.trials import Trial

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness.sweeps.points import text_of
+from harness.descriptions.written import text_of
 from harness.sweeps.study import Limits
 from harness.terminal.words import seconds
 
