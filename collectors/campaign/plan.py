@@ -169,14 +169,14 @@ TINY = Scale(
         pulse_output=12,
         pulse_gap_s=1.0,
     ),
-    main=Served(label="llama", name="servetwin/llama-xs", small="xs", n_requests=16, operators_s=20.0),
+    main=Served(label="llama", name="servetwin/llama-xs", small="xs", n_requests=16, operators_s=60.0),
     others=(
         Served(
             label="moe",
             name="servetwin/qwen3-moe-xs",
             small="qwen3-moe-xs",
             n_requests=6,
-            operators_s=20.0,
+            operators_s=60.0,
             has_experts=True,
         ),
     ),
@@ -191,9 +191,9 @@ TINY = Scale(
     engine_flags=("--enforce-eager",),
     operator_options={
         "--timer": "hooks",
-        "--max-tokens": 32,
+        "--max-tokens": 16,
         "--max-requests": 4,
-        "--max-kv": 128,
+        "--max-kv": 32,
         "--kv-cache-tokens": 2048,
         "--block-size": 32,
     },

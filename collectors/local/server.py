@@ -15,7 +15,7 @@ from pathlib import Path
 
 from traces.errors import EngineError
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 20.0
 LOG_TAIL_LINES = 15
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -14,6 +16,8 @@ SPARSEST = 6
 """The grid is thinned to every so many values of an axis, at most."""
 WARM_UP_PASSES = 0.5
 """What the warm-ups of the first pass take: one run beside the two of a visit."""
+PROBES, PROBE_S = 5, 0.2
+"""A shot that is timed for the plan is tried so often, and not again once so many seconds have passed."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -63,3 +67,17 @@ def plan_within(
             return Plan(tuple(kept), min(passes, MOST_PASSES), pass_s, every)
     needed_s = (FEWEST_PASSES + WARM_UP_PASSES) * pass_s * parts
     raise InputError(field="--budget-s", found=budget_s, accepted=f"at least {needed_s:.1f} s here")
+
+
+def quickest_s(act: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of the quickest of up to `PROBES` tries, of which none begins once `PROBE_S` have passed.
+
+    One try of some milliseconds may have waited for another process of the machine for many times as long.
+    """
+    begun_s = clock()
+    quickest, tries = math.inf, 0
+    while tries == 0 or (tries < PROBES and clock() - begun_s < PROBE_S):
+        try_s = clock()
+        act()
+        quickest, tries = min(quickest, clock() - try_s), tries + 1
+    return quickest

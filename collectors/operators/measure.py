@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from collectors.journal import say
-from collectors.operators.budget import FEWEST_PASSES, Plan, plan_within
+from collectors.operators.budget import FEWEST_PASSES, Plan, plan_within, quickest_s
 from collectors.operators.collectives import Row, collective_curves, devices_of, measure_collectives
 from collectors.operators.composition import STEPS_ALONE, composition_of
 from collectors.operators.options import Options
@@ -132,9 +132,7 @@ def _start(options: Options, model: ModelSpec, limits: Limits, changes: dict[str
 def _plan(options: Options, limits: Limits, engine: Engine) -> Plan:
     def seconds(shot: Shot) -> float:
         engine.time_shot(shot, 1)
-        begun_s = time.perf_counter()
-        engine.time_shot(shot, 0)
-        return time.perf_counter() - begun_s
+        return quickest_s(lambda: engine.time_shot(shot, 0))
 
     parts = len(options.tensor_parallel)
     return plan_within(options.budget_s, limits, seconds, steps_only=options.steps_only, parts=parts)

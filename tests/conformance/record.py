@@ -30,26 +30,29 @@ from tests.conformance.engine import ENGINE
 from traces.capture import Capture, write_capture
 from traces.outcome import Status
 
-N_REQUESTS = 140
+N_REQUESTS, PER_S = 140, 17.5
 FLAGS = ["--load-format", "dummy", "--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "1024"]
 FLAGS += ["--max-num-seqs", "16", "--max-num-batched-tokens", "256", "--block-size", "32"]
 FLAGS += ["--kv-cache-memory-bytes", str(4 << 20), "--scheduler-cls", "recorder.RecordingScheduler"]
 NOTE = (
-    "140 requests; some clients went away, some answers ended by a stop token; finish_s of an aborted request is when "
+    "{} requests; some clients went away, some answers ended by a stop token; finish_s of an aborted request is when "
     "it was aborted"
 )
 
 
-async def send_all(url: str, policy: str) -> None:
+async def send_all(url: str, policy: str, n_requests: int) -> None:
     """Send the load; whoever loses patience closes its connection."""
     rng = random.Random(3)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        await asyncio.gather(*(send(session, url, i, policy, rng) for i in range(N_REQUESTS)))
+        within_s = n_requests / PER_S
+        await asyncio.gather(*(send(session, url, i, policy, rng, within_s) for i in range(n_requests)))
 
 
-async def send(session: aiohttp.ClientSession, url: str, i: int, policy: str, rng: random.Random) -> None:
-    """Send one request at a random time within 8 seconds."""
-    wait_s, patience_s = rng.random() * 8, rng.random() * 1.5 if rng.random() < 0.3 else None
+async def send(
+    session: aiohttp.ClientSession, url: str, i: int, policy: str, rng: random.Random, within_s: float
+) -> None:
+    """Send one request at a random time within so many seconds."""
+    wait_s, patience_s = rng.random() * within_s, rng.random() * 1.5 if rng.random() < 0.3 else None
     body: dict[str, Any] = {
         "model": "model",
         "prompt": [100 + i % 3] * 64 + [rng.randrange(10, 8000) for _ in range(rng.randrange(8, 160))],
@@ -72,21 +75,21 @@ async def send(session: aiohttp.ClientSession, url: str, i: int, policy: str, rn
         return
 
 
-def record(policy: str, work: Path) -> Capture:
+def record(policy: str, work: Path, n_requests: int = N_REQUESTS) -> Capture:
     """Serve the load with one policy and join what was recorded."""
     steps = work / f"{policy}.jsonl"
     environment = {"PYTHONPATH": str(recorder_path().parent), "SERVETWIN_STEPS": str(steps)}
     model = write_small_model(work / "model", "xs")
     flags = [*FLAGS, "--scheduling-policy", policy]
     with local_server(ENGINE, model, work / "log", flags=flags, environment=environment) as url:
-        asyncio.run(send_all(url, policy))
+        asyncio.run(send_all(url, policy, n_requests))
         time.sleep(2)  # until the last client's leaving has reached the engine
     recordings = read_recordings(steps)
     requests = recordings[0].requests
     origin_s = min(request.queued_ns for request in requests.values()) / 1e9 - 1
     witnesses = Witnesses(trace=None, origin_s=origin_s, recordings=recordings)
     today = time.strftime("%Y-%m-%d")
-    capture = join(witnesses, Subject("servetwin/llama-xs", "CPU", today, notes=(NOTE,)))
+    capture = join(witnesses, Subject("servetwin/llama-xs", "CPU", today, notes=(NOTE.format(n_requests),)))
     outcomes = tuple(
         msgspec.structs.replace(outcome, finish_s=requests[outcome.request_id].end_ns / 1e9 - origin_s)
         if outcome.status is Status.ABORTED

@@ -209,19 +209,18 @@ def test_the_scenarios_key_chooses_vllms_own_scheduler(judge: Judge, tmp_path: P
     assert sum(outcome.num_preemptions or 0 for outcome in simulated.outcomes) > 0
 
 
-@pytest.mark.alone
 def test_a_live_engines_steps_are_planned_alike(tmp_path: Path) -> None:
     """With the priority policy, preemptions, clients that go away and answers that stop early."""
     if not ENGINE.exists():
         pytest.skip("no engine; run scripts/install_engine.sh")
-    capture = record("priority", tmp_path)
+    capture = record("priority", tmp_path, n_requests=70)
     write_capture(capture, tmp_path / "capture")
     scenario = tmp_path / "scenario.json"
     instance = {"model": capture.meta.model, "device": capture.meta.device}
     scenario.write_text(json.dumps({"trace": "unused", "cluster": {"instances": [instance]}}))
     said = json.loads(servetwin("validate", scenario, "--capture", tmp_path / "capture", "--steps", "--json"))
     assert said["divergence"] is None
-    assert said["n_steps"] == said["n_recorded"] >= 800
+    assert said["n_steps"] == said["n_recorded"] >= 250
     assert said["n_preempted"] >= 10
 
 

@@ -25,19 +25,24 @@ from collectors.local.small_model import VOCAB_SIZE, write_small_model
 from collectors.recording.folder import About
 from collectors.recording.replay import replay
 from collectors.recording.served import told_by_stats
+from profiles.model import read_model
+from simulator.memory import memory_account
+from simulator.scheduling.options import EngineOptions
 from simulator.scheduling.step_replay import replay_steps
 from tests.engines import trace
+from tests.live import faults
 from traces.capture import Capture, read_capture
 from traces.metrics import requests
 from traces.outcome import Status
 from traces.trace import Trace
 
-pytestmark = [pytest.mark.live, pytest.mark.alone]
+pytestmark = pytest.mark.live
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK_SIZE = 32
 KV_TOKENS = 2048
 KV_BYTES_PER_TOKEN = 2048  # model xs: 2 * 4 layers * 2 KV heads * 64 * 2 bytes
+KV_BYTES = KV_TOKENS * KV_BYTES_PER_TOKEN + 12_345  # no multiple of a block's
 API_KEY = "sk-servetwin-live-test"
 
 
@@ -86,7 +91,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": f"tcp://127.0.0.1:{kv_port}"}
     flags = ["--load-format", "dummy", "--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "1024"]
     flags += ["--max-num-seqs", "16", "--max-num-batched-tokens", "256", "--block-size", str(BLOCK_SIZE)]
-    flags += ["--kv-cache-memory-bytes", str(KV_TOKENS * KV_BYTES_PER_TOKEN), "--api-key", API_KEY]
+    flags += ["--kv-cache-memory-bytes", str(KV_BYTES), "--api-key", API_KEY]
     flags += ["--scheduler-cls", "recorder.RecordingScheduler", "--kv-events-config", json.dumps(events)]
     flags += ["--otlp-traces-endpoint", f"http://127.0.0.1:{otlp_port}/v1/traces"]
     recorded = folder / "steps.jsonl"
@@ -116,15 +121,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         target = Target(url, "model", vocab_size=VOCAB_SIZE, api_key=API_KEY)
         capture = replay(sent, target, Pacing(), about, folder / "sent")
         attached.send_signal(signal.SIGINT)
-        _, said = attached.communicate(timeout=60)
+        _, said = attached.communicate(timeout=300)
         assert attached.returncode == 0, said
     return Run(sent, folder, capture, read_capture(folder / "attached"))
 
 
 def test_both_captures_may_be_scored(run: Run) -> None:
     """Tokens agree exactly between client, engine and metrics, every id is joined, and no clock is astray."""
-    assert run.sent_capture.meta.reasons == ()
-    assert run.attached.meta.reasons == ()
+    assert faults(run.sent_capture) == []
+    assert faults(run.attached) == []
 
 
 def test_the_two_views_agree(run: Run) -> None:
@@ -179,6 +184,12 @@ def test_the_engine_names_itself(run: Run) -> None:
     assert run.attached.meta.model == "model"
     assert run.attached.meta.engine_options == run.sent_capture.meta.engine_options
     assert run.attached.meta.engine_options["max_num_batched_tokens"] == 256
+
+
+def test_its_kv_blocks_are_predicted(run: Run) -> None:
+    options = EngineOptions(block_size=BLOCK_SIZE, kv_cache_memory_bytes=KV_BYTES, dtype="bfloat16")
+    account = memory_account(read_model(run.folder / "model" / "config.json"), "CPU", None, options)
+    assert account.num_gpu_blocks == run.sent_capture.meta.num_gpu_blocks == run.attached.meta.num_gpu_blocks
 
 
 def test_stages_add_up_and_the_client_sees_them_a_little_later(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""KV capacity of engines on this machine's CPU: predicted to the block."""
+"""KV capacity of an engine on this machine's CPU: predicted to the block (another setting is in test_live_engine)."""
 
 from __future__ import annotations
 
@@ -19,33 +19,18 @@ pytestmark = pytest.mark.live
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    ("size", "options", "flags", "environment"),
-    [
-        # A size that is no multiple of a block's.
-        ("xs", EngineOptions(block_size=32, kv_cache_memory_bytes=12_345_678), (), {}),
-        # What vLLM calls its legacy setting, in whole GiB, with a wider type.
-        (
-            "s",
-            EngineOptions(block_size=128, kv_cache_memory_bytes=2**30, dtype="float32"),
-            (),
-            {"VLLM_CPU_KVCACHE_SPACE": "1"},
-        ),
-    ],
-)
-def test_kv_blocks_of_a_live_engine(
-    tmp_path: Path, size: str, options: EngineOptions, flags: tuple[str, ...], environment: dict[str, str]
-) -> None:
+def test_kv_blocks_of_an_engine_that_is_told_whole_gib(tmp_path: Path) -> None:
+    """What vLLM calls its legacy setting, with a wider type and larger blocks than others here have."""
+    options = EngineOptions(block_size=128, kv_cache_memory_bytes=2**30, dtype="float32")
     python = ROOT / ".venv-engine" / "bin" / "python"
     if not python.exists():
         pytest.skip("no engine; run scripts/install_engine.sh")
-    model = write_small_model(tmp_path / "model", size)
-    said = ["--load-format", "dummy", "--dtype", options.dtype, "--enforce-eager", "--max-model-len", "512"]
-    said += ["--block-size", str(options.block_size), "--max-num-seqs", "8", "--max-num-batched-tokens", "512"]
-    if not environment:
-        said += ["--kv-cache-memory-bytes", str(options.kv_cache_memory_bytes)]
+    model = write_small_model(tmp_path / "model", "s")
+    flags = ["--load-format", "dummy", "--dtype", options.dtype, "--enforce-eager", "--max-model-len", "512"]
+    flags += ["--block-size", str(options.block_size), "--max-num-seqs", "8", "--max-num-batched-tokens", "512"]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     with (
-        local_server(python, model, tmp_path / "log", flags=[*said, *flags], environment=environment) as url,
+        local_server(python, model, tmp_path / "log", flags=flags, environment=environment) as url,
         urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer,
     ):
         metrics = answer.read().decode()

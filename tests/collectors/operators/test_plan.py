@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collectors.operators.budget import FEWEST_PASSES, MOST_PASSES, plan_within
+from collectors.operators.budget import FEWEST_PASSES, MOST_PASSES, PROBES, plan_within, quickest_s
 from collectors.operators.shots import Limits, Shot, estimate_s, mean_history, plan_shots, skewed_shots
 from tests.collectors.operators.shot_answers import LIMITS, step_s
 from traces.errors import InputError
@@ -110,3 +110,17 @@ def test_parts_of_a_budget_are_planned_as_budgets_of_their_own() -> None:
 def test_a_budget_below_the_sparsest_grid_is_refused() -> None:
     with pytest.raises(InputError, match=r"--budget-s.*found 0.01.*at least"):
         plan_within(0.01, LIMITS, step_s)
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "tries"), [([0.03, 0.001, 0.002, 0.02, 0.004], PROBES), ([3.0], 1), ([0.1, 0.15], 2)]
+)
+def test_what_waited_beside_a_short_probe_is_not_taken_for_its_time(takes_s: list[float], tries: int) -> None:
+    now_s, left = 0.0, list(takes_s)
+
+    def act() -> None:
+        nonlocal now_s
+        now_s += left.pop(0)
+
+    assert quickest_s(act, lambda: now_s) == pytest.approx(min(takes_s))
+    assert len(takes_s) - len(left) == tries
