@@ -9,8 +9,9 @@ The KV cache is taken to be empty at the start of the capture.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -164,24 +165,48 @@ class _InstanceReplay:
 
     def run(self) -> Divergence | None:
         """Replay until a step differs; None when none does."""
-        depth = 2 if self._options.async_scheduling else 1
-        for event in sorted(self._events()):
+        events = sorted(self._events())
+        has_tried = False  # to plan, since the last step or output
+        for place, event in enumerate(events):
             match event.kind:
                 case _Kind.ADD:
                     self._add(event.which)
                 case _Kind.ABORT | _Kind.ABORT_UNDER_WAY:
+                    if not has_tried and _planned_nothing_from(events, place):
+                        has_tried = self._tries_in_vain(event.time_s)
                     self._scheduler.abort(self._requests[self._capture.outcomes[event.which].request_id], event.time_s)
                 case _Kind.SCHEDULE:
+                    has_tried = False
                     plan = self._scheduler.schedule(event.time_s)
                     if (divergence := self._compare(event, plan)) is not None:
                         return divergence
                 case _Kind.OUTPUT:
                     # Before an engine waits for an output it tries to plan; a step was recorded if that gave one.
-                    if len(self._under_way) < depth and (plan := self._scheduler.schedule(event.time_s)) is not None:
+                    if (
+                        not has_tried
+                        and self._has_room
+                        and (plan := self._scheduler.schedule(event.time_s)) is not None
+                    ):
                         return self._unrecorded(event, plan)
+                    has_tried = False
                     stopped = [self._requests[self._id(i)] for i in self._stopped.get(event.which, ())]
                     self._scheduler.finish(self._under_way.popleft(), event.time_s, stopped)
         return None
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether a further step may be planned before the output of one that is under way."""
+        return len(self._under_way) < (2 if self._options.async_scheduling else 1)
+
+    def _tries_in_vain(self, now_s: float) -> bool:
+        """Plan as the engine did in vain before a client went away; nothing is done where that would have given a step.
+
+        The engine tried then or later, which is not recorded; a request that goes leaves its seat and its blocks.
+        """
+        if not self._under_way or not self._has_room or copy.deepcopy(self._scheduler).schedule(now_s) is not None:
+            return False
+        self._scheduler.schedule(now_s)
+        return True
 
     # -- what happened -----------------------------------------------------------------------------------------
 
@@ -303,6 +328,12 @@ class _InstanceReplay:
 
     def _id(self, i: int) -> str:
         return self._capture.outcomes[i].request_id
+
+
+def _planned_nothing_from(events: Sequence[_Event], place: int) -> bool:
+    """Whether an output came next of all that an engine does, and not a step that it planned."""
+    later = (events[i].kind for i in range(place, len(events)))
+    return next((kind for kind in later if kind in (_Kind.OUTPUT, _Kind.SCHEDULE)), None) is _Kind.OUTPUT
 
 
 def _stops(outcome: Outcome, row: TraceRow) -> bool:

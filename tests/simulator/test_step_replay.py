@@ -107,6 +107,17 @@ def test_whatever_happens_can_be_followed(scenario: Scenario) -> None:
     assert followed.n_steps == followed.n_recorded
 
 
+@pytest.mark.parametrize("goes_under_way", [True, False])
+@pytest.mark.parametrize("output", [1, 9])
+def test_who_goes_while_nothing_can_be_planned_leaves_a_seat_to_later_steps(output: int, goes_under_way: bool) -> None:
+    """The engine tried before the client went, and after that waited for an output; or it went before that."""
+    goes = Arrival(tick=4, prompt=1, output=output, aborted=5, aborted_under_way=goes_under_way)
+    capture = recorded(small(goes, Arrival(tick=4, prompt=1, output=1), max_num_seqs=1, async_scheduling=True))
+    followed = replay_steps(capture)
+    assert followed.divergence is None
+    assert followed.n_steps == followed.n_recorded
+
+
 KEPT = {
     name: case.scenario
     for name, case in read_cases().items()
