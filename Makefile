@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/pytest -m "not live" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m "not live" --numprocesses 2 --dist worksteal
 
 # The project's own gate with its own scheduler; `live` runs it with vLLM's.
 gate: $(VENV)/.installed

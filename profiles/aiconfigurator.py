@@ -28,6 +28,7 @@ from profiles.aiconfigurator_tables import (
     Operator,
     Tables,
     core_version,
+    has_system,
     systems,
 )
 from profiles.attention import AttentionTable, Chunk
@@ -60,12 +61,11 @@ KV_DTYPES = {"auto": "bfloat16", "bfloat16": "bfloat16", "fp8": "fp8"}
 
 def system_of(device: DeviceSpec) -> str:
     """Its name of a device, which stands among the device's aliases. Raises InputError when it has none."""
-    there = systems()
     for name in (device.name, *device.aliases):
-        if name in there:
+        if has_system(name):
             return name
-    message = f"aiconfigurator-core has no tables of {device.name}"
-    raise InputError(message, field="device", accepted=f"a device with one of {', '.join(there)} among its aliases")
+    message, there = f"aiconfigurator-core has no tables of {device.name}", ", ".join(systems())
+    raise InputError(message, field="device", accepted=f"a device with one of {there} among its aliases")
 
 
 def aiconfigurator_profile(

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -114,10 +114,10 @@ class Tables:
             InputError: it has no such system or version.
             EngineError: the extra is not installed.
         """
-        if system not in (there := systems()):
+        if not has_system(system):
             message = "aiconfigurator-core has no such system"
-            raise InputError(message, field="system", found=system, accepted=nearest(system, there))
-        slots = _sdk("perf_database").get_version_slots(system, BACKEND) or {}
+            raise InputError(message, field="system", found=system, accepted=nearest(system, systems()))
+        slots = _version_slots(system)
         if version not in (None, *slots.values()):
             accepted = ", ".join(dict.fromkeys(slots.values()))
             raise InputError(f"was not collected on {system}", field="version", found=version, accepted=accepted)
@@ -192,7 +192,8 @@ class Tables:
 
         Tables of older versions know no window of attention; all their rows are without one.
         """
-        return np.unique(self._only(table, only)[list(columns)].to_numpy(dtype=np.int64), axis=0)
+        distinct = self._only(table, only)[list(columns)].drop_duplicates()  # sorting all rows takes ten times as long
+        return np.unique(distinct.to_numpy(dtype=np.int64), axis=0)
 
     def variants(self, table: str, columns: Sequence[str], **only: object) -> list[tuple[Any, ...]]:
         """The same, of columns of any type."""
@@ -264,23 +265,36 @@ def _experts_as(operator: Operator, asked: dict[str, str]) -> Operator:
 
 def systems() -> list[str]:
     """The package's names of devices on which it has vLLM's operators. Raises EngineError without the extra."""
-    folder = Path(_sdk("perf_database").__file__).parents[1] / "systems"
-    names = (file.stem for file in folder.glob("*.yaml") if (folder / "data" / file.stem / "gemm" / BACKEND).is_dir())
-    return sorted(name for name in names if _sdk("perf_database").get_version_slots(name, BACKEND))
+    return sorted(file.stem for file in _systems_folder().glob("*.yaml") if has_system(file.stem))
+
+
+def has_system(name: str) -> bool:
+    """Whether a name is one of `systems`, most of which are not looked at for it. Raises EngineError as they do."""
+    return (_systems_folder() / "data" / name / "gemm" / BACKEND).is_dir() and bool(_version_slots(name))
 
 
 def current_version(system: str) -> str:
     """Version of vLLM that is taken on a system where none is named."""
-    return str(_sdk("perf_database").get_version_slots(system, BACKEND)["current"])
+    return _version_slots(system)["current"]
 
 
 def product_types(system: str) -> list[str]:
     """Its names of the types in which matrix products were collected on a system, with the current version of vLLM."""
     import pyarrow.parquet as pq
 
-    folder = Path(_sdk("perf_database").__file__).parents[1] / "systems" / "data" / system / "gemm" / BACKEND
+    folder = _systems_folder() / "data" / system / "gemm" / BACKEND
     file = folder / current_version(system) / "gemm_perf.parquet"
     return sorted(set(pq.read_table(file, columns=["gemm_dtype"])["gemm_dtype"].unique().to_pylist()))
+
+
+def _systems_folder() -> Path:
+    return Path(_sdk("perf_database").__file__).parents[1] / "systems"
+
+
+@cache
+def _version_slots(system: str) -> dict[str, str]:
+    """Versions of vLLM by the package's names of them, such as `current`; it would read a file for each answer."""
+    return _sdk("perf_database").get_version_slots(system, BACKEND) or {}
 
 
 def core_version() -> str:

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import warm
+
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = re.compile(r"[-+]?\d[\d.]*(e[-+]\d+)?( ?(ms|µs|s|%)(?!\w))?")
-SETTING = re.compile(r"[A-Z_]+=")
+SETTING = re.compile(r"([A-Z_]+)=")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -25,19 +27,19 @@ def shown_and_printed(
     """The lines of all `console` blocks of a page of docs/, as they stand there and as they are when run in `folder`.
 
     A command that sets a variable sets it for all that follow. Without `numbers`, lines are compared by `skeleton`;
-    without `errors`, a command that prints one fails the test.
+    without `errors`, a command that prints one fails the test. `servetwin` is that of `tests.warm`.
     """
     (folder / "docs").symlink_to(ROOT / "docs")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
+    path = f"{warm.folder()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "120"}
     environment.pop("GITHUB_STEP_SUMMARY", None)
     lines_of = trimmed if numbers else skeleton
     settings, shown, printed = "", [], []
     for command, output in _commands(page):
-        if SETTING.match(command):
-            settings += f"{command}\n"
-            continue
+        setting = SETTING.match(command)
+        value = f"\ndeclare -p {setting[1]}" if setting else ""
         ran = subprocess.run(
-            ["bash", "-c", f"{settings}{command}"],
+            ["bash", "-c", f"{settings}{command}{value}"],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -46,6 +48,9 @@ def shown_and_printed(
             check=False,
         )
         assert errors or not ran.stderr, ran.stderr
+        if setting:
+            settings += ran.stdout
+            continue
         shown += [f"$ {command}", *lines_of(output)]
         printed += [f"$ {command}", *lines_of(ran.stdout)]
     assert shown, f"{page} shows no commands"

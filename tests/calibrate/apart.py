@@ -51,7 +51,6 @@ def measured_apart(
     spread: float = 0.05,
     outliers: int = 0,
     looks_s: float | None = None,
-    steps: bool = True,
 ) -> Subject:
     """The subject with a synthetic capture.
 
@@ -62,7 +61,6 @@ def measured_apart(
         spread: of each transfer's time, relative.
         outliers: transfers that took a hundred times as long.
         looks_s: the engine looks for what has come so often; None: it sees each arrive.
-        steps: whether steps were recorded.
     """
     rng = np.random.default_rng(seed)
     engines = tuple(
@@ -74,7 +72,7 @@ def measured_apart(
     assert capture.transfers is not None
     transfers = _as_seen(capture.transfers, rng, spread, outliers, looks_s)
     meta = msgspec.structs.replace(capture.meta, kind="measured", num_gpu_blocks=None)
-    capture = replace(capture, meta=meta, transfers=transfers, steps=capture.steps if steps else None)
+    capture = replace(capture, meta=meta, transfers=transfers)
     return replace(subject, name=f"apart-{seed}", measured=capture)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -28,8 +29,15 @@ def calibration(load: str) -> Calibration:
     return fit([measured(bundled(load), TRUTH, seed=1, way=WAY)], parse_split("all"))
 
 
-def faulty(load: str, fault: dict[str, float], **changed: Any) -> Subject:
-    return measured(bundled(load), {**TRUTH, **fault}, seed=2, way=WAY, **changed)
+@cache
+def _faulty(load: str, *fault: tuple[str, float], **changed: Any) -> Subject:
+    return measured(bundled(load), {**TRUTH, **dict(fault)}, seed=2, way=WAY, **changed)
+
+
+def faulty(load: str, fault: dict[str, float], *, steps: bool = True, **changed: Any) -> Subject:
+    """An engine with a fault and its capture, each simulated once; with or without its steps."""
+    subject = _faulty(load, *fault.items(), **changed)
+    return subject if steps else replace(subject, measured=replace(subject.measured, steps=None))
 
 
 def causes(found: Drift) -> list[str]:

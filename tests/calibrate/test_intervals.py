@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -16,6 +15,7 @@ from calibrate.intervals import Intervals, intervals, intervals_of_draws
 from calibrate.parameters import RESIDUAL
 from calibrate.served import corrected, serve
 from calibrate.split import parse_split
+from calibrate.subject import Subject
 from simulator.cluster import Cluster
 from simulator.front_end import FrontEnd, simulate_behind
 from tests.calibrate.synthetic import TRUTH, WAY, bundled, measured
@@ -45,29 +45,43 @@ def of_draws(load: str, fitted: Calibration, n: int, floor: dict[str, float] | N
     return intervals_of_draws(drawn.latencies, fitted, floor or {}, range(len(drawn.ids)), seed=0)
 
 
-@pytest.mark.parametrize("found_by", [of, lambda load, fitted: of_draws(load, fitted, 16)], ids=["one", "draws"])
-def test_intervals_hold_held_back_captures_about_as_often_as_they_say(
-    found_by: Callable[[str, Calibration], Intervals],
-) -> None:
-    """Twelve recordings between which the engine's speed differs by 3 %: five are fitted, seven held back."""
+@pytest.fixture(scope="module")
+def fitted() -> Calibration:
+    """A calibration on one recording."""
+    return fit([measured(bundled("light"), TRUTH, seed=1, way=WAY)], parse_split("all"))
+
+
+@pytest.fixture(scope="module")
+def twelve() -> list[Subject]:
+    """Recordings between which the engine's speed differs by 3 %."""
     rng = np.random.default_rng(0)
     speeds = np.exp(rng.normal(0, 0.03, 12))
-    each = [
+    return [
         measured(bundled("light"), {"dense": TRUTH["dense"] * s, "attention": s, "per_request": s}, seed=i, way=WAY)
         for i, s in enumerate(speeds.tolist())
     ]
-    fitted = fit(each[:5], parse_split("all"))
-    found = found_by("light", fitted)
+
+
+@pytest.fixture(scope="module")
+def fitted_on_five(twelve: list[Subject]) -> Calibration:
+    return fit(twelve[:5], parse_split("all"))
+
+
+@pytest.mark.parametrize("found_by", [of, lambda load, fitted: of_draws(load, fitted, 16)], ids=["one", "draws"])
+def test_intervals_hold_held_back_captures_about_as_often_as_they_say(
+    found_by: Callable[[str, Calibration], Intervals], twelve: list[Subject], fitted_on_five: Calibration
+) -> None:
+    """Five are fitted, seven held back."""
+    found = found_by("light", fitted_on_five)
     shares = []
-    for subject in each[5:]:
+    for subject in twelve[5:]:
         covered = found.coverage("e2el_s", requests(subject.measured.outcomes).e2el_s, range(90))
         assert covered is not None
         shares.append(covered[0])
     assert 0.8 <= np.mean(shares) <= 0.98, shares
 
 
-def test_a_noise_floor_widens_them() -> None:
-    fitted = fit([measured(bundled("light"), TRUTH, seed=1, way=WAY)], parse_split("all"))
+def test_a_noise_floor_widens_them(fitted: Calibration) -> None:
     narrow, wide = of("light", fitted), of("light", fitted, {"e2el_s": 0.1})
     assert width(wide) > 2 * width(narrow)
     low, high = wide.statistics["e2el_s"]["mean"] or (0.0, 0.0)
@@ -76,8 +90,7 @@ def test_a_noise_floor_widens_them() -> None:
     assert 0.25 < (high - low) / (high + low) * 2 < 0.45
 
 
-def test_what_the_fit_leaves_open_widens_them_where_it_matters() -> None:
-    fitted = fit([measured(bundled("light"), TRUTH, seed=1, way=WAY)], parse_split("all"))
+def test_what_the_fit_leaves_open_widens_them_where_it_matters(fitted: Calibration) -> None:
     place = fitted.covariance_of.index("attention")
     opened = np.array(fitted.covariance)
     opened[place, :] = opened[:, place] = 0.0
@@ -86,8 +99,7 @@ def test_what_the_fit_leaves_open_widens_them_where_it_matters() -> None:
     assert width(of("saturated", unsure)) > 1.5 * width(of("saturated", fitted))
 
 
-def test_without_residuals_and_doubt_they_close() -> None:
-    fitted = fit([measured(bundled("light"), TRUTH, seed=1, way=WAY)], parse_split("all"))
+def test_without_residuals_and_doubt_they_close(fitted: Calibration) -> None:
     none = Residuals(90, 0.0, (0.0,) * 7, 0.0)
     certain = msgspec.structs.replace(
         fitted,
@@ -97,7 +109,7 @@ def test_without_residuals_and_doubt_they_close() -> None:
     assert width(of("light", certain)) < 1e-9
 
 
-def test_the_same_seed_gives_the_same_intervals() -> None:
-    fitted = fit([measured(bundled("light"), TRUTH, seed=1, way=WAY)], parse_split("all"))
-    assert np.array_equal(of("light", fitted).low["ttft_s"], of("light", fitted).low["ttft_s"], equal_nan=True)
-    assert replace(of("light", fitted)).statistics == of("light", fitted).statistics
+def test_the_same_seed_gives_the_same_intervals(fitted: Calibration) -> None:
+    first, second = of("light", fitted), of("light", fitted)
+    assert np.array_equal(first.low["ttft_s"], second.low["ttft_s"], equal_nan=True)
+    assert first.statistics == second.statistics

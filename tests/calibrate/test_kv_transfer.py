@@ -27,8 +27,19 @@ NAMES = ("kv_transfer_s", "kv_transfer")
 
 
 @cache
+def _recorded(*values: tuple[str, float], seed: int) -> Subject:
+    return measured_apart(pair(), dict(values), seed=seed)
+
+
+def recorded(values: dict[str, float] = SENT, *, seed: int, steps: bool = True) -> Subject:
+    """The pair with a capture, each simulated once; with or without its steps."""
+    subject = _recorded(*values.items(), seed=seed)
+    return subject if steps else replace(subject, measured=replace(subject.measured, steps=None))
+
+
+@cache
 def calibration() -> Calibration:
-    return fit([measured_apart(pair(), seed=1)], ALL)
+    return fit([recorded(seed=1)], ALL)
 
 
 def off(fitted: Calibration, name: str, truth: float) -> float:
@@ -41,7 +52,7 @@ def off(fitted: Calibration, name: str, truth: float) -> float:
 @pytest.mark.parametrize("values", [SENT, HALVED])
 @pytest.mark.parametrize("steps", [True, False])
 def test_what_was_planted_comes_back_within_its_errors(values: dict[str, float], *, steps: bool) -> None:
-    fitted = fit([measured_apart(pair(), values, seed=1, steps=steps)], ALL)
+    fitted = fit([recorded(values, seed=1, steps=steps)], ALL)
     assert fitted.kind == ("steps" if steps else "requests")
     for name in NAMES:
         assert off(fitted, name, values[name]) < 3
@@ -56,10 +67,10 @@ def test_steps_of_both_engines_are_fitted_too() -> None:
 
 def test_the_way_between_the_engines_comes_back_where_steps_were_recorded() -> None:
     values = {**SENT, "handover_s": 4e-3}
-    fitted = fit([measured_apart(pair(), values, seed=1)], ALL)
+    fitted = fit([recorded(values, seed=1)], ALL)
     assert fitted.parameters["handover_s"].value == pytest.approx(4e-3, rel=0.01)
     assert kv_residual_of(fitted.values()).handover_s == fitted.parameters["handover_s"].value
-    without = fit([measured_apart(pair(), values, seed=1, steps=False)], ALL)
+    without = fit([recorded(values, seed=1, steps=False)], ALL)
     note = "0 requests found the decode engine without work, fewer than 10"
     assert without.parameters["handover_s"].note == note
 
@@ -77,7 +88,7 @@ def test_transfers_that_are_known_only_between_two_looks_tell_it_less_surely() -
     sure.
     """
     looked = [fit([measured_apart(pair(), HALVED, seed=seed, looks_s=2.5e-3)], ALL) for seed in (1, 2, 3)]
-    exact = fit([measured_apart(pair(), HALVED, seed=1)], ALL)
+    exact = fit([recorded(HALVED, seed=1)], ALL)
     for name in NAMES:
         for fitted in looked:
             assert fitted.parameters[name].value == pytest.approx(HALVED[name], rel=0.25)
@@ -88,7 +99,7 @@ def test_transfers_that_are_known_only_between_two_looks_tell_it_less_surely() -
 
 
 def test_one_size_tells_one_parameter_and_the_other_is_held_and_named() -> None:
-    subject = measured_apart(pair(), seed=1)
+    subject = recorded(seed=1)
     sent = subject.measured.transfers
     assert sent is not None
     took_s = 2e-3 * np.exp(np.random.default_rng(0).normal(0, 0.02, len(sent)))
@@ -107,14 +118,14 @@ def test_one_size_tells_one_parameter_and_the_other_is_held_and_named() -> None:
 
 
 def test_without_a_record_of_transfers_both_are_held() -> None:
-    fitted = fit([without_transfers(measured_apart(pair(), seed=1))], ALL)
+    fitted = fit([without_transfers(recorded(seed=1))], ALL)
     for name in NAMES:
         assert fitted.parameters[name].note == "no KV transfer was recorded"
     assert kv_residual_of(fitted.values()) == NO_RESIDUAL
 
 
 def test_too_few_transfers_tell_nothing() -> None:
-    subject = measured_apart(pair(), seed=1)
+    subject = recorded(seed=1)
     sent = subject.measured.transfers
     assert sent is not None
     few = replace(subject, measured=replace(subject.measured, transfers=sent.chosen(slice(5))))
@@ -141,7 +152,7 @@ def test_one_of_the_two_alone_is_refused(tmp_path: Path) -> None:
 
 def test_only_the_transfers_of_the_fitted_requests_are_looked_at() -> None:
     """The others' are on the links all the same: what they delay is not taken for a slower link."""
-    subject = measured_apart(pair(), seed=1)
+    subject = recorded(seed=1)
     mask = parse_split("first:0.5").requests(subject.measured, subject.name)
     sent = subject.sent(mask)
     assert sent is not None
@@ -152,7 +163,7 @@ def test_only_the_transfers_of_the_fitted_requests_are_looked_at() -> None:
 
 
 def test_transfers_between_other_instances_are_refused() -> None:
-    subject = measured_apart(pair(), seed=1)
+    subject = recorded(seed=1)
     sent = subject.measured.transfers
     assert sent is not None
     turned = replace(sent, source=sent.target, target=sent.source)
@@ -165,7 +176,7 @@ def test_transfers_between_other_instances_are_refused() -> None:
 
 @pytest.mark.parametrize("steps", [True, False])
 def test_a_healthy_pair_has_not_drifted(*, steps: bool) -> None:
-    found = drift(measured_apart(pair(), seed=2, steps=steps), calibration(), 0.1)
+    found = drift(recorded(seed=2, steps=steps), calibration(), 0.1)
     assert not found.drifted, found.reasons
 
 
@@ -181,7 +192,7 @@ def test_a_healthy_pair_has_not_drifted(*, steps: bool) -> None:
 def test_drift_and_attribution_name_the_kv_transfer(
     fault: dict[str, float], part: list[str], change: float, *, steps: bool
 ) -> None:
-    subject = measured_apart(pair(), fault, seed=2, steps=steps)
+    subject = recorded(fault, seed=2, steps=steps)
     found = drift(subject, calibration(), 0.1)
     assert found.drifted
     assert sorted(cause.parameter for cause in found.causes) == part

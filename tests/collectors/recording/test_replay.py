@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from collectors.recording.folder import About, finish_recording, new_recording, read_about
+from tests import warm
 from tests.collectors.fake_server import FakeServer, serving
+from tests.command_line import COMMAND
 from traces.capture import Capture, read_capture
 from traces.errors import InputError
 from traces.metrics import summary
@@ -32,27 +33,14 @@ def trace_file(folder: Path, *names: str) -> Path:
 
 
 async def started(
-    server: FakeServer, folder: Path, *names: str, options: tuple[str, ...] = ()
+    server: FakeServer, folder: Path, *names: str, options: tuple[str, ...] = (), signalled: bool = False
 ) -> asyncio.subprocess.Process:
-    command = [
-        "-c",
-        "from harness.cli import main; main()",
-        "collect",
-        "replay",
-        "--url",
-        server.url,
-        "--out",
-        str(folder / "out"),
-    ]
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        *command,
-        "--trace",
-        str(trace_file(folder, *names)),
-        *options,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    """A replay; one that is to be signalled is a process of its own."""
+    start = COMMAND if signalled else [str(warm.folder() / "servetwin")]
+    trace = str(trace_file(folder, *names))
+    command = ["collect", "replay", "--url", server.url, "--out", str(folder / "out"), "--trace", trace, *options]
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(*start, *command, stdout=pipe, stderr=pipe)
 
 
 async def ended(process: asyncio.subprocess.Process) -> tuple[int, str, str]:
@@ -101,7 +89,7 @@ async def test_failures_are_outcomes_and_the_capture_says_that_it_is_invalid(
 
 
 async def test_an_interrupt_keeps_what_was_recorded(server: FakeServer, tmp_path: Path) -> None:
-    process = await started(server, tmp_path, "ok", "stall")
+    process = await started(server, tmp_path, "ok", "stall", signalled=True)
     await under_way(server)
     process.send_signal(signal.SIGINT)
     code, _, err = await ended(process)
@@ -114,7 +102,7 @@ async def test_an_interrupt_keeps_what_was_recorded(server: FakeServer, tmp_path
 async def test_what_a_kill_leaves_is_finished_by_hand_and_the_next_run_starts_beside_it(
     server: FakeServer, tmp_path: Path
 ) -> None:
-    process = await started(server, tmp_path, "ok", "stall")
+    process = await started(server, tmp_path, "ok", "stall", signalled=True)
     await under_way(server)
     await asyncio.sleep(1.2)  # by then everything so far is on disk
     process.kill()
