@@ -17,7 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from collectors.local.server import local_server
 from collectors.local.small_model import VOCAB_SIZE, write_small_model
 from collectors.recording.folder import About
 from collectors.recording.replay import replay
+from traces.capture import Capture
 from traces.metrics import summary
 from traces.trace import Trace, TraceRow
 
@@ -39,6 +41,7 @@ OUT = ROOT / "harness" / "bundled" / "captures"
 PROFILES = ROOT / "profiles" / "bundled"
 MODEL = "servetwin/llama-s"
 BLOCK_SIZE = 32
+WARM_UP = 12
 KV_BYTES_PER_TOKEN = 8192  # model s: 2 * 8 layers * 4 KV heads * 64 * 2 bytes
 
 
@@ -97,43 +100,105 @@ def saturated() -> list[TraceRow]:
 LOADS = {"light": Load(light, 32768), "prefix": Load(prefix, 32768), "saturated": Load(saturated, 8192)}
 
 
-def record(name: str, engine_python: Path, work: Path) -> None:
-    """Record one load, e.g. `light-1`, into the bundled captures."""
-    load = LOADS[name.rsplit("-", 1)[0]]
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that records its steps.
+
+    Attributes:
+        url: where it answers.
+        steps: the file that its recorder writes.
+    """
+
+    url: str
+    steps: Path
+
+
+FLAGS = {
+    "--load-format": "dummy",
+    "--dtype": "bfloat16",
+    "--enforce-eager": None,
+    "--max-model-len": "4096",
+    "--max-num-seqs": "32",
+    "--max-num-batched-tokens": "512",
+    "--block-size": str(BLOCK_SIZE),
+}
+"""Of every server; None: a flag without a value."""
+
+
+@contextmanager
+def recording_server(
+    engine_python: Path, work: Path, name: str, kv_tokens: int, flags: Mapping[str, str | None] | None = None
+) -> Iterator[Server]:
+    """A server of the small model, with the step recorder as its scheduler; ends it afterwards.
+
+    Args:
+        engine_python: interpreter of the engine's environment.
+        work: folder for the model, the server's log and its steps.
+        name: of those.
+        kv_tokens: that its KV cache is to hold.
+        flags: over `FLAGS`.
+    """
     model = write_small_model(work / "model", "s")
     recorded = work / f"{name}.jsonl"
-    flags = ["--load-format", "dummy", "--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "4096"]
-    flags += ["--max-num-seqs", "32", "--max-num-batched-tokens", "512", "--block-size", str(BLOCK_SIZE)]
-    flags += ["--kv-cache-memory-bytes", str(load.kv_tokens * KV_BYTES_PER_TOKEN)]
-    flags += ["--scheduler-cls", "recorder.RecordingScheduler"]
+    kv_bytes = str(kv_tokens * KV_BYTES_PER_TOKEN)
+    given = {**FLAGS, "--kv-cache-memory-bytes": kv_bytes, **(flags or {})}
+    given["--scheduler-cls"] = "recorder.RecordingScheduler"
+    words = [word for flag, value in given.items() for word in (flag, value) if word is not None]
     environment = {"PYTHONPATH": str(recorder_path().parent), "SERVETWIN_STEPS": str(recorded)}
-    trace = Trace(tuple(load.make()), BLOCK_SIZE, f"scripts/record_bundled.py {name}", "sha256:none")
+    with local_server(engine_python, model, work / f"{name}.log", flags=words, environment=environment) as url:
+        yield Server(url, recorded)
+
+
+def record_load(server: Server, trace: Trace, out: Path, what: str, seed: int = 0) -> Capture:
+    """Send a load to a server, write the capture in place of an earlier one, and print its figures.
+
+    Args:
+        server: that records its steps.
+        trace: the load.
+        out: folder of the capture.
+        what: that is recorded, for the capture's card.
+        seed: of the prompts: another one shares no prefix with what the server has served.
+    """
     about = About(
         model=MODEL,
         device=cpu_name(),
         recorded_at=datetime.date.today().isoformat(),
-        steps=str(recorded),
-        notes=(f"load '{name}' of scripts/record_bundled.py; random weights; server and client shared 2 vCPUs",),
+        steps=str(server.steps),
+        notes=(f"{what}; random weights; server and client shared 2 vCPUs",),
     )
-    with local_server(engine_python, model, work / f"{name}.log", flags=flags, environment=environment) as url:
-        shutil.rmtree(OUT / name, ignore_errors=True)
-        target = Target(url, "model", vocab_size=VOCAB_SIZE)
-        capture = replay(trace, target, Pacing(warm_up=12), about, OUT / name)
+    shutil.rmtree(out, ignore_errors=True)
+    target = Target(server.url, "model", vocab_size=VOCAB_SIZE, seed=seed)
+    capture = replay(trace, target, Pacing(warm_up=WARM_UP), about, out)
     figures = summary(capture)
-    print(name, capture.meta.reasons, capture.meta.notes[-1])
+    print(out.name, capture.meta.reasons, capture.meta.notes[-1], flush=True)
     for key in ("ttft_s", "tpot_s", "e2el_s"):
         print("  ", key, {k: round(v, 4) for k, v in figures["metrics"][key].items() if v is not None})
-    print("   preemptions", figures["num_preemptions"], "hit rate", figures["prefix_hit_rate"])
+    print("   preemptions", figures["num_preemptions"], "hit rate", figures["prefix_hit_rate"], flush=True)
+    return capture
 
 
-def record_profile(engine_python: Path, work: Path) -> None:
-    """Record the operator profile of the same model into the bundled profiles."""
+def record(name: str, engine_python: Path, work: Path) -> None:
+    """Record one load, e.g. `light-1`, into the bundled captures."""
+    load = LOADS[name.rsplit("-", 1)[0]]
+    trace = Trace(tuple(load.make()), BLOCK_SIZE, f"scripts/record_bundled.py {name}", "sha256:none")
+    with recording_server(engine_python, work, name, load.kv_tokens) as server:
+        record_load(server, trace, OUT / name, f"load '{name}' of scripts/record_bundled.py")
+
+
+def record_profile(engine_python: Path, work: Path, profiles: Path = PROFILES) -> None:
+    """Record the operator profile of the same model into a folder of profiles."""
     model = write_small_model(work / "model", "s")
-    out = PROFILES / cpu_name() / MODEL
+    out = profiles / cpu_name() / MODEL
     shutil.rmtree(out, ignore_errors=True)
     command = [engine_python, "-m", "collectors.operators", "--model", model, "--model-name", MODEL, "--out", out]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     subprocess.run(command, check=True, env=environment)
+
+
+def check_engine(python: Path) -> None:
+    """End here where no engine is installed."""
+    if not python.exists():
+        sys.exit(f"no engine at {python}; run scripts/install_engine.sh first")
 
 
 def main() -> None:
@@ -143,8 +208,7 @@ def main() -> None:
     parser.add_argument("--only", choices=names, action="append", help="one recording; may be repeated; default: all")
     parser.add_argument("--engine-python", type=Path, default=ROOT / ".venv-engine" / "bin" / "python")
     chosen = parser.parse_args()
-    if not chosen.engine_python.exists():
-        sys.exit(f"no engine at {chosen.engine_python}; run scripts/install_engine.sh first")
+    check_engine(chosen.engine_python)
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen.only or names:
             if name == "profile":

@@ -22,11 +22,13 @@ class StoredTolerances(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         fidelity: by figure; empty without a capture.
         drift: by figure; `report` is no limit.
         drift_default: of all other figures.
+        change: by figure, likewise; unset of a scenario that is a change of no other.
     """
 
     fidelity: dict[str, str]
     drift: dict[str, str]
     drift_default: str
+    change: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,6 +42,7 @@ class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         inputs: digests of what went in, by name; None where there is none.
         keys: of the scenario and of its cluster, as they were written; None: an older baseline, which keeps none.
         tolerances: of the suite; None likewise.
+        changes: errors of its changes with a tolerance; unset of a scenario that is a change of no other.
     """
 
     figures: dict[str, float | None]
@@ -49,6 +52,7 @@ class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: dict[str, str | None]
     keys: dict[str, Any] | None = None
     tolerances: StoredTolerances | None = None
+    changes: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

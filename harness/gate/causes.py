@@ -7,12 +7,13 @@ decisions, which the canary counts, from times.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from harness.gate.drift import REPORT
 from harness.gate.text import cells, headline, sentence
 from harness.gate.tolerance import parse_tolerance
-from harness.gate.verdict import Checked, Gate, InputChange, ScenarioCheck, Since, Status, Verdict
+from harness.gate.verdict import MEASURED, Checked, Gate, InputChange, ScenarioCheck, Since, Status, Verdict
 
 MOST_INPUTS = 6
 """Inputs, and tolerances, that are named; more are counted."""
@@ -28,13 +29,26 @@ def causes(checked: Checked) -> dict[str, list[str]]:
     """
     told = [one for one in checked.scenarios if not one.passed or one.inputs or one.tolerances]
     told.sort(key=lambda scenario: scenario.passed)
-    return {scenario.name: cause(scenario, checked.since) for scenario in told}
+    inputs = {one.name: one.inputs for one in checked.scenarios}
+    return {one.name: cause(one, checked.since, inputs.get(one.change_from or "", ())) for one in told}
 
 
-def cause(scenario: ScenarioCheck, since: Since | None) -> list[str]:
-    """What changed since the baseline, and what that moved, a sentence each."""
+def cause(scenario: ScenarioCheck, since: Since | None, from_inputs: Sequence[InputChange] = ()) -> list[str]:
+    """What changed since the baseline, and what that moved, a sentence each.
+
+    Args:
+        scenario: what is told of.
+        since: the baseline; None: there is none.
+        from_inputs: what went in otherwise into the scenario that it is a change of.
+    """
     unpaired = next((one.why for one in scenario.verdicts if one.figure == "scenario"), None)  # new, or lost
-    known = [*_tolerated(scenario), _changed(scenario, since)] if unpaired is None else [unpaired]
+    if not any(one.gate == "change" for one in scenario.of(Status.FAILED)):
+        from_inputs = ()
+    as_before = not scenario.passed and not from_inputs
+    known = [*_tolerated(scenario), _changed(scenario, since, as_before=as_before)] if unpaired is None else [unpaired]
+    if from_inputs:
+        changed = _some([_change(one) for one in from_inputs])
+        known.append(f"inputs of {scenario.change_from}, which it is a change of, changed: {changed}")
     parts = [*known, *_moved(scenario)]
     return [f"{part[:1].upper()}{part[1:]}." for part in parts]
 
@@ -66,7 +80,7 @@ def _tolerated(scenario: ScenarioCheck) -> list[str]:
     """Tolerances that are not the baseline's, those of figures that failed first."""
     if not scenario.tolerances:
         return []
-    failed = {one.figure for one in scenario.of(Status.FAILED)}
+    failed = {one.name for one in scenario.of(Status.FAILED)}
     first = sorted(scenario.tolerances, key=lambda one: one.name.rpartition(" ")[2] not in failed)
     return [_some([f"{one.name}: {one.before or 'none'} -> {one.now or 'none'}" for one in first])]
 
@@ -76,15 +90,15 @@ def _some(named: list[str]) -> str:
     return ", ".join(named[:MOST_INPUTS] + ([f"{more} more"] if more > 0 else []))
 
 
-def _changed(scenario: ScenarioCheck, since: Since | None) -> str:
+def _changed(scenario: ScenarioCheck, since: Since | None, *, as_before: bool) -> str:
     if since is None:
         return "there is no baseline, so that what changed cannot be told"
     if scenario.inputs:
         sources = "; servetwin's sources are others too" if since.same_sources is False else ""
         return f"inputs changed: {_some([_change(one) for one in scenario.inputs])}{sources}"
-    if not any(one.gate != "fidelity" and one.status is not Status.PASSED for one in scenario.verdicts):
-        as_before = "" if scenario.passed else ": it was as far off when the baseline was made"
-        return f"no input changed, and nothing moved{as_before}"
+    if not any(one.gate not in MEASURED and one.status is not Status.PASSED for one in scenario.verdicts):
+        told = ": it was as far off when the baseline was made" if as_before else ""
+        return f"no input changed, and nothing moved{told}"
     match since.same_sources:
         case None:
             return "no input changed: the simulator did (of which sources the baseline is, it does not say)"
@@ -115,6 +129,8 @@ def _moved(scenario: ScenarioCheck) -> list[str]:
         parts.append(f"not comparable with what was measured: {comparison.why}")
     elif of["fidelity"]:
         parts.append(f"farthest from what was measured: {_farthest(of['fidelity'])}")
+    if of["change"]:
+        parts.append(f"farthest from the measured change from {scenario.change_from}: {_farthest(of['change'])}")
     return parts
 
 

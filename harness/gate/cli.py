@@ -22,7 +22,8 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key of 
 def check(
     suite: Path,
     fail_on: Annotated[
-        list[str] | None, typer.Option(help="ttft.p99:10%, tpot.mean:1ms, e2el.mean:+5% (above only). Repeatable.")
+        list[str] | None,
+        typer.Option(help="ttft.p99:10%, tpot.mean:1ms, e2el.mean:+5% (above only), change.ttft.mean:10%. Repeatable."),
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown.")] = None,
@@ -37,7 +38,7 @@ def check(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Check a suite: fidelity against captures, drift and counts against a baseline; exit 1 when one of them fails.
+    """Check a suite: fidelity and changes against captures, drift and counts against a baseline; exit 1 when one fails.
 
     Example: servetwin check suite.yaml --fail-on ttft.p99:10% --junit check.xml
     """

@@ -49,7 +49,7 @@ def judge_fidelity(
         ]
         return [comparison, *unsaid]
     judged = [_judge(name, figure_of(result, name), tolerance) for name, tolerance in tolerances.items()]
-    return [comparison, *(_against_before(verdict, errors_before.get(verdict.figure)) for verdict in judged)]
+    return [comparison, *(against_before(verdict, errors_before.get(verdict.figure)) for verdict in judged)]
 
 
 def _judge(name: str, figure: Figure | None, tolerance: Tolerance) -> Verdict:
@@ -66,14 +66,19 @@ def _judge(name: str, figure: Figure | None, tolerance: Tolerance) -> Verdict:
         figure.ci95,
         tolerance.text,
     )
-    interval = _interval(name, figure, tolerance)
-    if interval is None:
-        zero = "the measured value is 0: only a tolerance in seconds can be judged"
-        why = zero if figure.error is None and tolerance.relative else "too few requests for an interval"
+    if figure.error is None and tolerance.relative:
+        why = "the measured value is 0: only a tolerance in seconds can be judged"
         return replace(verdict, status=Status.INCONCLUSIVE, why=why)
-    if tolerance.exceeded(*interval):
+    return answered(verdict, _interval(name, figure, tolerance), tolerance)
+
+
+def answered(verdict: Verdict, bounds: tuple[float, float] | None, tolerance: Tolerance) -> Verdict:
+    """A verdict that passes, fails or is inconclusive, by what its difference may be; None: that cannot be told."""
+    if bounds is None:
+        return replace(verdict, status=Status.INCONCLUSIVE, why="too few requests for an interval")
+    if tolerance.exceeded(*bounds):
         return replace(verdict, status=Status.FAILED)
-    if not tolerance.held(*interval):
+    if not tolerance.held(*bounds):
         return replace(verdict, status=Status.INCONCLUSIVE, why="the interval reaches over the tolerance")
     return verdict
 
@@ -93,7 +98,7 @@ def _interval(name: str, figure: Figure, tolerance: Tolerance) -> tuple[float, f
     return bounds[0] * figure.measured, bounds[1] * figure.measured
 
 
-def _against_before(verdict: Verdict, before: float | None) -> Verdict:
+def against_before(verdict: Verdict, before: float | None) -> Verdict:
     """Say that the twin came nearer to the same capture."""
     if before is None or verdict.difference is None or verdict.status is not Status.PASSED:
         return verdict

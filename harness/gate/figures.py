@@ -36,6 +36,16 @@ SIMULATED = (*(name for name in FIGURES if not name.endswith(".mape")), AT_ONCE)
 """All that can be compared with a baseline."""
 
 
+CHANGING = tuple(name for name in SIMULATED if name != AT_ONCE)
+"""All whose change can be judged against a measured change."""
+
+OF_CHANGE = "change."
+"""Before a figure: its change from another scenario, as in `--fail-on change.ttft.mean:10%`."""
+
+SAID_OF_CHANGES = tuple(name for name in CHANGING if f"{name.partition('.')[0]}_s" not in STAGES)
+"""Whose change is said though no tolerance names it. A stage must be named: it is often about 0 on one of the sides."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One figure of a validation.
@@ -55,9 +65,16 @@ class Figure:
 
 def checked_figure(name: str, field: str) -> str:
     """The name as it is. Raises InputError for one that no figure has."""
-    if name not in FIGURES:
-        raise InputError("is unknown", field=field, found=name, accepted=nearest(name, FIGURES))
+    known = tuple(f"{OF_CHANGE}{one}" for one in CHANGING) if name.startswith(OF_CHANGE) else FIGURES
+    if name not in known:
+        raise InputError("is unknown", field=field, found=name, accepted=nearest(name, known))
     return name
+
+
+def key_of(name: str) -> str:
+    """A figure of `CHANGING` as `harness.scoring.change` calls it: `ttft_s.mean`, `duration_s`."""
+    metric, _, statistic = name.partition(".")
+    return f"{DISTRIBUTIONS[metric]}.{statistic}" if statistic else WHOLE_RUN[name]
 
 
 def is_sampled(name: str) -> bool:

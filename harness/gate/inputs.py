@@ -18,6 +18,7 @@ from harness.descriptions.scenario import Scenario, read_scenario
 from harness.descriptions.written import by_key, differing, text_of, written
 from harness.gate.baseline import Stored, StoredTolerances
 from harness.gate.drift import REPORT
+from harness.gate.figures import OF_CHANGE
 from harness.gate.suite import Entry
 from harness.gate.tolerance import Tolerance
 from harness.gate.verdict import InputChange
@@ -42,7 +43,8 @@ def with_inputs(stored: Stored, entry: Entry, overrides: Sequence[str]) -> Store
     """
     scenario = read_scenario(entry.scenario, (*entry.overrides, *overrides))
     inputs = stored.inputs | {CATALOGUE: _catalogue_digest(scenario)}
-    return msgspec.structs.replace(stored, inputs=inputs, keys=_keys(scenario), tolerances=_tolerances(entry))
+    keys = _keys(scenario) | ({} if entry.change_from is None else {"change_from": entry.change_from})
+    return msgspec.structs.replace(stored, inputs=inputs, keys=keys, tolerances=_tolerances(entry))
 
 
 def _tolerances(entry: Entry) -> StoredTolerances:
@@ -50,6 +52,7 @@ def _tolerances(entry: Entry) -> StoredTolerances:
         {figure: tolerance.text for figure, tolerance in entry.fidelity.items()},
         {figure: _text(tolerance) for figure, tolerance in entry.drift.items()},
         _text(entry.drift_default),
+        msgspec.UNSET if entry.change_from is None else {name: _text(one) for name, one in entry.change.items()},
     )
 
 
@@ -110,20 +113,25 @@ def other_tolerances(
     Args:
         entry: the scenario as it is checked, `--fail-on` included.
         before: what it gave when the baseline was made.
-        asked: figures of `--fail-on`.
-        failed: figures whose fidelity failed.
+        asked: figures of `--fail-on`, those of changes with their prefix.
+        failed: likewise, those whose fidelity, or whose change, failed.
     """
     if before.tolerances is None:
         return ()
     old, new = before.tolerances, _tolerances(entry)
-    changed = []
+    pairs: list[tuple[str, str | None, str | None]] = []
     if entry.capture is not None and before.inputs.get("capture") is not None:
-        for figure in dict.fromkeys((*new.fidelity, *old.fidelity)):
-            if figure in asked and figure not in failed:
-                continue
-            whose = "--fail-on" if figure in asked else "the suite"
-            texts = old.fidelity.get(figure), new.fidelity.get(figure)
-            changed.append(InputChange(f"{whose}'s tolerance of {figure}", *texts))
+        both = dict.fromkeys((*new.fidelity, *old.fidelity))
+        pairs += [(figure, old.fidelity.get(figure), new.fidelity.get(figure)) for figure in both]
+    if isinstance(old.change, dict) and isinstance(new.change, dict):
+        both = dict.fromkeys((*new.change, *old.change))
+        pairs += [(f"{OF_CHANGE}{figure}", old.change.get(figure), new.change.get(figure)) for figure in both]
+    changed = []
+    for figure, was, now in pairs:
+        if figure in asked and figure not in failed:
+            continue
+        whose = "--fail-on" if figure in asked else "the suite"
+        changed.append(InputChange(f"{whose}'s tolerance of {figure}", was, now))
     for figure in dict.fromkeys((*new.drift, *old.drift)):
         texts = old.drift.get(figure, old.drift_default), new.drift.get(figure, new.drift_default)
         changed.append(InputChange(f"the suite's drift tolerance of {figure}", *texts))

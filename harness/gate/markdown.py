@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.gate.causes import TITLE, baseline_line, in_a_line
-from harness.gate.text import COLUMNS, cells, headline, shown, tally
+from harness.gate.text import headline, laid_out, shown, tally
 from harness.gate.verdict import Checked, ScenarioCheck, Verdict
 
 
@@ -50,7 +50,8 @@ def _mark(scenario: ScenarioCheck) -> str:
 
 
 def _verdicts(verdicts: Sequence[Verdict]) -> str:
-    return _table(COLUMNS, [cells(verdict) for verdict in verdicts])
+    tables = [_table(columns, [cells(one) for one in those]) for columns, cells, those in laid_out(verdicts) if those]
+    return "\n\n".join(tables)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -14,9 +14,11 @@ from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import Scenario, read_scenario
 from harness.gate.baseline import Stored, rounded
 from harness.gate.canary import counts_of
-from harness.gate.figures import AT_ONCE, figure_of, simulated_figures
+from harness.gate.figures import AT_ONCE, figure_of, key_of, simulated_figures
 from harness.gate.suite import Entry
 from harness.running.requests import read_requests
+from harness.scoring.change import Change, Changes, changes
+from harness.scoring.compare import Validation
 from harness.scoring.validate import digest, validate
 from simulator.front_end import simulate_behind
 from simulator.simulate import Simulation
@@ -31,24 +33,30 @@ class Observed:
     """What a scenario gives.
 
     Attributes:
-        validation: what validation.json would hold; None without a capture.
+        validation: against the capture; None without one.
         stored: what the baseline would hold.
         notes: of the validation, or of the simulation where there is none.
+        changes: from another scenario, in words why there are none; None: it is a change of no other.
     """
 
-    validation: dict[str, Any] | None
+    validation: Validation | None
     stored: Stored
     notes: tuple[str, ...]
+    changes: Changes | str | None = None
 
 
 def observe(entry: Entry, overrides: Sequence[str] = ()) -> Observed:
     """Simulate a scenario of a suite: at the capture's arrivals, at the trace's own, and with all requests at once.
 
     The last two need no capture but for the engine options that the scenario leaves unsaid, so that another recording
-    of the same load gives the same. Raises InputError, and EngineError where the engine's own scheduler is asked for.
+    of the same load gives the same. A scenario that is a change of another may have a load, which its capture must be
+    of. Raises InputError, and EngineError where the engine's own scheduler is asked for.
     """
     overrides = (*entry.overrides, *overrides)
-    validation = None if entry.capture is None else validate(entry.scenario, entry.capture, overrides).result
+    validation = None
+    if entry.capture is not None:
+        under_load = entry.change_from is not None
+        validation = validate(entry.scenario, entry.capture, overrides, under_load=under_load)
     measured = None if entry.capture is None else read_capture(entry.capture).meta
     scenario = read_scenario(entry.scenario, overrides)
     trace = read_requests(scenario)
@@ -60,10 +68,32 @@ def observe(entry: Entry, overrides: Sequence[str] = ()) -> Observed:
         {name: rounded(value) for name, value in figures.items()},
         run["requests"],
         counts_of(at_once),
-        {} if validation is None else _errors(entry, validation),
+        {} if validation is None else _errors(entry, validation.result),
         inputs | {"trace": trace.sha256, "capture": None if entry.capture is None else digest(entry.capture)},
     )
-    return Observed(validation, stored, notes if validation is None else tuple(validation["notes"]))
+    return Observed(validation, stored, notes if validation is None else tuple(validation.result["notes"]))
+
+
+def with_changes(entry: Entry, observed: Mapping[str, Observed]) -> Observed:
+    """What a scenario gives, with its changes where it is a change of another of those observed."""
+    own = observed[entry.name]
+    if entry.change_from is None:
+        return own
+    found = _changes(entry.change_from, entry.name, observed)
+    of = {} if isinstance(found, str) else {name: found.figures[key_of(name)] for name in entry.change}
+    errors = {name: rounded(change.error) for name, change in of.items() if isinstance(change, Change)}
+    return replace(own, changes=found, stored=msgspec.structs.replace(own.stored, changes=errors))
+
+
+def _changes(before: str, after: str, observed: Mapping[str, Observed]) -> Changes | str:
+    sides = []
+    for name in (before, after):
+        validation = observed[name].validation
+        assert validation is not None, "a suite is refused in which one has no capture"
+        if not validation.result["valid"]:
+            return f"the comparison of {name} is not valid"
+        sides.append(validation)
+    return changes(sides[0], sides[1], seed=sides[1].scenario.file.seed)
 
 
 def _simulated(

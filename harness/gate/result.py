@@ -20,6 +20,7 @@ class KeptScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     notes: tuple[str, ...]
     inputs: tuple[InputChange, ...] = ()
     tolerances: tuple[InputChange, ...] = ()
+    change_from: str | None = None
 
 
 class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -45,7 +46,7 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     def checked(self) -> Checked:
         """The result itself."""
         scenarios = (
-            ScenarioCheck(name, one.verdicts, one.notes, one.inputs, one.tolerances)
+            ScenarioCheck(name, one.verdicts, one.notes, one.inputs, one.tolerances, one.change_from)
             for name, one in self.scenarios.items()
         )
         return Checked(self.suite, self.version, tuple(scenarios), self.reason, since=self.since)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from harness.descriptions.scenario import Text
-from harness.gate import drift, fidelity
-from harness.gate.figures import FIGURES, SIMULATED
-from harness.gate.tolerance import Tolerance, parse_tolerance
+from harness.gate import change, drift, fidelity
+from harness.gate.figures import CHANGING, FIGURES, SAID_OF_CHANGES, SIMULATED
+from harness.gate.tolerance import Tolerance, parse_of_change, parse_tolerance
 from traces.decoding import Document, read_document
 from traces.errors import InputError, nearest
+
+Parse = Callable[[str, str, str], Tolerance]
+"""Reads a tolerance from its text, its figure's name, and where it stands."""
 
 Tolerances = dict[str, Any]
 """As they are written; `tolerance.parse_tolerance` says what is wrong with one."""
@@ -29,6 +32,8 @@ class ScenarioEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         set: overrides of the scenario's keys.
         fidelity: tolerances over those of the suite, by figure.
         drift: likewise.
+        change_from: another scenario of the suite, which this one is a change of; both need a capture. None: of none.
+        change: tolerances over those of the suite, by figure.
     """
 
     scenario: Text
@@ -36,6 +41,8 @@ class ScenarioEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     set: tuple[Text, ...] = ()
     fidelity: Tolerances = {}
     drift: Tolerances = {}
+    change_from: Text | None = None
+    change: Tolerances = {}
 
 
 class SuiteFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,12 +53,14 @@ class SuiteFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         baseline: file of what they gave before; None: only fidelity is judged.
         fidelity: tolerances of every scenario, by figure; None: `fidelity.DEFAULT`.
         drift: likewise; `default` is of all figures that are not named, and `report` is no limit.
+        change: of every scenario that is a change of another, likewise; None: `change.DEFAULT`.
     """
 
     scenarios: Annotated[dict[Text, Any], msgspec.Meta(min_length=1)]
     baseline: Text | None = None
     fidelity: Tolerances | None = None
     drift: Tolerances = {}
+    change: Tolerances | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,8 @@ class Entry:
         fidelity: tolerances by figure; none without a capture.
         drift: tolerances by figure; None: report only.
         drift_default: of all other figures.
+        change_from: name of the scenario that it is a change of; None: of none.
+        change: tolerances of every figure that is told of the change; None: report only.
     """
 
     name: str
@@ -75,6 +86,8 @@ class Entry:
     fidelity: dict[str, Tolerance]
     drift: dict[str, Tolerance | None]
     drift_default: Tolerance | None
+    change_from: str | None = None
+    change: dict[str, Tolerance | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,7 @@ def read_suite(path: Path) -> Suite:
     stated = fidelity.DEFAULT if file.fidelity is None else file.fidelity
     within = _fidelity(document, stated, ["fidelity"])
     moved = _drift(document, file.drift, ["drift"])
+    changing = _change(document, change.DEFAULT if file.change is None else file.change, ["change"])
     entries = []
     for name in file.scenarios:
         at = ["scenarios", name]
@@ -111,8 +125,11 @@ def read_suite(path: Path) -> Suite:
             raise document.error([*at, "fidelity"], "has no effect without a capture")
         if entry.drift and file.baseline is None:
             raise document.error([*at, "drift"], "has no effect without a baseline of the suite")
+        if entry.change and entry.change_from is None:
+            raise document.error([*at, "change"], "has no effect without change_from")
         own = within | _fidelity(document, entry.fidelity, [*at, "fidelity"])
         drifts = moved | _drift(document, entry.drift, [*at, "drift"])
+        changes = changing | _change(document, entry.change, [*at, "change"])
         entries.append(
             Entry(
                 name,
@@ -122,8 +139,11 @@ def read_suite(path: Path) -> Suite:
                 {} if entry.capture is None else own,
                 {figure: tolerance for figure, tolerance in drifts.items() if figure != "default"},
                 drifts.get("default", drift.DEFAULT),
+                entry.change_from,
+                {} if entry.change_from is None else _of_change(changes),
             )
         )
+    _check_changes(document, file, entries)
     return Suite(path, None if file.baseline is None else path.parent / file.baseline, tuple(entries))
 
 
@@ -143,17 +163,63 @@ def _fidelity(document: Document, stated: Mapping[str, Any], at: Sequence[str]) 
 
 
 def _drift(document: Document, stated: Mapping[str, Any], at: Sequence[str]) -> dict[str, Tolerance | None]:
-    known = (*SIMULATED, "default")
+    return _or_report(document, stated, at, (*SIMULATED, "default"), parse_tolerance)
+
+
+def _change(document: Document, stated: Mapping[str, Any], at: Sequence[str]) -> dict[str, Tolerance | None]:
+    return _or_report(document, stated, at, (*CHANGING, "default"), parse_of_change)
+
+
+def _or_report(
+    document: Document, stated: Mapping[str, Any], at: Sequence[str], known: Sequence[str], parse: Parse
+) -> dict[str, Tolerance | None]:
+    """Tolerances by figure; None: report only."""
     return {
-        name: None if text == drift.REPORT and name in known else _tolerance(document, name, text, at, known)
+        name: None if text == drift.REPORT and name in known else _tolerance(document, name, text, at, known, parse)
         for name, text in stated.items()
     }
 
 
-def _tolerance(document: Document, name: str, text: Any, at: Sequence[str], known: Sequence[str]) -> Tolerance:
+def _of_change(stated: Mapping[str, Tolerance | None]) -> dict[str, Tolerance | None]:
+    """Every figure that is told of a change, in the order of their names' table, with its tolerance."""
+    default = stated.get("default")
+    told = [name for name in CHANGING if name in stated or name in SAID_OF_CHANGES]
+    return {name: stated.get(name, default) for name in told}
+
+
+def _check_changes(document: Document, file: SuiteFile, entries: Sequence[Entry]) -> None:
+    """Raise InputError for a scenario that is a change of what it cannot be held against."""
+    captures = {entry.name: entry.capture for entry in entries}
+    for entry in entries:
+        if entry.change_from is None:
+            continue
+        at = ["scenarios", entry.name, "change_from"]
+        others = [name for name in captures if name != entry.name]
+        if entry.change_from == entry.name:
+            raise document.error(at, "is the scenario itself", accepted=", ".join(others) or "another scenario")
+        if entry.change_from not in captures:
+            raise document.error(at, accepted=nearest(entry.change_from, others))
+        if entry.capture is None:
+            raise document.error(at, "has no effect without a capture")
+        if captures[entry.change_from] is None:
+            raise document.error(at, accepted="a scenario with a capture: what it did before was not measured")
+        if captures[entry.change_from] == entry.capture:
+            raise document.error(at, "has the same capture", accepted="a capture of before and one of after")
+    if file.change is not None and not any(entry.change_from for entry in entries):
+        raise document.error(["change"], "has no effect: no scenario has change_from")
+
+
+def _tolerance(
+    document: Document,
+    name: str,
+    text: Any,
+    at: Sequence[str],
+    known: Sequence[str],
+    parse: Parse = parse_tolerance,
+) -> Tolerance:
     if name not in known:
         raise document.error([*at, name], "is unknown", accepted=nearest(name, known))
     try:
-        return parse_tolerance(str(text), name, name)
+        return parse(str(text), name, name)
     except InputError as error:
         raise document.error([*at, name], accepted=error.accepted) from None

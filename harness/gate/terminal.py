@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.gate.causes import TITLE, baseline_line, causes
-from harness.gate.text import COLUMNS, cells, headline, shown, tally
+from harness.gate.text import headline, laid_out, shown, tally
 from harness.gate.verdict import Checked
 from harness.terminal.console import console, table
 
@@ -24,8 +24,12 @@ def print_checked(checked: Checked) -> None:
         out.print()
     for scenario in checked.scenarios:
         title = f"{scenario.name}: {'PASSED' if scenario.passed else 'FAILED'}, {tally(scenario)}"
-        rows = [cells(verdict) for verdict in shown(scenario)]
-        out.print(table(title, list(COLUMNS), rows) if rows else f"{title}\n")
+        (columns, cells, verdicts), *changes = laid_out(shown(scenario))
+        rows = [cells(verdict) for verdict in verdicts]
+        out.print(table(title, list(columns), rows) if rows else f"{title}\n")
+        for columns, cells, verdicts in changes:
+            rows = [cells(verdict) for verdict in verdicts]
+            out.print(table(f"{scenario.name}: change from {scenario.change_from}", list(columns), rows))
         if not scenario.passed:
             for note in scenario.notes:
                 out.print(f"note: {note}", style="dim")

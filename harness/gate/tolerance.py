@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.gate.figures import checked_figure, is_time
+from harness.gate.figures import OF_CHANGE, checked_figure, is_time
 from traces.errors import InputError
 
 _PATTERN = re.compile(r"(?P<sign>[+-]?)(?P<number>(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?) ?(?P<unit>%|s|ms|us|µs)")
@@ -64,6 +64,15 @@ def parse_tolerance(text: str, name: str, field: str) -> Tolerance:
     return Tolerance(limit, relative, match["sign"] != "-", match["sign"] != "+", text)
 
 
+def parse_of_change(text: str, name: str, field: str) -> Tolerance:
+    """Read the tolerance of a figure's change, a share of its ratio. Raises InputError."""
+    match = _PATTERN.fullmatch(text)
+    if match is None or match["unit"] != "%":
+        accepted = "a share of the change's ratio, such as 10%; +10% or -10% for one direction alone"
+        raise InputError(field=field, found=text, accepted=accepted)
+    return parse_tolerance(text, name, field)
+
+
 def parse_fail_on(options: Sequence[str]) -> dict[str, Tolerance]:
     """`ttft.p99:10%` options to tolerances by figure. Raises InputError for what cannot be read or stands twice."""
     tolerances: dict[str, Tolerance] = {}
@@ -73,5 +82,6 @@ def parse_fail_on(options: Sequence[str]) -> dict[str, Tolerance]:
             raise InputError(field="--fail-on", found=option, accepted="FIGURE:TOLERANCE, such as ttft.p99:10%")
         if checked_figure(name, "--fail-on") in tolerances:
             raise InputError(f"says {name} twice", field="--fail-on")
-        tolerances[name] = parse_tolerance(text, name, f"--fail-on {name}")
+        parse = parse_of_change if name.startswith(OF_CHANGE) else parse_tolerance
+        tolerances[name] = parse(text, name, f"--fail-on {name}")
     return tolerances

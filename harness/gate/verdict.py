@@ -7,7 +7,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
-Gate = Literal["fidelity", "drift", "canary"]
+from harness.gate.figures import OF_CHANGE
+from harness.scoring.change import Change
+
+Gate = Literal["fidelity", "change", "drift", "canary"]
+
+MEASURED: tuple[Gate, ...] = ("fidelity", "change")
+"""Gates that compare with what was measured; the others compare with the baseline."""
 
 
 class Status(Enum):
@@ -19,6 +25,7 @@ class Status(Enum):
     IMPROVED      it is nearer to what was measured than the baseline, or moved in the direction that is welcome
     NEW           the baseline does not know it
     ACCEPTED      it would fail, but the baseline is being updated, with a reason
+    REPORTED      it is said, and held against no tolerance
     PASSED        within its tolerance, and all of its interval too
     """
 
@@ -28,6 +35,7 @@ class Status(Enum):
     IMPROVED = "improved"
     NEW = "new"
     ACCEPTED = "accepted"
+    REPORTED = "reported"
     PASSED = "passed"
 
 
@@ -36,15 +44,18 @@ class Verdict:
     """One line of the result.
 
     Attributes:
-        gate: which of the three.
+        gate: which of the four.
         figure: what was judged.
         status: what became of it.
-        reference: what it was compared with: measured (fidelity) or stored (drift, canary); None where there is none.
-        simulated: by this version. Counts are integers.
-        difference: (simulated - reference) / reference; for a `mape`, the mean |error|. None where there is none.
+        reference: what it was compared with: measured (fidelity), the measured change (change), or stored (drift,
+            canary); None where there is none.
+        simulated: by this version; of a change, the predicted one. Counts are integers.
+        difference: (simulated - reference) / reference; for a `mape`, the mean |error|; of a change the predicted ratio
+            over the measured one, less 1. None where there is none.
         ci95: its 95 % interval; None where there is none.
         tolerance: as the suite says it; None where nothing but equality will do.
         why: what the numbers do not say.
+        change: all that is known of a change; None of the other gates, and where there is none.
     """
 
     gate: Gate
@@ -56,6 +67,12 @@ class Verdict:
     ci95: tuple[float, float] | None = None
     tolerance: str | None = None
     why: str = ""
+    change: Change | None = None
+
+    @property
+    def name(self) -> str:
+        """The figure as `--fail-on` calls it, where it knows it."""
+        return f"{OF_CHANGE}{self.figure}" if self.gate == "change" else self.figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +116,7 @@ class ScenarioCheck:
         notes: what a reader should know of how they came about.
         inputs: what went in otherwise than for the baseline; empty also where the baseline does not know the scenario.
         tolerances: those that are not the baseline's; empty also where it does not keep them.
+        change_from: the scenario that it is a change of; None: of none.
     """
 
     name: str
@@ -106,6 +124,7 @@ class ScenarioCheck:
     notes: tuple[str, ...] = ()
     inputs: tuple[InputChange, ...] = ()
     tolerances: tuple[InputChange, ...] = ()
+    change_from: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -157,6 +176,7 @@ class Checked:
                     "notes": list(scenario.notes),
                     "inputs": [asdict(change) for change in scenario.inputs],
                     "tolerances": [asdict(change) for change in scenario.tolerances],
+                    **({} if scenario.change_from is None else {"change_from": scenario.change_from}),
                 }
                 for scenario in self.scenarios
             },
@@ -174,4 +194,9 @@ def _as_dict(verdict: Verdict) -> dict[str, Any]:
         "ci95": None if verdict.ci95 is None else list(verdict.ci95),
         "tolerance": verdict.tolerance,
         "why": verdict.why,
+        **({} if verdict.change is None else {"change": _change(verdict.change)}),
     }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {**asdict(change), "points": change.points, "direction": change.direction}

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from harness.gate.causes import TITLE, baseline_line, in_a_line
+from harness.gate.drift import REPORT
 from harness.gate.result import Kept
-from harness.gate.text import COLUMNS, cells, difference, headline, shown, tally
+from harness.gate.text import difference, headline, laid_out, shown, tally
 from harness.gate.tolerance import parse_tolerance
-from harness.gate.verdict import Checked, ScenarioCheck, Status, Verdict
+from harness.gate.verdict import MEASURED, Checked, ScenarioCheck, Status, Verdict
 from harness.reports.chart import Chart, Intervals, Line
 from harness.reports.colours import ROLES
 from harness.reports.page import (
@@ -41,6 +42,7 @@ def check_page(name: str, results: Sequence[Kept]) -> Page:
         _changed(last),
         _failed(checked),
         _fidelity(last),
+        _changes(last),
         _moved(last),
         Section("Figures", "".join(_figures(scenario) for scenario in last.scenarios)),
         _history(results, checked),
@@ -79,17 +81,19 @@ def _changed(checked: Checked) -> Section:
 
 def _failed(history: Sequence[Checked]) -> Section:
     """All that blocks, and since when where a history says so."""
-    columns = ["scenario", *COLUMNS]
-    rows = [
-        (scenario.name, *cells(verdict), _since(history, scenario.name, verdict))
-        for scenario in history[-1].scenarios
-        for verdict in scenario.of(Status.FAILED)
-    ]
-    if len(history) == 1:
-        rows = [row[:-1] for row in rows]
-    else:
-        columns.append("failed")
-    return Section("What failed", table(columns, rows, "What blocks") if rows else "")
+    failed = [(one.name, verdict) for one in history[-1].scenarios for verdict in one.of(Status.FAILED)]
+    body = ""
+    for columns, cells, verdicts in laid_out([verdict for _, verdict in failed]):
+        rows = [
+            (name, *cells(verdict), _since(history, name, verdict))
+            for name, verdict in failed
+            if any(verdict is one for one in verdicts)
+        ]
+        if len(history) == 1:
+            rows = [row[:-1] for row in rows]
+        last = [] if len(history) == 1 else ["failed"]
+        body += table(["scenario", *columns, *last], rows, "What blocks") if rows else ""
+    return Section("What failed", body)
 
 
 def _since(history: Sequence[Checked], scenario: str, verdict: Verdict) -> str:
@@ -136,6 +140,34 @@ def _fidelity_chart(scenario: ScenarioCheck, number: int) -> Chart | None:
     return Chart(f"fidelity-{number}", caption, "error", "", marks, percent=True)
 
 
+def _changes(checked: Checked) -> Section:
+    """What each change did as measured, and what it was predicted to do."""
+    found = enumerate(scenario for scenario in checked.scenarios if scenario.change_from is not None)
+    charts = tuple(chart for i, scenario in found if (chart := _change_chart(scenario, i)) is not None)
+    said = prose(
+        "After over before, less 1. A predicted change is held to the measured one by the quotient of the ratios."
+    )
+    return Section("Changes", said + chart_places(charts, "wide") if charts else "", charts)
+
+
+def _change_chart(scenario: ScenarioCheck, number: int) -> Chart | None:
+    told = [(one.figure, one.change) for one in scenario.verdicts if one.change is not None]
+    if not told:
+        return None
+    labels = tuple(figure for figure, _ in told)
+    measured = np.array([change.measured_change for _, change in told])
+    low, high = np.array([change.measured_ci95 or (np.nan, np.nan) for _, change in told]).T
+    predicted, unknown = np.array([change.predicted_change for _, change in told]), np.full(len(told), np.nan)
+    marks = (
+        Intervals("measured", "measured", labels, measured, low, high),
+        Intervals("predicted", "simulated", labels, predicted, unknown, unknown),
+    )
+    caption = (
+        f"{scenario.name}: each measured change from {scenario.change_from} with its 95 % interval, and the twin's."
+    )
+    return Chart(f"change-{number}", caption, "change", "", marks, percent=True)
+
+
 def _tolerated(verdict: Verdict) -> tuple[float, float]:
     """What a figure's error may be, as shares of the measured value; NaN where that is not known."""
     if verdict.tolerance is None:
@@ -153,7 +185,7 @@ def _moved(checked: Checked) -> Section:
         (f"{scenario.name} {one.figure}", one)
         for scenario in checked.scenarios
         for one in scenario.verdicts
-        if one.gate != "fidelity" and one.difference
+        if one.gate not in MEASURED and one.difference
     ]
     if not moved:
         return Section("What moved", "")
@@ -176,8 +208,12 @@ def _figures(scenario: ScenarioCheck) -> str:
     first = shown(scenario)
     rest = [one for one in scenario.verdicts if one not in first]
     title = f"{scenario.name}: {'PASSED' if scenario.passed else 'FAILED'}, {tally(scenario)}"
-    body = heading(title) + (table(COLUMNS, map(cells, first), scenario.name) if first else "")
-    return body + (unfolded(f"{len(rest)} more", table(COLUMNS, map(cells, rest), "the rest")) if rest else "")
+    body = heading(title) + _tables(first, scenario.name)
+    return body + (unfolded(f"{len(rest)} more", _tables(rest, "the rest")) if rest else "")
+
+
+def _tables(verdicts: Sequence[Verdict], caption: str) -> str:
+    return "".join(table(columns, map(cells, own), caption) for columns, cells, own in laid_out(verdicts) if own)
 
 
 def _history(results: Sequence[Kept], history: Sequence[Checked]) -> Section:
@@ -207,7 +243,7 @@ def _history(results: Sequence[Kept], history: Sequence[Checked]) -> Section:
 
 
 def _curves(scenario: str, number: int, history: Sequence[Checked]) -> Chart | None:
-    """The size of each fidelity error of a scenario from check to check."""
+    """The size of each fidelity error of a scenario, and of each change's, from check to check."""
     found = [_verdicts(checked, scenario) for checked in history]
     figures = [figure for figure, one in found[-1].items() if one is not None]
     if not figures:
@@ -223,9 +259,10 @@ def _curves(scenario: str, number: int, history: Sequence[Checked]) -> Chart | N
 
 
 def _verdicts(checked: Checked, scenario: str) -> dict[str, float | None]:
-    """The fidelity errors of a scenario by figure."""
+    """The errors of a scenario against what was measured, by figure; not those that are only reported."""
     found = (one for one in checked.scenarios if one.name == scenario)
-    return {v.figure: v.difference for one in found for v in one.verdicts if v.gate == "fidelity"}
+    judged = (v for one in found for v in one.verdicts if v.gate in MEASURED and v.tolerance != REPORT)
+    return {v.name: v.difference for v in judged}
 
 
 def _configuration(kept: Kept) -> str:

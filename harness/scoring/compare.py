@@ -47,6 +47,7 @@ class Validation:
         scenario: what was simulated.
         intervals: of the twin's latencies; None without a calibration.
         attribution: where the error comes from; None unless asked for.
+        scored: ids of the requests that were scored, in the capture's order.
     """
 
     result: dict[str, Any]
@@ -55,6 +56,7 @@ class Validation:
     scenario: Scenario
     intervals: Intervals | None = None
     attribution: Attribution | None = None
+    scored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from harness.running.predicted import (
     predicted_by_draws,
     run,
 )
-from harness.running.requests import refuse_load
+from harness.running.requests import read_requests, refuse_load
 from harness.scoring.compare import (
     Validation,
     compare,
@@ -42,8 +42,10 @@ from simulator.simulate import Simulation
 from traces.capture import Capture, read_capture
 from traces.decoding import read_bytes, sha256
 from traces.errors import InputError
-from traces.formats import read_any_trace
 from traces.trace import Trace
+
+LATE_S = 1.0
+"""How far a measured arrival may be from its load's: a client is late by milliseconds, another load by seconds."""
 
 
 def validate(
@@ -56,6 +58,7 @@ def validate(
     repeats: Sequence[Path] = (),
     explain: bool = False,
     draws: int | None = None,
+    under_load: bool = False,
 ) -> Validation:
     """Simulate the scenario at a capture's measured arrivals and compare the two.
 
@@ -68,12 +71,15 @@ def validate(
         repeats: further recordings of the same requests, for the noise floor.
         explain: also say where the error comes from.
         draws: simulations whose median is paired with a measured request; None: `N_DRAWS` with a calibration, else 1.
+        under_load: where the scenario has a load, serve the requests as that has them come, and not at the measured
+            arrivals; else a load is refused.
 
     Raises:
         InputError: whatever cannot be read or simulated; no request of the trace was measured; all were fitted.
     """
     started = time.perf_counter()
-    case = _read(scenario_path, capture_path, overrides, calibration, repeats, draws, score_fitted=score_fitted)
+    asked = calibration, repeats, draws
+    case = _read(scenario_path, capture_path, overrides, *asked, score_fitted=score_fitted, under_load=under_load)
     loaded = time.perf_counter()
     ran = _simulate(case, explain=explain)
     result = _compared(case, ran)
@@ -91,10 +97,10 @@ def validate(
         "simulate": ran.wall_s,
         "total": time.perf_counter() - started,
     }
-    where = None
+    where, scored = None, _scored(case, ran)
     if explain and ran.served is not None:
-        where = attributed(case.deployment, case.measured, ran.served, _scored(case, ran))
-    return Validation(result, case.measured, ran.twin, case.scenario, found, where)
+        where = attributed(case.deployment, case.measured, ran.served, scored)
+    return Validation(result, case.measured, ran.twin, case.scenario, found, where, tuple(scored))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +156,19 @@ def _read(
     draws: int | None,
     *,
     score_fitted: bool,
+    under_load: bool,
 ) -> _Case:
     """Read and deploy what `validate` is asked for. Raises InputError."""
     scenario = read_scenario(scenario_path, overrides)
-    refuse_load(scenario)
+    if not under_load:
+        refuse_load(scenario)
     measured = read_capture(capture_path)
     recordings = [_recording(path, capture_path) for path in repeats]
-    trace = at_measured_arrivals(read_any_trace(scenario.trace_path), measured)
+    trace = read_requests(scenario)
+    if scenario.file.load is None:
+        trace = at_measured_arrivals(trace, measured)
+    else:
+        trace = at_arrivals_of_load(trace, measured, scenario)
     deployment = deploy_calibrated(scenario, measured.meta, calibration or scenario.calibration_path)
     fitted = fitted_requests(deployment.calibration, measured, digest(capture_path))
     if score_fitted and deployment.calibration is None:
@@ -293,3 +305,20 @@ def at_measured_arrivals(trace: Trace, measured: Capture) -> Trace:
     late_s = max(abs(arrivals_s[row.request_id] - row.arrival_s) for row in known)
     note = f"served at the measured arrivals, which differ from the trace's by {late_s * 1e3:.1f} ms at most"
     return trace.with_arrivals(arrivals_s, note)
+
+
+def at_arrivals_of_load(trace: Trace, measured: Capture, scenario: Scenario) -> Trace:
+    """The requests of a scenario's load as they come under it, once it is sure that the capture is of that load.
+
+    Raises InputError where the capture has other requests, or arrivals that are more than `LATE_S` away.
+    """
+    arrivals_s = {outcome.request_id: outcome.arrival_s for outcome in measured.outcomes}
+    late_s = [abs(arrivals_s[row.request_id] - row.arrival_s) for row in trace.rows if row.request_id in arrivals_s]
+    if not len(late_s) == len(trace.rows) == len(arrivals_s):
+        found = f"{len(trace.rows)} requests, {len(late_s)} of them among the {len(arrivals_s)} of the capture"
+        raise scenario.document.error(["load"], f"makes {found}", accepted="the requests that were measured")
+    if max(late_s) > LATE_S:
+        found = f"requests up to {max(late_s):.3g} s from their measured arrivals"
+        raise scenario.document.error(["load"], f"makes {found}", accepted=f"the load of the capture, to {LATE_S:g} s")
+    note = f"served as the load has requests come, {max(late_s) * 1e3:.1f} ms at most from their measured arrivals"
+    return replace(trace, notes=(*trace.notes, note))

@@ -19,22 +19,25 @@ PLUGIN = "harness.gate.pytest_plugin"
 
 
 def test_commands_print_what_the_page_shows(tmp_path: Path) -> None:
+    (tmp_path / "changes.yaml").write_text(blocks("check.md", "yaml")[1])
     shown, printed = shown_and_printed("check.md", tmp_path, numbers=False, errors=True)
     assert len(shown) > 20
     assert printed == shown
 
 
 def test_the_suite_can_be_read(tmp_path: Path) -> None:
-    suite, *_ = blocks("check.md", "yaml")
+    suite, changes, *_ = blocks("check.md", "yaml")
     (tmp_path / "suite.yaml").write_text(suite)
     assert [entry.name for entry in read_suite(tmp_path / "suite.yaml").entries] == ["chat", "whatif"]
+    (tmp_path / "suite.yaml").write_text(changes)
+    assert [entry.change_from for entry in read_suite(tmp_path / "suite.yaml").entries] == [None, "now"]
     for figure, tolerance in DEFAULT.items():
         assert f"`{figure}`" in PAGE
         assert f" {tolerance[:-1]} %" in PAGE
 
 
 def test_the_action_and_the_hook_are_used_as_they_are() -> None:
-    _, step, hook = (yaml.safe_load(block) for block in blocks("check.md", "yaml"))
+    *_, step, hook = (yaml.safe_load(block) for block in blocks("check.md", "yaml"))
     workflow = yaml.safe_load((ROOT / "docs" / "ci" / "servetwin.yml").read_text())
     (job,) = workflow["jobs"].values()
     assert step[0] in job["steps"]

@@ -25,7 +25,7 @@ def read(folder: Path, text: str) -> str:
     ("text", "message"),
     [
         ("{}", "suite.yaml:1: field 'scenarios': is missing"),
-        ("scenarios: {}", "suite.yaml:1: field 'scenarios': found {}: accepted: object of length >= 1"),
+        ("scenarios: {}", "suite.yaml:1: field 'scenarios': found {}: accepted: a mapping of length >= 1"),
         ("scenarios: {a: {capture: a}}", "suite.yaml:1: field 'scenario': is missing"),
         ("scenarios:\n  a: b.yaml", "suite.yaml:2: field 'scenarios.a': found 'b.yaml': accepted: a mapping with a"),
         ("scenarios:\n  a:\n    scenaro: b.yaml", "suite.yaml:3: field 'scenaro': is unknown: accepted: 'scenario'"),
