@@ -280,9 +280,23 @@ def _input_error(
     kind = _type_at(type_, keys)
     if wrong_key is not None and isinstance(kind, msgspec.inspect.DictType):
         kind = kind.key_type
-    wanted = _listed(kind) or re.sub(r", got .*$", "", what.removeprefix("Expected ")).replace("`", "")
+    wanted = _listed(kind) or _wanted(what, _info_at(type_, keys))
     found = _value_at(value, keys) if wrong_key is None else wrong_key
     return InputError(file=file, line=_line(tree, keys, line), field=_dotted(keys), found=found, accepted=wanted)
+
+
+def _wanted(what: str, info: Any) -> str:
+    """What msgspec says that it expected; what it calls an object in words of YAML, with the keys that it may have."""
+    wanted = re.sub(r", got .*$", "", what.removeprefix("Expected ")).replace("`", "")
+    kinds, of, size = wanted.partition(" of ")
+    others = kinds.split(" | ")
+    if "object" not in others:
+        return wanted
+    others.remove("object")
+    known = info.types if isinstance(info, msgspec.inspect.UnionType) else [info]
+    names = [field.encode_name for kind in known for field in getattr(kind, "fields", ())]
+    keys = f" with keys {', '.join(names)}" if names else ""
+    return f"{' | '.join(others)}{', or ' if others else ''}a mapping{of}{size}{keys}"
 
 
 def _listed(kind: Any) -> str | None:
@@ -353,7 +367,12 @@ def _fields_at(type_: Any, keys: list[str | int]) -> list[str]:
 
 
 def _type_at(type_: Any, keys: list[str | int]) -> Any:
-    """What msgspec knows of the type that `keys` lead to."""
+    """What msgspec knows of the type that `keys` lead to, without what makes it optional."""
+    return _inner(_info_at(type_, keys))
+
+
+def _info_at(type_: Any, keys: list[str | int]) -> Any:
+    """All that msgspec knows of the type that `keys` lead to."""
     info = msgspec.inspect.type_info(type_)
     for key in keys:
         info = _inner(info)
@@ -363,7 +382,7 @@ def _type_at(type_: Any, keys: list[str | int]) -> Any:
             info = info.value_type
         elif isinstance(info, msgspec.inspect.CollectionType):
             info = info.item_type
-    return _inner(info)
+    return info
 
 
 def _inner(info: Any) -> Any:

@@ -27,7 +27,7 @@ def partition_of(
     profile: Profile,
     places: Sequence[Place],
     topology: Topology | None,
-    folders: Sequence[Path] = (),
+    folders: Sequence[Path],
     *,
     split: bool = False,
 ) -> Partition:

@@ -173,6 +173,13 @@ def device_counts(engines: Sequence[Engine]) -> dict[str, int]:
     return dict(counts)
 
 
+def device_figures(engines: Sequence[Engine]) -> dict[str, Any]:
+    """`n_devices` and `devices`, as summary.json has them: all of the cluster, whether they were busy or not."""
+    counts = device_counts(engines)
+    devices = [{"device": name, "count": count} for name, count in counts.items()]
+    return {"n_devices": sum(counts.values()), "devices": devices}
+
+
 def _notes(run: PowerRun) -> tuple[str, ...]:
     known = f"power_w is the sum of {', '.join(run.components)}" if run.components else "power_w: nothing is known"
     missing = (f"not known, and in no sum: {', '.join(run.unknown)}",) if run.unknown else ()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import harness
 
 CODE = ("traces", "profiles", "simulator", "calibrate", "harness")
 """Folders whose sources decide what a simulation says."""
+
+ROOT = Path(harness.__file__).parents[1]
+"""Where they are."""
 
 _OWN_RULE = re.compile(r"^(?P<module>[A-Za-z_][\w.]*):[A-Za-z_]\w*$")
 """A scheduling order, an eviction or a router of one's own: module:Class."""
@@ -40,11 +44,43 @@ def _source_of(module: str) -> Path | None:
     return None if found is None or found.origin is None else Path(found.origin)
 
 
+def files_digest() -> str:
+    """Digest (SHA-256, hexadecimal) of the files of servetwin's own sources that a simulation depends on."""
+    return _digest(lambda source: source)
+
+
 def sources_digest() -> str:
-    """Digest (SHA-256, hexadecimal) of servetwin's own sources, as far as a simulation depends on them."""
-    root = Path(harness.__file__).parents[1]
+    """The same of what Python reads in them: comments, docstrings and layout do not count. It takes about a second."""
+    return _digest(lambda source: syntax(ast.parse(source)).encode())
+
+
+def _digest(read: Callable[[bytes], bytes]) -> str:
     digest = hashlib.sha256()
     for folder in CODE:
-        for file in sorted((root / folder).rglob("*.py")):
-            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + read(file.read_bytes()))
     return digest.hexdigest()
+
+
+_DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+
+
+def syntax(node: Any) -> str:
+    """A syntax tree without docstrings, as a text that is the same in Python 3.11, 3.12 and 3.13.
+
+    Those differ in fields that are empty, which `ast.dump` writes or not, and in empty ends of f-strings.
+    """
+    if isinstance(node, list):
+        return f"[{','.join(map(syntax, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    parts = []
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if name == "body" and isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            value = node.body[1:]
+        elif isinstance(node, ast.JoinedStr):
+            value = [part for part in node.values if not isinstance(part, ast.Constant) or part.value]
+        if value is not None and value != [] and not isinstance(value, ast.expr_context):
+            parts.append(f"{name}={syntax(value)}")
+    return f"{type(node).__name__}({','.join(parts)})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from harness.reports.latencies import Run, distributions
@@ -21,7 +20,7 @@ from harness.reports.page import (
     verdict_line,
 )
 from harness.reports.stages import mean_stages, slowest, stamps_of, timelines
-from harness.terminal.caveats import weighty_notes
+from harness.reports.trust import trust
 from harness.terminal.summary import arrival_lines, cost_lines, energy_lines, slo_lines
 from harness.terminal.words import LABELS, seconds
 from traces.capture import Capture
@@ -36,7 +35,7 @@ def capture_page(capture: Capture, figures: dict[str, Any]) -> Page:
     latency, time = tuple(distributions(runs)), tuple(over_time(runs))
     stages = mean_stages(runs)
     sections = (
-        trust(weighty_notes(meta)[0]),
+        trust(meta),
         Section("Latencies", log_times() + chart_places(latency) if latency else "", latency),
         Section("Over time", chart_places(time), time),
         Section("Stages", chart_places([stages], "wide") if stages else "", (stages,) if stages else ()),
@@ -47,11 +46,6 @@ def capture_page(capture: Capture, figures: dict[str, Any]) -> Page:
     )
     head = _verdict(capture, figures) + _tiles(figures) + _arrivals(figures)
     return Page(f"{meta.model} on {meta.device}: {meta.kind} run", head, sections)
-
-
-def trust(lines: Sequence[str]) -> Section:
-    """The notes that decide whether figures may be used; the section at the end has all."""
-    return Section("How far to trust it", notes(lines))
 
 
 def _arrivals(figures: dict[str, Any]) -> str:

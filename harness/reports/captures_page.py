@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.descriptions.written import UNSAID, by_key, differing
-from harness.reports.capture_page import about, trust
+from harness.reports.capture_page import about
 from harness.reports.colours import ROLES
 from harness.reports.differences import compared_table
 from harness.reports.latencies import Run
@@ -25,22 +25,25 @@ from harness.reports.run_figures import (
     Figures,
     cost_rows,
     counts_rows,
+    drains,
     energy_rows,
-    figure_at,
-    kept_up,
     latency_rows,
+    load_of,
     served_rows,
     slo_rows,
 )
 from harness.reports.stages import mean_stages
+from harness.reports.trust import trust_each
 from harness.reports.validation_page import latency_section, over_time_section
-from harness.terminal.caveats import weighty_notes
+from harness.running.arrivals import is_untold
 from traces.capture import Capture
 from traces.statistics import STATISTICS
 from traces.trace import NO_FILE
 
 MOST_NAMED = 3
 """Keys that the sentence above everything names."""
+NOBODY = {"halfway": None, "is_steady": None}
+"""Of a run that says nothing of who was in the system."""
 FOLDED = ("p90", "p95")
 """Statistics that a reader unfolds."""
 DIGEST_DIGITS = 12
@@ -53,7 +56,7 @@ def captures_page(captures: Mapping[str, Capture], summaries: Mapping[str, Figur
     other = different_keys([run.capture for run in runs], figures)
     distributions, stages = latency_section(runs), mean_stages(runs)
     sections = (
-        trust(_weighty(runs)),
+        trust_each({run.name: run.capture.meta for run in runs}),
         Section("What differs", _keys_table(runs, other, figures)),
         Section("What it did", _decisive(runs, figures)),
         Section("Latencies", _latencies(runs, figures)),
@@ -82,13 +85,6 @@ def _named(runs: Sequence[Run]) -> str:
     metas = [(run.name, run.capture.meta) for run in runs]
     rows = [(name, meta.kind, meta.model or "–", meta.device or "–") for name, meta in metas]
     return table(["", "kind", "model", "device"], rows, "Runs")
-
-
-def _weighty(runs: Sequence[Run]) -> list[str]:
-    """The notes that decide how far to trust the figures, each told once, with the runs that have it."""
-    weighty = {run.name: weighty_notes(run.capture.meta)[0] for run in runs}
-    said = {line: [name for name, own in weighty.items() if line in own] for own in weighty.values() for line in own}
-    return [f"{'all' if len(names) == len(runs) else ', '.join(names)}: {line}" for line, names in said.items()]
 
 
 def different_keys(captures: Sequence[Capture], figures: Sequence[Figures]) -> dict[str, list[str]]:
@@ -144,7 +140,7 @@ def _decisive(runs: Sequence[Run], figures: Sequence[Figures]) -> str:
     """What people decide by: who was served, how fast, within which limits, for how much."""
     names = [run.name for run in runs]
     alike = len({run.capture.trace.sha256 for run in runs}) == 1
-    said = [] if alike else ["The runs did not serve the same requests."]
+    said = _loads(runs, figures) if alike else ["The runs did not serve the same requests."]
     said += [*_left_out(runs, figures), *_steadiness(runs, figures)]
     return (
         (prose(" ".join(said)) if said else "")
@@ -154,6 +150,18 @@ def _decisive(runs: Sequence[Run], figures: Sequence[Figures]) -> str:
         + compared_table(names, energy_rows(figures), "Energy")
         + compared_table(names, counts_rows(figures), "Counts")
     )
+
+
+def _loads(runs: Sequence[Run], figures: Sequence[Figures]) -> list[str]:
+    """Why rates of what was served are called neither better nor worse, where it is the load that keeps from it."""
+    loads = [load_of(said) for said in figures]
+    why = None
+    if None in loads:
+        unknown = ", ".join(run.name for run, load in zip(runs, loads, strict=True) if load is None)
+        why = f"it is not known at what rate, or by how many seats, {unknown} got them"
+    elif len(set(loads)) > 1:
+        why = "the runs did not get them at the same rate, or by the same seats"
+    return [] if why is None else [f"Of the same requests, {why}: no rate of what was served is better or worse."]
 
 
 def _left_out(runs: Sequence[Run], figures: Sequence[Figures]) -> list[str]:
@@ -166,15 +174,16 @@ def _left_out(runs: Sequence[Run], figures: Sequence[Figures]) -> list[str]:
 
 
 def _steadiness(runs: Sequence[Run], figures: Sequence[Figures]) -> list[str]:
-    """Whether the engines kept up with the arrivals, where that is known of all."""
-    known = [figure_at("in_system", "is_steady")(said) for said in figures]
-    if None in known:
-        return []
-    behind = [run.name for run, steady in zip(runs, known, strict=True) if not steady]
-    if behind:
-        return [f"Not steady, so that a longer trace may wait longer: {', '.join(behind)}."]
-    drained = "Rates of what was served count the time after the last arrival too."
-    return ["All runs are steady.", *([drained] if any(map(kept_up, figures)) else [])]
+    """Whether the engines kept up with the arrivals, as far as that is known."""
+    there = [said.get("in_system") or NOBODY for said in figures]
+    behind = [run.name for run, one in zip(runs, there, strict=True) if one["is_steady"] is False]
+    untold = [run.name for run, one in zip(runs, there, strict=True) if is_untold(one)]
+    said = [f"Not steady, so that a longer trace may wait longer: {', '.join(behind)}."] if behind else []
+    said += [f"Of too few requests to tell whether a queue grows: {', '.join(untold)}."] if untold else []
+    if all(one["is_steady"] for one in there):
+        drained = "Rates of what was served count the time after the last arrival too."
+        said += ["All runs are steady.", *([drained] if any(map(drains, figures)) else [])]
+    return said
 
 
 def _latencies(runs: Sequence[Run], figures: Sequence[Figures]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,10 +141,10 @@ def _figure(chart: Chart) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
-    """A table that scrolls by itself where it is too wide; its first column names the rows."""
+    """A table that scrolls by itself where it is too wide, its headers broken; its first column names the rows."""
     texts = [[str(cell) for cell in row] for row in rows]
     kinds = ["" if i and _is_of_figures([row[i] for row in texts]) else " class=text" for i in range(len(columns))]
-    head = "".join(f"<th scope='col'{kind}>{escape(c)}</th>" for c, kind in zip(columns, kinds, strict=True))
+    head = "".join(f"<th scope='col'{kind}>{_breakable(c)}</th>" for c, kind in zip(columns, kinds, strict=True))
     lines = ""
     for row in texts:
         cells = "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
@@ -154,6 +155,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str
         f"<div class='scroll' tabindex='0' role='region' aria-label='{label}'>"
         f"<table>{named}<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
+
+
+_JOINT = re.compile(r"(?<=\w\.)(?=[^\W\d])|(?<=[^\W\d]\.)(?=\d)|(?<=\w_)(?=[^\W\d]{3})")
+"""Behind the dots and underscores of a name; not before a unit, as `_s`, and not in a number."""
+
+
+_FIGURE = re.compile(r"(?<=[≤≥]) |(?<=\d) (?=%|[mµ]?s\b)")
+"""Spaces within a figure, as in `≤ 150 ms`."""
+
+
+def _breakable(header: str) -> str:
+    """A header that goes on in the next line, where it must, behind the joints of names too, and in no figure."""
+    return "<wbr>".join(map(escape, _JOINT.split(_FIGURE.sub("\u00a0", header))))
 
 
 def _is_of_figures(texts: Sequence[str]) -> bool:

@@ -1,8 +1,9 @@
 """The figures of runs that stand side by side, and which way everybody wants them.
 
 Totals, of a run's energy or cost, are of what it served: they say neither better nor worse; what they are per token or
-request does. Nor do rates of what was served, where requests came at times of their own and the engines kept up with
-them: they are what was offered then, lessened by how long the last answers took.
+request does. Nor do rates of what was served, unless it is known that the same was offered: a smaller load is served
+more slowly. And where requests came at times of their own and no engine is known to have fallen behind, they are what
+was offered, lessened by how long the last answers took.
 """
 
 from __future__ import annotations
@@ -52,33 +53,52 @@ def _share(value: float) -> str:
     return f"{value:.1%}"
 
 
-def kept_up(said: Figures) -> bool:
-    """Whether it is known that what a run served per second is what it was offered, but for the drain at its end.
+CLOSED = ("concurrency", "think_s", "think")
+"""Keys of a scenario that decide when requests come that wait for answers."""
 
-    That is where requests came at times of their own (an offered rate is known), no queue grew up to the last arrival
-    (the run is steady), and all finished. Of measured runs, closed loops and sessions no rate is known to be offered.
+
+def load_of(said: Figures) -> str | None:
+    """What a run was offered of its trace, in words: a rate, or what its scenario says of seats; None: not known.
+
+    Measured captures do not say it: the same trace may have been sent at any speed, or by any number of seats.
+    """
+    if (offered := figure_at("requests_offered_per_s")(said)) is not None:
+        return f"{offered:.6g} requests/s"
+    scenario = said.get("scenario")
+    return None if not scenario else ", ".join(f"{key} {scenario.get(key)}" for key in CLOSED)
+
+
+def drains(said: Figures) -> bool:
+    """Whether what a run served per second may be what it was offered, but for the drain at its end.
+
+    That is where requests came at times of their own (an offered rate is known), all finished, and the run is not known
+    to have fallen behind up to the last arrival (`arrival_figures`).
     """
     offered, steady = figure_at("requests_offered_per_s")(said), figure_at("in_system", "is_steady")(said)
-    return offered is not None and bool(steady) and said["n_finished"] == said["n_requests"]
+    return offered is not None and steady != 0 and said["n_finished"] == said["n_requests"]
 
 
-def _both_kept_up(figures: Sequence[Figures]) -> list[bool]:
-    """Of each run, whether both it and the first kept up: by their rates neither is better then."""
-    return [kept_up(figures[0]) and kept_up(said) for said in figures]
+def _rates_unlike(figures: Sequence[Figures]) -> list[bool]:
+    """Of each run, whether by their served rates neither it nor the first is better.
+
+    So it is unless both are known to be offered the same, and where both may differ by their drains alone.
+    """
+    load, may_drain = load_of(figures[0]), drains(figures[0])
+    return [load is None or load_of(said) != load or (may_drain and drains(said)) for said in figures]
 
 
 def served_rows(figures: Sequence[Figures], *, alike: bool) -> list[Row]:
     """How many requests ended how, what was offered and served, and whether a queue grew.
 
-    Of two runs that both `kept_up` no rate is better: they differ by their drains alone. A run that did not keep up has
-    a worse one, and is told so.
+    No rate is better where it is not known that both were offered the same, nor where none is known to have fallen
+    behind: those `drains` may be all that differs. One that fell behind has a worse rate, and is told so.
 
     Args:
         figures: of the runs.
         alike: whether all served the same requests; what is served follows what is asked for.
     """
     more: Better | None = "more" if alike else None
-    same = _both_kept_up(figures)
+    unlike = _rates_unlike(figures)
     others = [each.value for each in Status if each is not Status.FINISHED]
     ended = [_row(f"requests {name}", figures, figure_at("requests", name), _count, "less") for name in others]
     return [
@@ -86,8 +106,8 @@ def served_rows(figures: Sequence[Figures], *, alike: bool) -> list[Row]:
         _row("requests finished", figures, figure_at("n_finished"), _count),
         *(row for row in ended if any(row.values)),
         _row("requests/s offered", figures, figure_at("requests_offered_per_s")),
-        _row("requests/s served", figures, figure_at("metrics", "requests_per_s"), better=more, unlike=same),
-        _row("output tokens/s", figures, figure_at("metrics", "output_tokens_per_s"), better=more, unlike=same),
+        _row("requests/s served", figures, figure_at("metrics", "requests_per_s"), better=more, unlike=unlike),
+        _row("output tokens/s", figures, figure_at("metrics", "output_tokens_per_s"), better=more, unlike=unlike),
         _row("in the system halfway", figures, figure_at("in_system", "halfway"), _count),
         _row("in the system at the last arrival", figures, figure_at("in_system", "at_last_arrival"), _count),
     ]
@@ -96,6 +116,7 @@ def served_rows(figures: Sequence[Figures], *, alike: bool) -> list[Row]:
 def counts_rows(figures: Sequence[Figures]) -> list[Row]:
     """What nobody decides by, and many ask for next."""
     return [
+        _row("devices", figures, figure_at("n_devices"), _count),
         _row("duration", figures, figure_at("metrics", "duration_s"), seconds),
         _row("prompt tokens", figures, figure_at("prompt_tokens"), _count),
         _row("output tokens", figures, figure_at("output_tokens"), _count),
@@ -117,7 +138,7 @@ def slo_rows(figures: Sequence[Figures]) -> list[Row]:
     limits = _same_limits(figures)
     better: Better | None = "more" if limits else None
     known = {name: most for name, most in (limits or {}).items() if most is not None}
-    same = _both_kept_up(figures)
+    unlike = _rates_unlike(figures)
     within = ", ".join(f"{LABELS[name]} within {seconds(most)}" for name, most in known.items())
 
     def share(said: Figures) -> float | None:
@@ -126,7 +147,7 @@ def slo_rows(figures: Sequence[Figures]) -> list[Row]:
 
     return [
         _row(f"met: {within or 'each its own limits'}", figures, share, _share, better, is_share=True),
-        _row("goodput (requests/s)", figures, figure_at("slo", "goodput_per_s"), better=better, unlike=same),
+        _row("goodput (requests/s)", figures, figure_at("slo", "goodput_per_s"), better=better, unlike=unlike),
     ]
 
 

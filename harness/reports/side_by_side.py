@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.reports.page import Page, Section, chart_places, facts, heading, notes, prose, table, verdict_line
+from harness.reports.trust import trust_each
 from harness.reports.validation_page import Compared, error_chart
 from harness.scoring.tables import verdict
 from harness.terminal.words import LABELS, interval, percent
@@ -17,6 +18,7 @@ def validations_page(validations: Mapping[str, Compared]) -> Page:
     sentence = f"{len(validations) - len(invalid)} of {len(validations)} validations are valid."
     said = prose("Simulated less measured, over measured. Where a bar crosses 0, the twin may be right.")
     sections = (
+        trust_each({name: compared.simulated.meta for name, compared in validations.items()}),
         Section("Verdicts", _verdicts(validations)),
         Section("Errors", said + chart_places([chart], "wide") if chart else "", (chart,) if chart else ()),
         Section("Paired by request", _paired(validations)),

@@ -19,6 +19,8 @@ from harness.reports.colours import ROLES
 from harness.reports.page import Page, Section, data, escape, folded, notes, prose, table, verdict_line
 from harness.sweeps.below_table import failure_lines, time_lines
 from harness.sweeps.capacity_table import capacity_table
+from harness.sweeps.devices import COLUMN as DEVICES
+from harness.sweeps.devices import device_lines
 from harness.sweeps.front_table import headers
 from harness.sweeps.study import Limits
 from harness.sweeps.view import in_view
@@ -29,7 +31,7 @@ from traces.errors import InputError
 RESULTS, STUDY = "results.csv", "study.json"
 
 STEADY = "in_system.is_steady"
-"""The column that says whether a point's figures depend on the length of its trace; shown where they do."""
+"""The column that says whether a point's figures depend on the length of its trace; shown where they are known to."""
 MOST_ROWS = 500
 """Points in the page's table; the file has all."""
 MOST_NUMBERS = 150_000
@@ -59,7 +61,9 @@ class Sweep:
         if self.study is None:
             return list(self.cells)
         varied = {name for point in self.study["points"] for name in point["overrides"]}
-        names = ["sweep", "point", *(name for name in self.cells if name in varied), *self.decisive, "capacity"]
+        differ = len({text for text in self.cells.get(DEVICES, ()) if text}) > 1
+        names = ["sweep", "point", *(name for name in self.cells if name in varied), *([DEVICES] if differ else [])]
+        names += [*self.decisive, "capacity"]
         names += [STEADY] if "false" in self.cells.get(STEADY, ()) else []
         names += ["is_feasible", "is_front", "reason"]
         return [name for name in dict.fromkeys(names) if any(self.cells.get(name, ()))]
@@ -147,13 +151,13 @@ def sweep_page(name: str, sweep: Sweep) -> Page:
 
 
 def grounds(sweep: Sweep) -> str:
-    """What a study's points are judged by: the limits, what kinds of times they are of, and why some have none."""
+    """What a study's points are judged by: the limits, devices, what kinds of times they are of, why some have none."""
     if sweep.study is None:
         return ""
     limited = ", ".join(f"{name} {within(name, limits)}" for name, limits in limits_of(sweep.study).items())
     n = sweep.n_beyond
     said = [f"limits: {limited}; {n} point{' is' if n == 1 else 's are'} beyond them"] if limited else []
-    return notes([*said, *time_lines(sweep.study), *failure_lines(sweep.study)])
+    return notes([*said, *device_lines(sweep.study), *time_lines(sweep.study), *failure_lines(sweep.study)])
 
 
 def limits_of(study: dict[str, Any]) -> dict[str, Limits]:

@@ -28,6 +28,7 @@ from harness.reports.page import (
     verdict_line,
 )
 from harness.reports.stages import mean_stages, pair_rows, timelines, worst_pairs
+from harness.reports.trust import trust
 from harness.scoring.tables import figure_columns, figure_rows, paired_columns, paired_rows, verdict
 from harness.terminal.words import LABELS, interval, percent, seconds
 from traces.capture import Capture
@@ -66,6 +67,7 @@ def validation_page(compared: Compared) -> Page:
     if compared.measured is None:
         head += prose("This folder does not hold the measured run: its curves and requests are left out.")
     sections = (
+        trust(meta),
         _errors(result),
         latency_section(compared.runs),
         _requests(compared),

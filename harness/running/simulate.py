@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.deploy.asked import located
 from harness.deploy.deployment import Deployment, with_run_notes
-from harness.deploy.power import energy_of, request_energy_csv, with_power
+from harness.deploy.power import device_figures, energy_of, request_energy_csv, with_power
 from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import Scenario, read_scenario
 from harness.descriptions.written import written
@@ -56,12 +56,17 @@ def simulate_trace(
     trace: Trace,
     started: float | None = None,
     *,
+    deployment: Deployment | None = None,
     batches: bool = False,
     watch: Watch | None = None,
 ) -> tuple[Simulation, dict[str, Any]]:
-    """As `simulate_scenario`, of requests that have been read; `started` is when that began, by `time.perf_counter`."""
+    """As `simulate_scenario`, of requests that have been read, and of engines that have been made, where they have.
+
+    `started` is when that began, by `time.perf_counter`.
+    """
     started = time.perf_counter() if started is None else started
-    deployment = deploy_calibrated(scenario, None, scenario.calibration_path)
+    if deployment is None:
+        deployment = deploy_calibrated(scenario, None, scenario.calibration_path)
     deployment = replace(deployment, cluster=replace(deployment.cluster, watch=watch))
     loaded = time.perf_counter()
     with located(scenario):
@@ -79,6 +84,7 @@ def simulate_trace(
     if energy is not None:
         capture = with_power(capture, energy)
     figures = summary(capture) | _arrivals(capture.outcomes, trace, deployment)
+    figures |= device_figures(deployment.cluster.engines)
     figures |= priced(scenario, capture, energy, deployment.cluster.engines)
     if served is not None and deployment.calibration is not None:
         ids = [outcome.request_id for outcome in capture.outcomes]

@@ -22,6 +22,7 @@ import numpy as np
 
 from harness.deploy.asked import located
 from harness.deploy.deployment import Deployment, with_run_notes
+from harness.deploy.power import device_figures
 from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import Scenario, load_key, read_scenario
 from harness.descriptions.written import written
@@ -83,7 +84,8 @@ def stream_scenario(
         meta = with_run_notes(stream.meta(trace), deployment)
         meta = msgspec.structs.replace(meta, notes=(*meta.notes, *figures.notes(), STREAMED))
         (folder / "meta.json").write_bytes(msgspec.json.format(msgspec.json.encode(meta), indent=1) + b"\n")
-        summary = figures.summary() | {"energy": None, "slo": None, "cost": None}
+        summary = figures.summary() | device_figures(deployment.cluster.engines)
+        summary |= {"energy": None, "slo": None, "cost": None}
         summary["speculation"] = None if stream.speculation is None else stream.speculation.figures()
         summary |= {"steps": stream.n_steps, "events": stream.n_sweeps, "most_in_flight": stream.most_in_flight}
         summary["scenario"] = written(scenario)

@@ -8,5 +8,6 @@ capacity.py      the highest load that holds   pareto.py        which are not be
 folder.py        what is kept, and written     record.py        study.json and its tables
 picture.py       the front as a picture        front_table.py   and as a table
 capacity_table.py  capacities as a table       wording.py       figures and limits in words
+devices.py       how many of which, by point   below_table.py   what is said below a table
 sweep.py         all of it in one function     cli.py           the command
 """

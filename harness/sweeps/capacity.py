@@ -70,7 +70,7 @@ class Tried:
 
     @property
     def held(self) -> bool:
-        """Whether all requests were served within the constraints, and a queue, where there was one, did not grow."""
+        """Whether all requests were served within the constraints, and no queue is known to have grown."""
         return not self.shortfalls
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 MOST_FAILURES = 5
 """Reasons of failed points that are listed on the terminal; results.csv has all."""
-WIDEST = 10_000
-"""Columns of text that a table is measured in."""
 INTERRUPTED = 130
 """What a shell reports of a command that an interrupt has ended."""
 
@@ -73,11 +71,12 @@ def progress_text(now: Progress, took_s: float) -> str:
 
 def _print_study(record: dict[str, Any], progress: Progress) -> None:
     from harness.sweeps.below_table import failure_lines, time_lines
+    from harness.sweeps.devices import device_lines
 
     out = console()
     (_print_front if record["capacities"] is None else _print_capacities)(out, record, progress.n_known)
     failed = failure_lines(record)
-    for line in [*time_lines(record), *failed[:MOST_FAILURES]]:
+    for line in [*device_lines(record), *time_lines(record), *failed[:MOST_FAILURES]]:
         out.print(line)
     if len(failed) > MOST_FAILURES:
         out.print(f"and for {len(failed) - MOST_FAILURES} more reasons, see results.csv")
@@ -87,10 +86,11 @@ def _print_study(record: dict[str, Any], progress: Progress) -> None:
 
 def _print_front(out: Console, record: dict[str, Any], n_known: int) -> None:
     from harness.sweeps.front_table import counted, front_table, nearest_miss
+    from harness.sweeps.wording import broken
 
     columns, rows = front_table(record)
     if rows:
-        _print_table(out, "Points that no other beats", columns, rows)
+        out.print(table("Points that no other beats", columns, rows, broken=broken))
     out.print(counted(record, n_known))
     if (nearest := nearest_miss(record)) is not None:
         out.print(nearest, markup=False)
@@ -98,21 +98,8 @@ def _print_front(out: Console, record: dict[str, Any], n_known: int) -> None:
 
 def _print_capacities(out: Console, record: dict[str, Any], n_known: int) -> None:
     from harness.sweeps.capacity_table import capacities_counted, capacity_table
-
-    key = record["study"]["capacity"]["key"]
-    _print_table(out, f"Highest {key} within the constraints", *capacity_table(record))
-    out.print(capacities_counted(record, n_known))
-
-
-def _print_table(out: Console, title: str, columns: list[str], rows: list[tuple[str, ...]]) -> None:
-    """Print a table; where it is wider than the terminal, its headers are broken rather than cut."""
-    from rich.measure import Measurement
-
     from harness.sweeps.wording import broken
 
-    made = table(title, columns, rows)
-    if Measurement.get(out, out.options.update(max_width=WIDEST), made).maximum > out.width:
-        made = table(title, [broken(column) for column in columns], rows)
-        for column in made.columns:
-            column.overflow = "fold"  # what is still too wide goes on in the next line, and is never cut
-    out.print(made)
+    key = record["study"]["capacity"]["key"]
+    out.print(table(f"Highest {key} within the constraints", *capacity_table(record), broken=broken))
+    out.print(capacities_counted(record, n_known))

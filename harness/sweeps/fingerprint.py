@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from harness.descriptions.inputs import named_files, sources_digest
+from harness.descriptions.inputs import files_digest, named_files
 from harness.descriptions.scenario import Scenario
 from profiles.catalog import with_bundled
 from traces.decoding import read_document
@@ -29,7 +29,7 @@ class Fingerprints:
 
     def __init__(self, own: Path) -> None:
         self.own = own.resolve()
-        self.code = sources_digest()
+        self.code = files_digest()
         self._digests: dict[Path, str] = {}
         self._named_by: dict[Path, list[Path]] = {}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from harness.sweeps.devices import COLUMN, device_cell
 from harness.sweeps.pareto import excess, flat
 from harness.sweeps.points import Point
 from harness.sweeps.study import Limits
@@ -14,11 +15,15 @@ from harness.sweeps.wording import figure, missed, set_to, within
 
 
 def front_table(record: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Columns and rows: what is varied, the objectives, and what else is constrained; headers hold the limits."""
+    """Columns and rows: what is varied, devices where they differ, objectives, and what else is constrained.
+
+    Headers hold the limits.
+    """
     keys = list(dict.fromkeys(key for point in record["points"] for key in point["overrides"]))
     names, limits = list(record["objectives"]), constraints(record)
     others = [name for name in limits if name not in names]
-    return ["point", *keys, *headers([*names, *others], limits)], _rows(record, keys, names, others)
+    devices = [] if device_cell(record) is None else [COLUMN]
+    return ["point", *keys, *devices, *headers([*names, *others], limits)], _rows(record, keys, names, others)
 
 
 def headers(names: Sequence[str], limits: Mapping[str, Limits]) -> list[str]:
@@ -70,14 +75,16 @@ def _rows(
     record: dict[str, Any], keys: Sequence[str], names: Sequence[str], others: Sequence[str]
 ) -> list[tuple[str, ...]]:
     """The points of the front, best by the first objective first; those of equal figures share a row."""
-    alike: dict[tuple[float, ...], list[dict[str, Any]]] = {}
+    devices = device_cell(record)
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for i in record["front"]:
         figures = flat(record["points"][i]["figures"])
-        alike.setdefault(tuple(figures[name] for name in (*names, *others)), []).append(record["points"][i])
+        equal = (*(figures[name] for name in (*names, *others)), () if devices is None else (devices(i),))
+        alike.setdefault(equal, []).append(record["points"][i])
     sign = -1 if record["objectives"][names[0]] == "max" else 1
     rows = []
-    for values, points in sorted(alike.items(), key=lambda one: sign * one[0][0]):
-        cells = [set_to(points[0]["overrides"].get(key)) for key in keys]
+    for (*values, used), points in sorted(alike.items(), key=lambda one: sign * one[0][0]):
+        cells = [*(set_to(points[0]["overrides"].get(key)) for key in keys), *used]
         figures_there = [figure(name, value) for name, value in zip((*names, *others), values, strict=True)]
         rows.append((", ".join(str(point["point"]) for point in points), *cells, *figures_there))
     return rows

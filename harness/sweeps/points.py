@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from harness.deploy.unprofiled import deploy_calibrated
 from harness.descriptions.scenario import Scenario, scenario_of, set_key
 from harness.descriptions.written import text_of
 from harness.running.requests import requests_of
@@ -98,19 +99,23 @@ def read_inputs(scenario_path: Path) -> Inputs:
 
 
 def simulate_point(inputs: Inputs, point: Point) -> Result:
-    """Simulate a point. It fails alone: whatever goes wrong is its result; so does one that vLLM would not start."""
+    """Simulate a point. It fails alone: whatever goes wrong is its result.
+
+    So does one that vLLM would not start, before anything is simulated.
+    """
     try:
         scenario = inputs.scenario(point.overrides)
-        simulation, figures = simulate_trace(scenario, inputs.requests(scenario, point.first_requests))
+        deployment = deploy_calibrated(scenario, None, scenario.calibration_path)
+        if (reason := refusal(deployment.notes)) is not None:
+            return Result(reason=reason)
+        requests = inputs.requests(scenario, point.first_requests)
+        simulation, figures = simulate_trace(scenario, requests, deployment=deployment)
     except InputError as error:
         return Result(reason=str(error))
     except ServetwinError as error:
         return Result(reason=str(error), is_lasting=False)
     except Exception as error:
         return Result(reason=f"{type(error).__name__}: {error}", is_lasting=False)
-    meta = simulation.capture.meta
-    if (reason := refusal(meta.notes)) is not None:
-        return Result(reason=reason)
     del figures["wall_s"]
     # As they would be read from a file: a result is the same whether it is new or known.
-    return Result(figures=msgspec.json.decode(msgspec.json.encode(figures)), times=times_of(meta))
+    return Result(figures=msgspec.json.decode(msgspec.json.encode(figures)), times=times_of(simulation.capture.meta))

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 
 from harness.descriptions.written import text_of
+from harness.running.arrivals import is_untold
 from harness.sweeps.below_table import times_record
 from harness.sweeps.capacity import Capacity, Tried
+from harness.sweeps.devices import COLUMN, devices_text
 from harness.sweeps.folder import csv_bytes
 from harness.sweeps.pareto import front
 from harness.sweeps.picture import Dot, pareto_svg
@@ -134,11 +136,25 @@ def _notes(
         return [*notes, *_capacity_notes(study, inputs, capacities)]
     if n := sum(figures["n_left_out"] > 0 for figures in known):
         notes.append(f"{n} points did not finish all requests: see n_finished and n_left_out")
-    if n := sum(figures["in_system.is_steady"] is False for figures in known):
-        there = [str(i) for i in front if trials[i].figures["in_system.is_steady"] is False]
-        on_it = f", {', '.join(there)} on the front" if there else ""
-        notes.append(f"{n} points are not steady{on_it}: the queue grows, and figures depend on the trace's length")
+    if growing := [i for i, trial in enumerate(trials) if trial.figures.get("in_system.is_steady") is False]:
+        what = f"{len(growing)} points are not steady{_on_it(growing, front)}"
+        notes.append(f"{what}: the queue grows, and figures depend on the trace's length")
+    if untold := [i for i, trial in enumerate(trials) if _is_untold(trial)]:
+        what = f"{len(untold)} points have too few requests to tell whether their queue grows{_on_it(untold, front)}"
+        notes.append(f"{what}: a longer trace may wait longer")
     return notes
+
+
+def _on_it(points: Sequence[int], front: Sequence[int]) -> str:
+    """Those of the points that are on the front, in words."""
+    there = [str(i) for i in points if i in front]
+    return f", {', '.join(there)} on the front" if there else ""
+
+
+def _is_untold(trial: Trial) -> bool:
+    """Whether a point of all requests has too few of them to tell if its queue grows."""
+    figures = trial.result.figures
+    return trial.point.first_requests is None and figures is not None and is_untold(figures["in_system"])
 
 
 def _capacity_notes(study: Study, inputs: Inputs, capacities: Sequence[Capacity]) -> Iterator[str]:
@@ -156,10 +172,15 @@ def _capacity_notes(study: Study, inputs: Inputs, capacities: Sequence[Capacity]
         yield f"only whole numbers were tried, as low and high are: low: {float(asked.low)} tries those between too"
     if failed := sum(not tried.trial.figures for one in capacities for tried in one.tried):
         yield f"{failed} values failed and count as not held"
-    found = [one.highest.trial.figures for one in capacities if one.highest is not None]
-    if short := sum(is_short(figures) for figures in found):
+    found = [one.highest.trial for one in capacities if one.highest is not None]
+    if short := sum(is_short(trial.figures) for trial in found):
         yield (
             f"{short} of {len(found)} capacities are of runs that last less than {SHORT} times their mean E2EL: "
+            "a longer trace may have lower ones"
+        )
+    if untold := sum(_is_untold(trial) for trial in found):
+        yield (
+            f"{untold} of {len(found)} capacities are of too few requests to tell whether their queue grows: "
             "a longer trace may have lower ones"
         )
 
@@ -208,7 +229,9 @@ def study_files(study: Study, record: dict[str, Any], trials: Sequence[Trial]) -
 
 
 def _row(point: dict[str, Any], trial: Trial) -> dict[str, Any]:
-    """A line of results.csv: what was set stands as it would after `--set`."""
+    """A line of results.csv: what was set stands as it would after `--set`, devices in words."""
     said = ("point", "reason", "is_feasible", "is_front", "capacity", "first_requests")
     asked = {name: point[name] for name in said if name in point}
-    return {**asked, **{key: text_of(value) for key, value in point["overrides"].items()}, **trial.figures}
+    set_to = {key: text_of(value) for key, value in point["overrides"].items()}
+    devices = {} if trial.result.figures is None else {COLUMN: devices_text(trial.result.figures)}
+    return {**asked, **set_to, **devices, **trial.figures}

@@ -61,10 +61,15 @@ def arrival_lines(figures: dict[str, Any]) -> list[str]:
     served, there = figures["metrics"]["requests_per_s"], figures["in_system"]
     of_served = "none served" if served is None else f"{served:.4g} served to the last finish"
     lines = [f"requests per second: {offered:.4g} offered to the last arrival, {of_served}"]
-    if not there["is_steady"]:
+    if there["is_steady"] is False:
         lines.append(
             f"not steady: {there['at_last_arrival']} requests in the system at the last arrival, {there['halfway']} "
             "halfway through the arrivals; a longer trace may wait longer"
+        )
+    elif there["is_steady"] is None:
+        lines.append(
+            f"too few requests to tell whether the engines kept up: {there['at_last_arrival']} in the system at the "
+            f"last arrival, {there['halfway']} halfway through the arrivals; a longer trace may wait longer"
         )
     elif served is not None and served < offered and (drain_s := _drain_s(figures)) > 0:
         lines.append(

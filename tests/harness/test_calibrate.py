@@ -67,7 +67,7 @@ def test_a_low_load_calibrates_a_high_one_with_preemptions(fitted: Path, tmp_pat
         low, high = result["metrics"]["e2el_s"]["mean"]["pi90"]
         assert low < result["metrics"]["e2el_s"]["mean"]["simulated"] < high
         assert any("outside the range that the calibration was fitted on" in note for note in result["notes"])
-        assert "90 % prediction" in (tmp_path / str(number) / "check" / "report.html").read_text()
+        assert "90\N{NO-BREAK SPACE}% prediction" in (tmp_path / str(number) / "check" / "report.html").read_text()
         lines = (tmp_path / str(number) / "check" / "intervals.csv").read_text().splitlines()
         assert lines[0].startswith("request_id,ttft_s,ttft_low_s,ttft_high_s")
         assert len(lines) == 133

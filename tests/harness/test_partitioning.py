@@ -115,9 +115,9 @@ def test_a_router_that_was_measured_for_all_tokens_is_refused_where_they_are_spl
     model = ModelSpec("m", 4, 64, 128, 4, 4, 16, 100, num_experts=8, num_experts_per_tok=2)
     places = [Place(0, i) for i in range(4)]
     links = Topology(TopologyFile((NodeFile(4, FabricFile("full_mesh", 1e9, 1e-6)),)))
-    assert not partition_of(spec, model, profile, places, links).use_sequence_parallel_moe
+    assert not partition_of(spec, model, profile, places, links, []).use_sequence_parallel_moe
     with pytest.raises(ProfileError, match=r"'composition.per_layer': was measured for all tokens of a rank"):
-        partition_of(spec, model, profile, places, links, split=True)
+        partition_of(spec, model, profile, places, links, [], split=True)
 
 
 def test_groups_that_talk_at_once_share_a_bus_whatever_its_kind(tmp_path: Path) -> None:

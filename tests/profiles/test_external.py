@@ -92,7 +92,7 @@ def test_the_example_prices_like_a_machine_of_its_kind(tmp_path: Path) -> None:
         ("raise SystemExit(7)", "failed with exit code 7: it wrote nothing to stderr"),
         ("print('{')", "the answer of .* is not JSON"),
         ("print('')", "the answer of .* is not JSON"),
-        ("print('[1, 2]')", "the answer of .*accepted: object"),
+        ("print('[1, 2]')", "the answer of .*accepted: a mapping with keys"),
         ("print('{\"time_s\": [1]}')", "has 1 times: accepted: 2, one for each shape"),
         ('print(\'{"time_s": [1, "2"]}\')', r"field 'time_s\[1\]'"),
         (

@@ -45,7 +45,8 @@ class Whole(msgspec.Struct, forbid_unknown_fields=True):
         ('{"parts": [', None, "is not JSON"),
         ('{"parts": [{"tokens": -5}], ', None, "is not JSON"),
         ("", None, "is not JSON"),
-        ("[]", None, "accepted: object"),
+        ("[]", None, "accepted: a mapping with keys parts, name, link"),
+        ('{"parts": [], "link": 3}', "link", "found 3: accepted: null, or a mapping with keys kind"),
     ],
 )
 def test_json_errors_name_the_field(text: str, field: str | None, said: str) -> None:
@@ -60,6 +61,8 @@ class Nested(msgspec.Struct, forbid_unknown_fields=True):
     parts: dict[str, Part] = {}
     steps: dict[int, list[dict[str, int]]] = {}
     kinds: dict[Literal["a", "b"], int] = {}
+    either: int | dict[str, int] | None = None
+    some: Annotated[dict[str, int], msgspec.Meta(min_length=1)] | None = None
 
 
 @pytest.mark.parametrize(
@@ -71,10 +74,13 @@ class Nested(msgspec.Struct, forbid_unknown_fields=True):
         ('{"parts": {"a": {"tokens": 1}, "b": {}}}', "parts.b.tokens", "is missing"),
         ('{"kinds": {"a": 1, "b": "x"}}', "kinds.b", "found 'x': accepted: int"),
         ('{"shares": {"one": 1, "two": []}}', "shares.two", "found []: accepted: float"),
-        ('{"parts": {"a.b": 3}}', "parts.a.b", "found 3: accepted: object"),
+        ('{"parts": {"a.b": 3}}', "parts.a.b", "found 3: accepted: a mapping with keys tokens, time_s"),
         ('{"steps": {"7": [], "9": [{"x": 1}, {"x": 1, "y": null}]}}', "steps.9[1].y", "accepted: int"),
         ('{"steps": {"7": [], "nine": []}}', "steps", "found 'nine': accepted: int"),
         ('{"kinds": {"a": 1, "c": 2}}', "kinds", "found 'c': accepted: a, b"),
+        ('{"either": "x"}', "either", "found 'x': accepted: int | null, or a mapping"),
+        ('{"some": {}}', "some", "found {}: accepted: a mapping of length >= 1"),
+        ('{"shares": [1]}', "shares", "found [1]: accepted: a mapping"),
     ],
 )
 def test_errors_name_the_key_of_a_dictionary(tmp_path: Path, text: str, field: str, said: str) -> None:

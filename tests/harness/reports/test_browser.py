@@ -6,6 +6,7 @@ import pytest
 
 from harness.reports.capture_page import capture_page
 from harness.reports.captures_page import captures_page
+from harness.reports.page import Page, Section, table
 from harness.reports.side_by_side import validations_page
 from harness.reports.sweep_page import Sweep, sweep_page
 from harness.reports.validation_page import validation_page
@@ -90,6 +91,20 @@ def test_a_phone_never_scrolls_sideways(opened: Open, validation: str) -> None:
     for name in ("errors", "worst"):
         page.drawn(name)
     assert page.page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+LONG = "cluster.instances.0.tensor_parallel_size"
+
+
+def test_headers_break_where_a_table_would_be_too_wide_and_figures_do_not(opened: Open) -> None:
+    names = [LONG, "ttft_s.p95 ≤ 150 ms", *(f"a header of several words {i}" for i in range(8))]
+    text = Page("p", "", (Section("wide", table(names, [["12.34 ms"] * len(names)])),)).html()
+    page = opened(text, viewport={"width": 1280, "height": 700})
+    scroll = "(e => e.scrollWidth - e.clientWidth)(document.querySelector('.scroll'))"
+    assert page.page.evaluate(scroll) == 0
+    lines = "[...document.querySelectorAll('{}')].map(e => e.getClientRects().length && e.offsetHeight > 40)"
+    assert page.page.evaluate(lines.format("th")).count(True) == len(names)
+    assert not any(page.page.evaluate(lines.format("td")))
 
 
 def test_paper_has_every_chart_in_light_colours(opened: Open, validation: str) -> None:

@@ -106,17 +106,16 @@ def of_rate(served: float, *, is_steady: bool | None = True, n_finished: int = 6
     figures = summary(run())
     figures["metrics"] |= {"requests_per_s": served, "output_tokens_per_s": 100 * served}
     there = {"halfway": 2, "at_last_arrival": 2, "is_steady": is_steady}
-    offered = None if is_steady is None else 1.0
-    return figures | {"requests_offered_per_s": offered, "in_system": there, "n_finished": n_finished}
+    return figures | {"requests_offered_per_s": 1.0, "in_system": there, "n_finished": n_finished}
 
 
 def test_a_drain_is_neither_better_nor_worse_and_a_queue_that_grows_is(simulated: Path) -> None:
     kept_up, also, behind, fewer = of_rate(0.8), of_rate(0.9), of_rate(0.7, is_steady=False), of_rate(0.7, n_finished=9)
-    unknown = of_rate(0.7, is_steady=None)
-    names, every = list("abcde"), [kept_up, also, behind, fewer, unknown]
+    untold, unknown = of_rate(0.7, is_steady=None), of_rate(0.7) | {"requests_offered_per_s": None}
+    names, every = list("abcdef"), [kept_up, also, behind, fewer, untold, unknown]
     did = rows(compared_table(names, served_rows(every, alike=True), "rates"))
     for rate in ("requests/s served", "output tokens/s"):
-        assert did[rate][2::2] == ["+12.5%", "-12.5% worse", "-12.5% worse", "-12.5% worse"]
+        assert did[rate][2::2] == ["+12.5%", "-12.5% worse", "-12.5% worse", "-12.5%", "-12.5%"]
     swapped = rows(compared_table(["c", "a"], served_rows([behind, kept_up], alike=True), "rates"))
     assert swapped["requests/s served"][2] == "+14.3% better"
     for one, met in ((kept_up, 54), (also, 54), (behind, 54)):
@@ -125,6 +124,46 @@ def test_a_drain_is_neither_better_nor_worse_and_a_queue_that_grows_is(simulated
     assert goodput[2::2] == ["+12.5%", "-12.5% worse"]
     counted = "All runs are steady. Rates of what was served count the time after the last arrival too."
     assert counted in section(page(simulated, "wide", "narrow"), "what-it-did")
+
+
+def offered(rate: float | None, seats: int | None = None, **more: Any) -> dict[str, Any]:
+    """Figures of a run that served half a request per second, of what it was offered."""
+    scenario = {} if rate is None and seats is None else {"scenario": {"trace": "t", "concurrency": seats}}
+    return of_rate(0.5, is_steady=False) | {"requests_offered_per_s": rate} | scenario | more
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "word", "why"),
+    [
+        (offered(1.0), offered(1.0), " worse", None),
+        (offered(1.0), offered(0.5), "", "the runs did not get them at the same rate, or by the same seats"),
+        (offered(None, 4), offered(None, 4), " worse", None),
+        (offered(None, 4), offered(None, 2), "", "the runs did not get them at the same rate, or by the same seats"),
+        (offered(1.0), offered(None), "", "it is not known at what rate, or by how many seats, b got them"),
+        (offered(None), offered(None), "", "it is not known at what rate, or by how many seats, a, b got them"),
+    ],
+)
+def test_by_rates_a_run_is_better_only_where_both_are_known_to_be_offered_the_same(
+    first: dict[str, Any], second: dict[str, Any], word: str, why: str | None
+) -> None:
+    less = second | {"metrics": second["metrics"] | {"requests_per_s": 0.25, "output_tokens_per_s": 25.0}}
+    for said in (first, less):
+        said["slo"] = {"limits": {"ttft_s": 1.0}, "n_meeting": 5, "goodput_per_s": said["metrics"]["requests_per_s"]}
+    text = captures_page({"a": run(), "b": run()}, {"a": first, "b": less}).html()
+    did = rows(section(text, "what-it-did"))
+    for rate in ("requests/s served", "output tokens/s", "goodput (requests/s)"):
+        assert did[rate][2] == ("0.5 times, worse" if word else "0.5 times")
+    assert (why is None) == ("no rate of what was served is better or worse" not in text)
+    assert why is None or f"Of the same requests, {why}: no rate of what was served is better or worse." in text
+
+
+def test_two_measured_runs_are_not_judged_by_what_they_served() -> None:
+    measured = {name: read_capture(BUNDLED / "captures" / "saturated-1") for name in "ab"}
+    slower = summary(measured["b"])
+    slower["metrics"] |= {"output_tokens_per_s": slower["metrics"]["output_tokens_per_s"] / 3}
+    text = captures_page(measured, {"a": summary(measured["a"]), "b": slower}).html()
+    assert rows(section(text, "what-it-did"))["output tokens/s"][2] == "0.333 times"
+    assert "it is not known at what rate, or by how many seats, a, b got them" in text
 
 
 ROOFLINE = "a roofline from the datasheet, a bound and not a measurement: 1 Tflop/s"
@@ -233,6 +272,9 @@ def test_a_run_that_is_not_steady_is_named(tmp_path: Path) -> None:
     ]
     text = captures_page({"a": one, "b": one}, dict(zip("ab", known, strict=True))).html()
     assert "Not steady, so that a longer trace may wait longer: b." in text
+    few = {"in_system": {"halfway": 2, "at_last_arrival": 2, "is_steady": None}}
+    told = captures_page({"a": one, "b": one}, {"a": known[1], "b": summary(one) | few}).html()
+    assert "wait longer: a. Of too few requests to tell whether a queue grows: b." in told
     assert rows(section(text, "what-it-did"))["in the system at the last arrival"] == ["2", "30", "15 times"]
 
 

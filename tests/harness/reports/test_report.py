@@ -69,6 +69,34 @@ def test_the_page_of_a_validation_says_how_far_off_and_how_sure(tmp_path: Path) 
     assert (tmp_path / "check" / "report.html").is_file()
 
 
+def with_notes(found: Compared, *notes: str) -> Compared:
+    """The same, of a twin with these notes."""
+    meta = msgspec.structs.replace(found.simulated.meta, notes=notes)
+    return replace(found, simulated=replace(found.simulated, meta=meta))
+
+
+def trusted(text: str) -> list[str]:
+    """What a page says of how far to trust its figures."""
+    return re.findall(
+        "<li>(.*?)</li>", text.partition("<section id='how-far-to-trust-it'>")[2].partition("</section>")[0]
+    )
+
+
+def test_the_page_of_a_validation_says_first_how_far_to_trust_its_times(tmp_path: Path) -> None:
+    beyond = "3 of 9 steps priced beyond the profile's measured range: tokens per step"
+    line = "3 of 9 steps (33.3%) priced beyond the profile's measured range: tokens per step"
+    line = line.replace("'", "&#x27;")
+    far = write_validation(with_notes(compared(), "2 instances", beyond), tmp_path / "far")
+    text = written(report([far]))
+    assert trusted(text) == [line]
+    assert text.index("id='how-far-to-trust-it'") < text.index("id='errors'")
+    near = write_validation(with_notes(compared(), "2 instances"), tmp_path / "near")
+    assert "how-far-to-trust-it" not in written(report([near]))
+    both = written(report([near, far], tmp_path / "both.html"))
+    assert trusted(both) == [f"far: {line}"]
+    assert both.index("id='how-far-to-trust-it'") < both.index("id='verdicts'")
+
+
 def test_an_invalid_validation_says_so_first(tmp_path: Path) -> None:
     found = compared(10)
     text = written(report([write_validation(found, tmp_path / "check")]))
@@ -196,6 +224,20 @@ def test_a_page_that_is_there_is_not_written_over_by_out(tmp_path: Path) -> None
     (tmp_path / "mine.html").write_text("precious")
     with pytest.raises(InputError, match="already exists"):
         report([tmp_path / "run"], tmp_path / "mine.html")
+
+
+@pytest.mark.parametrize(
+    ("header", "shown"),
+    [
+        ("cluster.instances.0.count", "cluster.<wbr>instances.<wbr>0.<wbr>count"),
+        ("ttft_s.p95 ≤ 150 ms", "ttft_s.<wbr>p95 ≤\u00a0150\u00a0ms"),
+        ("power_w ≤ 0.95", "power_w ≤\u00a00.95"),
+        ("95 % interval", "95\u00a0% interval"),
+        ("within <a>", "within &lt;a&gt;"),
+    ],
+)
+def test_a_header_breaks_behind_the_joints_of_names_and_in_no_figure(header: str, shown: str) -> None:
+    assert f"<th scope='col'>{shown}</th>" in table([header], [["1"]]).replace(" class=text", "")
 
 
 def test_a_section_without_a_body_is_left_out() -> None:

@@ -373,5 +373,21 @@ def test_points_that_are_not_steady_are_told_in_a_grid(tmp_path: Path) -> None:
     text = "grid: {cluster.instances.0.count: [1, 4]}\nobjectives: {e2el_s.mean: min}\n"
     swept = sweep(write_study(tmp_path, text), tmp_path / "out", workers=1)
     steady = [point["figures"]["in_system"]["is_steady"] for point in points_of(swept)]
-    assert steady == [False, True]
-    assert "1 points are not steady: the queue grows, and figures depend on the trace's length" in swept.record["notes"]
+    assert steady == [False, None]
+    notes = swept.record["notes"]
+    assert "1 points are not steady: the queue grows, and figures depend on the trace's length" in notes
+    untold = "1 points have too few requests to tell whether their queue grows, 1 on the front"
+    assert f"{untold}: a longer trace may wait longer" in notes
+
+
+def test_a_capacity_of_too_few_requests_to_tell_is_counted(tmp_path: Path) -> None:
+    asked = (
+        "capacity: {key: load.request_rate, low: 90, high: 100, tolerance: 1}\nconstraints: {n_finished: {min: 40}}\n"
+    )
+    text = f"grid: {{cluster.instances.0.count: [4]}}\n{asked}"
+    swept = sweep(write_study(tmp_path, text), tmp_path / "out", workers=1)
+    (one,) = swept.record["capacities"]
+    highest = swept.record["points"][one["highest"]["point"]]
+    assert highest["figures"]["in_system"]["is_steady"] is None
+    said = "1 of 1 capacities are of too few requests to tell whether their queue grows: a longer trace may have"
+    assert f"{said} lower ones" in swept.record["notes"]

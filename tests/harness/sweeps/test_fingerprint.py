@@ -75,5 +75,5 @@ def test_a_rule_of_ones_own_counts_with_its_module(scenario: Path, monkeypatch: 
 
 def test_servetwin_itself_counts(scenario: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = of(scenario)
-    monkeypatch.setattr(fingerprint, "sources_digest", lambda: "another")
+    monkeypatch.setattr(fingerprint, "files_digest", lambda: "another")
     assert of(scenario) != known

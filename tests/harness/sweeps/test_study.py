@@ -14,7 +14,7 @@ RANGES = "ranges: {engine.max_num_seqs: [1, 2]}"
 
 WRONG = {
     "": r"says no points: accepted: one of grid, sample, search",
-    "grid: {}": r"study.yaml:2: field 'grid': found \{\}: accepted: object of length >= 1",
+    "grid: {}": r"study.yaml:2: field 'grid': found \{\}: accepted: a mapping of length >= 1",
     "grid: {a: []}": r"study.yaml:2: field 'grid.a': found \[\]: accepted: a list of values",
     "grid: {a: [1, 1]}": r"field 'grid.a': holds a value twice",
     "grid: {a: 3}": r"study.yaml:2: field 'grid.a': found 3: accepted: a list of values",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.sweeps import points
 from harness.sweeps.below_table import failure_lines, time_lines, times_record
 from harness.sweeps.sweep import sweep
 from harness.sweeps.times import refusal, times_of
@@ -43,6 +43,22 @@ def test_a_point_that_vllm_would_not_start_fails_with_the_reason(study: Path, tm
     printed = ok("sweep", study, "--out", tmp_path / "out")
     assert "2 points, 2 of them from before: 1 on the front, 1 failed" in printed
     assert "point 1 failed: vLLM would not start: a request of max_model_len 4096" in printed
+
+
+def test_what_vllm_would_not_start_is_not_simulated(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def simulate(*asked: Any, **options: Any) -> None:
+        raise AssertionError("simulated")
+
+    monkeypatch.setattr(points, "simulate_trace", simulate)
+    inputs = points.read_inputs(tmp_path / "scenario.yaml")
+    good, bad = (
+        points.simulate_point(inputs, points.Point({"engine.max_model_len": length}, "")) for length in (512, 4096)
+    )
+    assert good.reason == "AssertionError: simulated"
+    assert bad.reason == "vLLM would not start: a request of max_model_len 4096 takes more than the 60 KV blocks"
+    assert bad.is_lasting
 
 
 def test_where_vllm_would_start_no_point_there_is_no_result(study: Path, tmp_path: Path) -> None:
@@ -132,14 +148,3 @@ def test_of_many_points_the_first_are_named_and_the_others_counted() -> None:
     failed = dict.fromkeys([*range(0, 18, 2), 20, 21, 22], "x")
     (line,) = failure_lines(record_of([{}] * 24, [[]] * 24, failed))
     assert line == "points 0, 2, 4, 6, 8, 10, 12, 14, 4 more failed: x"
-
-
-def test_no_header_and_no_cell_is_cut_on_a_narrow_terminal() -> None:
-    from rich.console import Console
-
-    from harness.sweeps.cli import _print_table
-
-    narrow = Console(width=40, record=True, file=io.StringIO())
-    columns = ["point", "cluster.instances.0.device", "ttft_s.p95 ≤ 150 ms", "cost.per_million_tokens"]
-    _print_table(narrow, "t", columns, [("0", "AMD-EPYC-2vCPU", "120 ms", "0.123")])
-    assert "…" not in narrow.export_text()

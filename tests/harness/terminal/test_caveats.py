@@ -130,6 +130,11 @@ def test_rates_stand_side_by_side() -> None:
     rates, growing = arrival_lines(figures)
     assert rates == "requests per second: 2 offered to the last arrival, 1.5 served to the last finish"
     assert growing.startswith("not steady: 19 requests in the system at the last arrival, 5 halfway")
+    few = figures | {"in_system": {"halfway": 5, "at_last_arrival": 9, "is_steady": None}}
+    _, untold = arrival_lines(few)
+    assert untold.startswith(
+        "too few requests to tell whether the engines kept up: 9 in the system at the last arrival, 5"
+    )
     kept_up = figures | {"in_system": {"halfway": 5, "at_last_arrival": 6, "is_steady": True}, "n_requests": 21}
     drained = kept_up | {"metrics": {"requests_per_s": 1.5, "duration_s": 14.0}}
     assert arrival_lines(drained) == [
