@@ -31,7 +31,7 @@ from profiles.device import DeviceSpec
 from profiles.model import ModelSpec, dtype_bytes
 from profiles.operators import Operators
 from profiles.profile import AttentionRows
-from profiles.thread_blocks import left_over_s
+from profiles.thread_blocks import left_over_of_equal_s, left_over_s
 from traces.steps import Floats
 
 PACKED_S = 13.5e-6
@@ -189,7 +189,7 @@ class UnequalDecodes:
         known = heads, kernel.slots, kernel.key_s, heads * self.table.decode_keys_per_s(n)
         found_s = left_over_s(histories + 1, *known)
         if kernel.slots < n * heads <= 2 * kernel.slots:
-            found_s -= left_over_s(np.full(n, histories.mean() + 1), *known)
+            found_s -= left_over_of_equal_s(float(histories.sum()) / n + 1, n, *known)
         return found_s
 
     def beside_s(self, chunks: Sequence[Chunk], histories: Floats, together_s: float) -> float:
@@ -202,9 +202,10 @@ class UnequalDecodes:
             + float(chunk.computed_tokens)
             for chunk in chunks
         ]
-        kernel = self.kernel
-        means = np.full(len(histories), histories.mean())
-        equal, unequal = (np.concatenate([each + 1, *tiles]) for each in (means, histories))
+        kernel, n = self.kernel, len(histories)
+        unequal = np.concatenate([histories + 1, *tiles])
+        equal = unequal.copy()
+        equal[:n] = histories.sum() / n + 1
         keys_per_s = kernel.heads * float(equal.sum()) / together_s
         equal_s, unequal_s = (
             left_over_s(keys, kernel.heads, kernel.slots, kernel.key_s, keys_per_s) for keys in (equal, unequal)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,12 +33,24 @@ def left_over_s(keys: Floats, heads: int, slots: int, key_s: float, keys_per_s: 
             they are taken to keep up with it.
         keys_per_s: of all blocks together.
     """
-    most = min(slots, len(keys) * heads)
-    # Of each key, by how many blocks are at work, as long as those do not keep the memory busy.
-    busy = math.ceil(min(key_s * keys_per_s, most))
-    idle_s = min(key_s, most / keys_per_s) - np.arange(1, busy) / keys_per_s
+    idle_s = _idle_s(min(slots, len(keys) * heads), key_s, keys_per_s)
     ends = last_ends(keys, heads, slots, len(idle_s) + 1)
     return float(idle_s @ (ends[:-1] - ends[1:]))
+
+
+def left_over_of_equal_s(key: float, n: int, heads: int, slots: int, key_s: float, keys_per_s: float) -> float:
+    """`left_over_s` to the last bit, of n times the same `key`, whose blocks take two rounds, the second not full."""
+    idle_s = _idle_s(slots, key_s, keys_per_s)
+    in_second = n * heads - slots
+    return float(idle_s[in_second - 1] * key) if in_second <= len(idle_s) else 0.0
+
+
+@lru_cache(maxsize=256)
+def _idle_s(most: int, key_s: float, keys_per_s: float) -> Floats:
+    """Of each key, when k = 1, 2, ... of at most so many blocks are at work, as long as the memory is not busy."""
+    busy = math.ceil(min(key_s * keys_per_s, most))
+    idle_s: Floats = min(key_s, most / keys_per_s) - np.arange(1, busy) / keys_per_s
+    return idle_s
 
 
 def last_ends(keys: Floats, heads: int, slots: int, most: int) -> Floats:
@@ -55,15 +68,18 @@ def last_ends(keys: Floats, heads: int, slots: int, most: int) -> Floats:
         blocks = np.tile(keys, heads).tolist()
         at_work = blocks[:slots]
         heapq.heapify(at_work)
+        replace = heapq.heapreplace
         for own in blocks[slots:]:
-            heapq.heapreplace(at_work, at_work[0] + own)
+            replace(at_work, at_work[0] + own)
         ends = np.array(at_work)
     else:
         read = keys.cumsum()
         total = float(read[-1])
         rounds = np.arange(max(0, heads - -(-2 * slots // len(keys))), heads)
         under_way = keys @ keys / (2 * total)
-        begins = np.add.outer(rounds * (total / slots), (read - keys) / slots - under_way)
-        ends = (np.maximum(begins, 0.0) + keys).ravel()
+        begins = (rounds * (total / slots))[:, None] + ((read - keys) / slots - under_way)
+        np.maximum(begins, 0.0, out=begins)
+        begins += keys
+        ends = begins.ravel()
     ends.sort()
     return ends[: -most - 1 : -1]

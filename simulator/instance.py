@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from simulator.rank import Rank
@@ -34,7 +35,7 @@ Tell = Callable[[Rank, Request, float], None]
 """What is to be told of a request on a rank, and when it happened."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _InFlight:
     """Steps under way: of each rank that takes part the number of the last one, and when they end."""
 
@@ -127,7 +128,7 @@ class Instance:
         if self._beside is not None:
             self._beside.look(self.now_s)
         for rank in self.ranks:
-            for ended in (*rank.take_arrivals(self.now_s), *rank.give_up(self.now_s)):
+            for ended in rank.take_arrivals(self.now_s) + rank.give_up(self.now_s):
                 self._tell(rank, ended)
                 told = True
         planned = [(rank, plan) for rank in self.ranks if (plan := rank.scheduler.schedule(self.now_s)) is not None]
@@ -186,7 +187,7 @@ class Instance:
         """
         held, self._held = self._held, None
         assert held is not None
-        times = int(np.searchsorted(held.scheduled_s, until_s))
+        times = int(held.scheduled_s.searchsorted(until_s))
         if times < 2:
             self._run_once(held.planned, held.plan, held.cost)
         else:
@@ -198,7 +199,7 @@ class Instance:
         assert held is not None
         if held.leaves_cache is None:
             held.leaves_cache = _cache_stays(held, len(held.scheduled_s))
-        return held.leaves_cache or _cache_stays(held, int(np.searchsorted(held.scheduled_s, until_s)))
+        return held.leaves_cache or _cache_stays(held, int(held.scheduled_s.searchsorted(until_s)))
 
     def _tell_reserved(self) -> bool:
         """Tell of requests for whose KV blocks were reserved, and whether there were any: it may come at any time."""
@@ -241,7 +242,7 @@ class Instance:
         busy = {rank.number for rank, _ in planned}
         waits = any(rank.number not in busy and (rank.n_running or rank.scheduler.waiting) for rank in self.ranks)
         repeat = 1 if waits else min(plan.repeat for plan in plans)
-        return replace(plans[0], first_step=self._n_steps, repeat=repeat, alongside=tuple(plans[1:]))
+        return msgspec.structs.replace(plans[0], first_step=self._n_steps, repeat=repeat, alongside=tuple(plans[1:]))
 
     def _wait(self) -> bool:
         """Nothing can be planned: go on to the end of the step under way, or else to the next arrival."""
@@ -310,10 +311,10 @@ class Instance:
         if times_s is None:
             return False
         scheduled_s, end_s = times_s
-        next_change_s = min(rank.next_change_s for rank in self.ranks)
+        next_change_s = min([rank.next_change_s for rank in self.ranks])
         if not self.holds_sweeps:
             next_change_s = min(next_change_s, until_s)
-        times = int(np.searchsorted(scheduled_s, next_change_s))
+        times = int(scheduled_s.searchsorted(next_change_s))
         if times < 2:
             return False
         sweep = _Sweep(planned, plan, cost, scheduled_s[:times], end_s[:times])
@@ -357,20 +358,24 @@ class Instance:
         if len(cost.stages) > 1:
             return None
         if self._depth == 1:
-            ends = np.cumsum(np.concatenate([[self.now_s], cost.host_s + cost.device_s]))
+            ends = _cumulated(self.now_s, cost.host_s + cost.device_s)
             return ends[:-1], ends[1:]
         free_s = self._stage_free_s[0]
-        if not self._in_flight or self.now_s + cost.host_s[0] > free_s or (cost.host_s[1:] > cost.device_s[:-1]).any():
+        if not self._in_flight or self.now_s + cost.host_s[0] > free_s:
             return None
-        ends = np.cumsum(np.concatenate([[free_s], cost.device_s]))
-        return np.concatenate([[self.now_s], ends[:-2]]), ends[1:]
+        if np.count_nonzero(cost.host_s[1:] > cost.device_s[:-1]):
+            return None
+        ends = _cumulated(free_s, cost.device_s)
+        scheduled_s = np.empty(len(cost.device_s))
+        scheduled_s[0], scheduled_s[1:] = self.now_s, ends[:-2]
+        return scheduled_s, ends[1:]
 
     def _put_under_way(
         self, planned: list[tuple[Rank, StepPlan]], times: int, host_free_s: float, end_s: float
     ) -> None:
         """Steps have begun: go on to when the next one can be planned."""
         self.now_s = host_free_s
-        last_steps = tuple((rank, own.first_step + times - 1) for rank, own in planned)
+        last_steps = tuple([(rank, own.first_step + times - 1) for rank, own in planned])
         self._in_flight.append(_InFlight(last_steps, end_s))
         while len(self._in_flight) >= self._depth:
             self._finish_first()
@@ -394,6 +399,13 @@ class Instance:
     def _tell(self, rank: Rank, request: Request) -> None:
         if self._on_finish is not None:
             self._on_finish(rank, request, self.now_s)
+
+
+def _cumulated(start: float, steps: Floats) -> Floats:
+    """Sums of the first 0, 1, ... n of the steps [n] behind a start, [n + 1]."""
+    sums = np.empty(len(steps) + 1)
+    sums[0], sums[1:] = start, steps
+    return np.add.accumulate(sums, out=sums)
 
 
 def _plans_again(rank: Rank) -> bool:

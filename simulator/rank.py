@@ -81,6 +81,7 @@ class Rank:
     ) -> None:
         self.number = number
         self.scheduler = scheduler
+        self._incoming = scheduler.incoming if isinstance(scheduler, Scheduler) else None
         self.max_num_seqs = max_num_seqs
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -150,8 +151,8 @@ class Rank:
 
     def give_up(self, now_s: float) -> list[Request]:
         """End the requests that their clients have given up by now. Returns them."""
-        given_up = []
-        while self._next_deadline_s() <= now_s:
+        given_up: list[Request] = []
+        while self._deadlines and self._next_deadline_s() <= now_s:
             _, _, request = heapq.heappop(self._deadlines)
             self.scheduler.abort(request, now_s)
             request.reason = "deadline"
@@ -188,14 +189,14 @@ class Rank:
 
     def take_reserved(self) -> list[Request]:
         """Requests for whose KV blocks were reserved since this was last asked."""
-        return self.scheduler.incoming.take_reserved() if isinstance(self.scheduler, Scheduler) else []
+        return [] if self._incoming is None else self._incoming.take_reserved()
 
     @property
     def next_change_s(self) -> float:
         """When a request or its KV next arrives here, or one is given up; infinite when none is."""
         arrival_s = self.arrivals[0].time_s if self.arrivals else np.inf
-        if isinstance(self.scheduler, Scheduler):
-            arrival_s = min(arrival_s, self.scheduler.incoming.next_load_s)
+        if self._incoming is not None:
+            arrival_s = min(arrival_s, self._incoming.next_load_s)
         return min(arrival_s, self._next_deadline_s()) if self._deadlines else arrival_s
 
     def _next_deadline_s(self) -> float:

@@ -161,6 +161,10 @@ class KVCache:
         while blocks[-1] < total:
             blocks.append(blocks[-1] + self._take_next(total - blocks[-1]))
             contents.append(before - self.num_cached_free)
+        if contents[-1] == total:
+            return before - taken
+        if contents[-1] == 0:
+            return before - 0 * taken
         lost = np.interp(taken, blocks, contents)
         return before - lost.astype(np.int64)
 

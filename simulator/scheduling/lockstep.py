@@ -10,6 +10,10 @@ by; a request costs something when it joins and when it leaves.
 from __future__ import annotations
 
 import heapq
+from array import array
+from bisect import bisect_left
+from collections.abc import Mapping
+from operator import attrgetter
 
 import numpy as np
 
@@ -24,7 +28,19 @@ class Lockstep:
         offsets: of each; computed tokens before a step, less the step's number.
     """
 
-    __slots__ = ("_block_size", "_ends", "_largest", "_phases", "_sum", "offsets")
+    __slots__ = (
+        "_admissions",
+        "_block_size",
+        "_ends",
+        "_largest",
+        "_ordered_offsets",
+        "_ordered_requests",
+        "_phases",
+        "_phases_seen",
+        "_sum",
+        "_turns",
+        "offsets",
+    )
 
     def __init__(self, block_size: int) -> None:
         self.offsets: dict[Request, int] = {}
@@ -32,10 +48,17 @@ class Lockstep:
         self._sum = 0
         # Largest offset; None when the one that had it has left.
         self._largest: int | None = None
-        # How many have each offset modulo the block size.
-        self._phases = [0] * block_size
+        # How many have each offset modulo the block size, and the same numbers as numpy sees them.
+        self._phases = array("q", (0,)) * block_size
+        self._phases_seen = np.frombuffer(self._phases, dtype=np.int64)
+        # Whose turn it is to need a block at steps 0, 1, ...: offsets modulo the block size.
+        self._turns = np.zeros(0, dtype=np.int64)
         # When each ends: the step that brings its last token, and its place in order of admission.
         self._ends: list[tuple[int, int, Request]] = []
+        # All of them in order of admission: where each stands in it, who it is, and its offset.
+        self._admissions: list[int] = []
+        self._ordered_requests: list[Request] = []
+        self._ordered_offsets: array[int] = array("q")
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -44,6 +67,10 @@ class Lockstep:
         """From this step on the request computes one token in each; it has more than one to go."""
         offset = request.num_computed_tokens - step
         self.offsets[request] = offset
+        place = bisect_left(self._admissions, request.admission)
+        self._admissions.insert(place, request.admission)
+        self._ordered_requests.insert(place, request)
+        self._ordered_offsets.insert(place, offset)
         self._sum += offset
         if self._largest is not None or len(self.offsets) == 1:
             self._largest = offset if self._largest is None else max(self._largest, offset)
@@ -57,6 +84,8 @@ class Lockstep:
         while self._ends and self._ends[0][0] < before:
             last_step, _, request = heapq.heappop(self._ends)
             offset = self.offsets.pop(request)
+            place = bisect_left(self._admissions, request.admission)
+            del self._admissions[place], self._ordered_requests[place], self._ordered_offsets[place]
             self._sum -= offset
             self._phases[offset % self._block_size] -= 1
             if offset == self._largest:
@@ -70,9 +99,27 @@ class Lockstep:
         for request, offset in self.offsets.items():
             self._settle(request, offset, step, cached_step)
         self.offsets.clear()
+        self._admissions.clear()
+        self._ordered_requests.clear()
+        del self._ordered_offsets[:]
         self._sum, self._largest = 0, None
-        self._phases = [0] * self._block_size
+        self._phases_seen[:] = 0
         self._ends.clear()
+
+    def batch(self, step: int, others: Mapping[Request, int]) -> tuple[list[Request], Ints, Ints]:
+        """All of them and `others`, who compute so many tokens each: a batch in order of admission.
+
+        Returns the requests, their tokens of this step, and those before it.
+        """
+        requests, offsets = self._ordered_requests.copy(), self._ordered_offsets[:]
+        tokens = array("q", (1,)) * len(requests)
+        # From the last on, so that places stay what they are.
+        for request in sorted(others, key=attrgetter("admission"), reverse=True):
+            place = bisect_left(self._admissions, request.admission)
+            requests.insert(place, request)
+            offsets.insert(place, request.num_computed_tokens - step)
+            tokens.insert(place, others[request])
+        return requests, np.array(tokens), np.array(offsets) + step
 
     @property
     def first_end(self) -> int:
@@ -97,8 +144,10 @@ class Lockstep:
 
     def growth(self, step: int, steps: int) -> Ints:
         """Blocks that so many steps from this one on need, summed up, [steps]."""
-        phases = np.array(self._phases, dtype=np.int64)
-        return np.cumsum(phases[-np.arange(step, step + steps) % self._block_size])
+        first = step % self._block_size
+        if first + steps > len(self._turns):
+            self._turns = -np.arange(2 * (first + steps)) % self._block_size
+        return self._phases_seen[self._turns[first : first + steps]].cumsum()
 
     def _settle(self, request: Request, offset: int, step: int, cached_step: int) -> None:
         """The request's own counts, as they are before this step."""

@@ -12,7 +12,7 @@ are they looked at one by one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from traces.steps import Ints
 
 _MOST_REPEATS = 512
 """Bounds the work that a plan's pricing can waste when something changes before all repeats are run."""
+
+_NOBODY: tuple[list[Request], Ints, Ints] = [], np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+"""What plans say of their requests where nobody asks."""
 
 
 class LockstepScheduler(Scheduler):
@@ -74,15 +77,15 @@ class LockstepScheduler(Scheduler):
         A request ends with its last token, or earlier when it is one of `stopped`: its token of this output says so.
         """
         self._finished_step = last_step
-        done = self._finish_stale(last_step, end_s, stopped)
-        stopped = [request for request in stopped if request.status is RequestStatus.RUNNING]
+        done = self._finish_stale(last_step, end_s, stopped) if self._stale else []
         if stopped:
-            self._part()
+            stopped = [request for request in stopped if request.status is RequestStatus.RUNNING]
+            if stopped:
+                self._part()
+        looked_at = self.running
         if self._together:
             self._ending += self._lockstep.retire(last_step + 1, self._cached_step)
-            looked_at: Sequence[Request] = self._ending
-        else:
-            looked_at = self.running
+            looked_at = self._ending
         if self._options.async_scheduling or self._stages.is_pipeline:
             # The output makes tokens known, and blocks that end with them can be found (`cache_blocks`).
             under_way = self._next_step - 1 > last_step
@@ -141,9 +144,8 @@ class LockstepScheduler(Scheduler):
         if not self._together:
             return None
         step, lockstep = self._next_step, self._lockstep
-        if lockstep:
-            self._ending += lockstep.retire(step, self._cached_step)
-        budget = self._options.max_num_batched_tokens - len(lockstep)
+        self._ending += lockstep.retire(step, self._cached_step)
+        budget = self._options.max_num_batched_tokens - len(lockstep.offsets)
         new_blocks = lockstep.new_blocks(step)
         catching_up = []
         for request in self._prefilling:
@@ -250,6 +252,8 @@ class LockstepScheduler(Scheduler):
 
     def _schedule_waiting(self, granted: dict[Request, int], budget: int, threshold: int, now_s: float) -> None:
         """Admit waiting requests while budget, seats and blocks last, and grant them their tokens."""
+        if not self.waiting and not self.incoming.holding:
+            return
         # Those that hold blocks already come first (vLLM 0.32.0: `kv_holding_waiting`): what they hold may be what
         # others wait for.
         for request in self._precedence.sorted(self.incoming.arrived):
@@ -319,16 +323,18 @@ class LockstepScheduler(Scheduler):
         n_running = len(self.running)
         if not preempted:
             self._schedule_waiting(granted, budget, threshold, now_s)
-        if not self._lockstep and not any(granted.values()):
+        if not self._lockstep.offsets and not any(granted.values()):
             return None
         return self._planned(granted, alike=n_running == len(self.running) and not self._n_preempted)
 
     def _planned(self, granted: dict[Request, int], *, alike: bool) -> StepPlan:
         """The plan, and the counts after it; `alike`: the same requests ran before, and none lost its blocks."""
         step, lockstep = self._next_step, self._lockstep
-        requests, tokens, before = self._named(granted) if self._spec.names_batches else ([], [], [])
+        requests, tokens, before = _NOBODY
+        if self._spec.names_batches:
+            requests, tokens, before = lockstep.batch(step, {request: new for request, new in granted.items() if new})
         self._next_step += 1
-        n_decode, n_prefill = len(lockstep), 0
+        n_decode, n_prefill = len(lockstep.offsets), 0
         kv_sum, kv_max = lockstep.kv_sum(step), lockstep.kv_max(step)
         chunks = []
         for request, new in granted.items():
@@ -345,13 +351,13 @@ class LockstepScheduler(Scheduler):
             self._close_spans(granted)
             self._join(step)
         preempted, self._n_preempted = self._n_preempted, 0
-        decodes = n_decode == len(lockstep) == len(self.running)
+        decodes = n_decode == len(lockstep.offsets) == len(self.running)
         return StepPlan(
             first_step=step,
             repeat=self._most_repeats() if decodes and alike else 1,
             requests=requests,
-            new_tokens=np.array(tokens, dtype=np.int64),
-            computed_tokens=np.array(before, dtype=np.int64),
+            new_tokens=tokens,
+            computed_tokens=before,
             n_requests=n_decode + len(chunks),
             chunks=chunks,
             n_prefill_tokens=n_prefill,
@@ -363,15 +369,6 @@ class LockstepScheduler(Scheduler):
             n_waiting=len(self.incoming.holding) + len(self.waiting),
             kv_blocks=self.kv_cache.in_use,
         )
-
-    def _named(self, granted: dict[Request, int]) -> tuple[list[Request], list[int], list[int]]:
-        """The batch in the order of the running queue: requests, their tokens of this step, those before it."""
-        offsets, step = self._lockstep.offsets, self._next_step
-        if not granted and len(offsets) == len(self.running):
-            return list(self.running), [1] * len(offsets), [offsets[request] + step for request in self.running]
-        batch = [request for request in self.running if request in offsets or granted.get(request)]
-        tokens = [granted.get(request, 1) for request in batch]
-        return batch, tokens, [offsets[r] + step if r in offsets else r.num_computed_tokens for r in batch]
 
     def _compute(self, request: Request, tokens: int, step: int) -> None:
         """A request that is not in lockstep computes so many tokens; with all of them there, it gets one more."""

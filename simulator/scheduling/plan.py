@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
 from profiles.attention import Chunk
@@ -12,8 +12,7 @@ from simulator.scheduling.request import Request
 from traces.steps import Batches, Ints
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(msgspec.Struct, frozen=True, eq=False):
     """One step's batch, as the step-time model and the record need it.
 
     A request that computes more than one token is a prefill chunk; one that computes a single token is a decode,
@@ -68,7 +67,7 @@ class StepPlan:
 
 def without_drafts(plan: StepPlan) -> StepPlan:
     """The plan with those of its tokens alone that exist: what was drafted is not known to stay."""
-    return plan if plan.drafts is None else replace(plan, new_tokens=plan.new_tokens - plan.drafts)
+    return plan if plan.drafts is None else msgspec.structs.replace(plan, new_tokens=plan.new_tokens - plan.drafts)
 
 
 def plan_of(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from simulator.kv.host_link import HostWay
@@ -51,7 +52,7 @@ class BesideLoads:
         assert times is not None
         assert self._offload is not None
         waits = 0.0 if self._offload.way == "in_place" else self._extra_s
-        operators = replace(times, waiting_s=times.waiting_s + waits)
+        operators = msgspec.structs.replace(times, waiting_s=times.waiting_s + waits)
         return replace(cost, device_s=cost.device_s + self._extra_s, operators=operators)
 
     def count(self, plan: StepPlan, times: int) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 
 from profiles.model import ModelSpec, dtype_bytes
@@ -224,7 +225,7 @@ class SharedLinks:
             return cost
         operators = cost.operators
         if operators is not None:
-            operators = replace(operators, communication_s=operators.communication_s + extra_s)
+            operators = msgspec.structs.replace(operators, communication_s=operators.communication_s + extra_s)
         return replace(cost, device_s=cost.device_s + extra_s, operators=operators)
 
     def count(self, plan: StepPlan, times: int) -> None:

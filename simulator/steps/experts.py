@@ -173,7 +173,7 @@ def _bracket(axis: Floats, at: Floats) -> tuple[Ints, Ints, Floats]:
         none = np.zeros(np.shape(at), dtype=np.int64)
         return none, none, np.zeros(np.shape(at))
     at = np.maximum(at, axis[0])
-    low = np.clip(np.searchsorted(axis, at, side="right") - 1, 0, len(axis) - 2)
+    low = np.minimum(axis.searchsorted(at, side="right") - 1, len(axis) - 2)
     return low, low + 1, (at - axis[low]) / (axis[low + 1] - axis[low])
 
 

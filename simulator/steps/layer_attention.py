@@ -11,6 +11,8 @@ from traces.steps import Floats
 
 STRETCH = 128
 """Over so many steps what unequal histories cost is taken to stay the same: they differ by as much, and grow alike."""
+MOST_KEPT = 256
+"""Batches of which it is kept; then all are forgotten."""
 
 
 class LayerAttention:
@@ -24,6 +26,7 @@ class LayerAttention:
         """Keep them; `unequal`: what unequal decodes cost beside equal ones, None: the table's own shares say it."""
         self.table = table
         self._unequal = unequal
+        self._kept_s: dict[tuple[int, bytes], float] = {}
 
     @property
     def reads_batches(self) -> bool:
@@ -68,18 +71,31 @@ class LayerAttention:
             return equal_s
         # The same for all steps in which the mean is within one stretch, wherever a plan begins or ends.
         mean = plan.decode_kv_sum // n
-        stretches = (mean + np.arange(repeat)) // STRETCH
-        histories = _histories(plan) - mean
-        excess_s = {
-            stretch: unequal.alone_s(histories + ((stretch + 1) * STRETCH - 1))
-            for stretch in range(int(stretches[0]), int(stretches[-1]) + 1)
-        }
-        if repeat == 1:
-            return equal_s + excess_s[int(stretches[0])]
-        return equal_s + np.array([excess_s[stretch] for stretch in stretches.tolist()])
+        first, last = mean // STRETCH, (mean + repeat - 1) // STRETCH
+        apart = _histories(plan) - mean
+        excess_s = [self._excess_s(apart, stretch, unequal) for stretch in range(first, last + 1)]
+        if first == last:
+            return equal_s + excess_s[0]
+        return equal_s + np.array(excess_s)[(mean + np.arange(repeat)) // STRETCH - first]
+
+    def _excess_s(self, apart: Floats, stretch: int, unequal: UnequalDecodes) -> float:
+        """What decodes so far `apart` from their mean cost in a stretch; kept, since some batches are planned twice.
+
+        Once while a request's last token is under way, and again when its blocks are free.
+        """
+        key = stretch, apart.tobytes()
+        excess_s = self._kept_s.get(key)
+        if excess_s is None:
+            if len(self._kept_s) == MOST_KEPT:
+                self._kept_s.clear()
+            excess_s = self._kept_s[key] = unequal.alone_s(apart + ((stretch + 1) * STRETCH - 1))
+        return excess_s
 
 
 def _histories(plan: StepPlan) -> Floats:
     """Tokens that the plan's decodes have computed, in the batch's order, [n_decode]."""
-    histories: Floats = plan.computed_tokens[plan.new_tokens == 1].astype(np.float64)
+    computed = plan.computed_tokens
+    if plan.chunks or plan.drafts is not None:
+        computed = computed[plan.new_tokens == 1]
+    histories: Floats = computed.astype(np.float64)
     return histories

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from simulator.scheduling.plan import StepPlan
@@ -47,7 +48,7 @@ class NearMemoryModel:
             cost,
             device_s=cost.device_s + waiting_s,
             host_s=np.full(plan.repeat, cost.host_s[0]),
-            operators=replace(cost.operators, waiting_s=waiting_s),
+            operators=msgspec.structs.replace(cost.operators, waiting_s=waiting_s),
             stages=self._stages(cost, float(waiting_s[0])),
         )
 
@@ -73,7 +74,7 @@ class NearMemoryModel:
     def _attending(self, plan: StepPlan) -> StepPlan:
         """What of the step attends on the device, on each rank."""
         own, *others = (part_of(one, ~self.memory.takes(one)) for one in (plan, *plan.alongside))
-        return replace(own, alongside=tuple(others))
+        return msgspec.structs.replace(own, alongside=tuple(others))
 
     def _in_turn(self, plan: StepPlan) -> StepCost:
         """Two halves, layer by layer in turn; what runs once for the batch follows the last layer."""

@@ -112,7 +112,7 @@ class OperatorModel:
         """
         attending = attending or plan
         each = (attending, *attending.alongside)
-        decodes = 0 if any(one.chunks for one in each) else self._padded[max(one.n_decode for one in each)]
+        decodes = 0 if any(one.chunks for one in each) else self._padded[max([one.n_decode for one in each])]
         attention_s = self._attention.time_s(attending, plan.repeat, max(decodes, attending.n_decode))
         for other in attending.alongside:
             # Ranks that step together wait for each other in every layer.
@@ -179,22 +179,27 @@ class OperatorModel:
     def count(self, plan: StepPlan, times: int, attending: StepPlan | None = None) -> None:
         """Count `times` steps of this plan, and what of them is beyond the measured range; `attending` as `price`."""
         self._steps += times
-        together = (plan, *plan.alongside)
         attending = attending or plan
-        attend = (attending, *attending.alongside)
         tokens, history, decodes, decode_history = self._attention.table.largest
-        if max([one.n_tokens for one in together]) > self._largest_tokens:
-            self._outside["tokens per step"] += times
-        if max([one.n_requests for one in together]) > self._largest_requests:
-            self._outside["requests per step"] += times
-        if max([one.n_prefill_tokens for one in attend]) > tokens:
-            self._outside["attention: prefill tokens"] += times
-        if max([chunk.computed_tokens for one in attend for chunk in one.chunks], default=0) > history:
-            self._outside["attention: prefill history"] += times
-        if max([one.n_decode for one in attend]) > decodes:
-            self._outside["attention: decodes"] += times
+        beyond, longest = set(), 0
+        for one in (plan, *plan.alongside):
+            if one.n_tokens > self._largest_tokens:
+                beyond.add("tokens per step")
+            if one.n_requests > self._largest_requests:
+                beyond.add("requests per step")
+        for one in (attending, *attending.alongside):
+            if one.n_prefill_tokens > tokens:
+                beyond.add("attention: prefill tokens")
+            if one.n_decode > decodes:
+                beyond.add("attention: decodes")
+            for chunk in one.chunks:
+                if chunk.computed_tokens > history:
+                    beyond.add("attention: prefill history")
+            longest = max(longest, one.decode_kv_max)
+        for what in beyond:
+            self._outside[what] += times
         # Histories grow by a token with each step.
-        left = int(decode_history) - max([one.decode_kv_max for one in attend])
+        left = int(decode_history) - longest
         if left < times - 1:
             self._outside["attention: decode history"] += min(times, times - 1 - left)
         if self._experts is not None:

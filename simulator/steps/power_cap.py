@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from profiles.power_cap import Slowdown
 from simulator.scheduling.plan import StepPlan
@@ -49,4 +49,4 @@ class CappedModel:
 
 
 def _slowed(times: OperatorTimes, factor: float) -> OperatorTimes:
-    return OperatorTimes(*(getattr(times, each.name) * factor for each in fields(times)))
+    return OperatorTimes(*(getattr(times, name) * factor for name in times.__struct_fields__))

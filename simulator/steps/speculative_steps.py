@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
 from profiles.model import ModelSpec
@@ -137,7 +138,7 @@ class SpeculativeModel:
         rows, requests = _rows(ranks), max([one.n_requests for one in ranks])
         rows_s = float(self._rows.time_s[rows] - self._rows.time_s[requests])
         talk_s = float(self._rows.talk_s[rows] - self._rows.talk_s[requests])
-        operators = replace(
+        operators = msgspec.structs.replace(
             times, per_request_s=times.per_request_s + rows_s, communication_s=times.communication_s + talk_s
         )
         stated_s = self.config.draft_s or 0.0
@@ -190,7 +191,7 @@ def bounded(model: OperatorModel, plan: StepPlan) -> StepCost:
     if not any(one.n_draft_tokens for one in (plan, *plan.alongside)):
         return cost
     others = tuple(as_chunks(one) for one in plan.alongside)
-    in_chunks = model.price(plan, attending=replace(as_chunks(plan), alongside=others))
+    in_chunks = model.price(plan, attending=msgspec.structs.replace(as_chunks(plan), alongside=others))
     return cost if cost.device_s[0] >= in_chunks.device_s[0] else in_chunks
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from simulator.scheduling.plan import StepPlan
 from traces.steps import Floats
 
 
-@dataclass(frozen=True, slots=True)
-class OperatorTimes:
+class OperatorTimes(msgspec.Struct, frozen=True, eq=False):
     """What of a step's device time its operators take, by class, in seconds; [repeat] where it grows with history.
 
     Attributes:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from simulator.scheduling.plan import StepPlan
@@ -185,7 +186,8 @@ class OffloadedModel:
         layers_s = products_s + times.attention_s + times.communication_s + times.waiting_s
         stall_s = self.offload.stall_s(layers_s / self._layers, products_s / self._layers, plan.n_tokens)
         waiting_s = times.waiting_s + (0.0 if self.offload.way == "in_place" else stall_s)
-        return replace(cost, device_s=cost.device_s + stall_s, operators=replace(times, waiting_s=waiting_s))
+        operators = msgspec.structs.replace(times, waiting_s=waiting_s)
+        return replace(cost, device_s=cost.device_s + stall_s, operators=operators)
 
     def count(self, plan: StepPlan, times: int) -> None:
         """Take note that the plan was run so many times."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -96,7 +96,7 @@ def model_of(*overrides: str) -> SpeculativeModel:
 def verifying(n_drafts: int, n_requests: int = 4, history: int = 500) -> StepPlan:
     """Requests that each verify so many drafts behind a history."""
     plan = batch([(history, 1 + n_drafts, history)] * n_requests)
-    return replace(
+    return msgspec.structs.replace(
         batch([(history, 1, history)] * n_requests),
         new_tokens=plan.new_tokens,
         drafts=np.full(n_requests, n_drafts),

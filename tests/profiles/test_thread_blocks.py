@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiles.thread_blocks import last_ends, left_over_s
+from profiles.thread_blocks import last_ends, left_over_of_equal_s, left_over_s
 from traces.steps import Floats
 
 KEY_S = 20e-9
@@ -93,3 +93,12 @@ def test_the_latest_end_comes_first_and_none_before_the_longest_is_read(
 
 def test_a_memory_that_takes_no_time_leaves_nothing_over() -> None:
     assert left_over_s(np.array([10.0, 1000.0]), 8, 188, KEY_S, float("inf")) == 0
+
+
+@pytest.mark.parametrize("memory", [1.0, 30.0, 87.5, 300.0])
+@pytest.mark.parametrize(("n", "heads", "slots"), [(12, 8, 95), (24, 8, 188), (40, 8, 188), (47, 8, 188), (40, 4, 80)])
+def test_equal_blocks_of_two_rounds_have_a_closed_form(n: int, heads: int, slots: int, memory: float) -> None:
+    """To the bit."""
+    for key in (1.0, 1234.5, 1000 / 3):
+        known = heads, slots, KEY_S, memory / KEY_S
+        assert left_over_of_equal_s(key, n, *known) == left_over_s(np.full(n, key), *known)

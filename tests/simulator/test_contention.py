@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -309,7 +310,7 @@ def test_all_devices_that_split_tokens_are_one_ring() -> None:
 def together(*tokens: int) -> StepPlan:
     """A step of ranks that decode so many requests each."""
     first, *others = (decode_plan(n, 100) for n in tokens)
-    return replace(first, alongside=tuple(others))
+    return msgspec.structs.replace(first, alongside=tuple(others))
 
 
 @pytest.mark.parametrize(("tokens", "dummies", "n_bytes"), [((10, 30), 1, 7000), ((10,), 1, 2100), ((10,), 4, 2400)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +29,22 @@ def hashes_of(found: Found) -> list:
 
 def test_one_block_is_the_null_block() -> None:
     assert cache_of(11).num_blocks == 10
+
+
+@pytest.mark.parametrize(("full", "partial"), [(0, 0), (10, 0), (3, 7), (4, 2)])
+def test_blocks_taken_in_turn_are_those_taken_one_by_one(full: int, partial: int) -> None:
+    """All of those that come next hold content, or none, or some."""
+    one_by_one, in_turn = cache_of(), cache_of()
+    for cache in (one_by_one, in_turn):
+        cache.allocate(full + partial)
+        cache.free([], full, partial)
+    taken = np.array([0, 1, 1, 4, 9])
+    cached = []
+    for more in np.diff(taken, prepend=0).tolist():
+        one_by_one.allocate(more)
+        cached.append(one_by_one.num_cached_free)
+    assert in_turn.allocate_in_turn(taken).tolist() == cached
+    assert (in_turn.num_free, in_turn.num_cached_free) == (one_by_one.num_free, one_by_one.num_cached_free)
 
 
 def test_a_freed_prefix_is_found_until_its_blocks_are_reused() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -11,8 +12,8 @@ from profiles.attention import AttentionTable, Chunk
 from profiles.flash_attention import FlashAttention2, UnequalDecodes
 from profiles.profile import AttentionRows
 from simulator.scheduling.plan import StepPlan, plan_of
-from simulator.steps.layer_attention import STRETCH, LayerAttention
-from traces.steps import Ints
+from simulator.steps.layer_attention import MOST_KEPT, STRETCH, LayerAttention
+from traces.steps import Floats, Ints
 
 KERNEL = FlashAttention2(
     heads=32, group=4, key_bytes=4096, bytes_per_s=1e12, multiprocessors=80, packs=True, slots=80, key_s=25e-9
@@ -78,6 +79,26 @@ def test_beside_a_prompt_it_is_the_decodes_histories_alone_that_count() -> None:
         tokens = np.append(np.ones_like(histories), 64)
         plan = plan_of([], tokens, np.append(histories, 0), first_step=0, repeat=1)
         assert plan.chunks == [Chunk(64, 0)]
-        uniform = replace(plan, decode_kv_max=plan.decode_kv_sum // plan.n_decode)
+        uniform = msgspec.structs.replace(plan, decode_kv_max=plan.decode_kv_sum // plan.n_decode)
         assert known.time_s(plan, 1, 40) >= least * unknown.time_s(uniform, 1, 40)
     assert known.time_s(decodes(np.zeros(0, dtype=np.int64)), 1, 0) == 0.0
+
+
+def test_what_unequal_decodes_cost_is_kept_of_a_batch_that_is_planned_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of so many batches at most; a time that was kept is what another model finds."""
+    known, counts = attention(), Counter[str]()
+    real = UnequalDecodes.alone_s
+
+    def counting(self: UnequalDecodes, histories: Floats) -> float:
+        counts["found"] += 1
+        return real(self, histories)
+
+    monkeypatch.setattr(UnequalDecodes, "alone_s", counting)
+    once = known.time_s(decodes(UNEQUAL), 1, 40)
+    again = known.time_s(decodes(UNEQUAL + 1, 5), 5, 40)
+    assert counts["found"] == 1
+    assert np.array_equal(again, attention().time_s(decodes(UNEQUAL + 1, 5), 5, 40))
+    for i in range(MOST_KEPT):
+        known.time_s(decodes(np.append(UNEQUAL, i)), 1, 41)
+    assert known.time_s(decodes(UNEQUAL), 1, 40) == once
+    assert counts["found"] == 1 + 1 + MOST_KEPT + 1

@@ -38,6 +38,30 @@ def test_a_request_needs_a_block_where_its_last_one_is_full(both: tuple[Lockstep
     assert lockstep.growth(6, 6).tolist() == [0, 2, 2, 2, 2, 4]
 
 
+def test_a_batch_stands_in_order_of_admission() -> None:
+    """Whenever each joined; others stand where they were admitted, and who has left stands nowhere."""
+    lockstep, requests = Lockstep(4), [running(10 * i, 5 + i, i) for i in range(1, 6)]
+    for i in (3, 0, 2):
+        lockstep.join(requests[i], 7)
+    batch, tokens, before = lockstep.batch(8, {requests[4]: 16, requests[1]: 2})
+    assert batch == requests
+    assert tokens.tolist() == [1, 2, 1, 1, 16]
+    assert before.tolist() == [11, 20, 31, 41, 50]
+    assert lockstep.retire(13, 13) == [requests[0]]
+    batch, tokens, before = lockstep.batch(13, {})
+    assert (batch, tokens.tolist(), before.tolist()) == ([requests[2], requests[3]], [1, 1], [36, 46])
+    lockstep.disband(13, 13)
+    assert [len(column) for column in lockstep.batch(13, {})] == [0, 0, 0]
+
+
+def test_growth_is_told_as_far_as_it_is_asked(both: tuple[Lockstep, Request, Request]) -> None:
+    lockstep, _, _ = both
+    for step, steps in ((6, 3), (1001, 40), (3, 0), (10**6 + 1, 700)):
+        assert lockstep.growth(step, steps).tolist() == [
+            sum(lockstep.new_blocks(step + j) for j in range(i + 1)) for i in range(steps)
+        ]
+
+
 def test_who_ends_is_brought_up_to_date(both: tuple[Lockstep, Request, Request]) -> None:
     lockstep, long, short = both
     assert lockstep.first_end == 7

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -254,10 +254,10 @@ def test_ranks_that_step_together_wait_for_the_slowest_memory(profile: Profile) 
     short, long = decodes(16), decodes(16, 800)
     alone_s = [float(model.price(plan).device_s[0]) for plan in (short, long)]
     for first, second in ((short, long), (long, short)):
-        cost = model.price(replace(first, alongside=(second,)))
+        cost = model.price(msgspec.structs.replace(first, alongside=(second,)))
         assert cost.device_s[0] == pytest.approx(max(alone_s))
     prompt = batch([(64, 64, 0)])
-    beside = model.price(replace(long, alongside=(prompt,)))
+    beside = model.price(msgspec.structs.replace(long, alongside=(prompt,)))
     assert beside.operators is not None
     prompt_only, waits = model.model.price(prompt).operators, model.price(long).operators
     assert prompt_only is not None

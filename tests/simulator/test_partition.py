@@ -258,7 +258,7 @@ def step(profile: Profile, *tokens: int, split: bool, **options: object) -> Step
     partition = Partition(2, 1, 2, True, use_sequence_parallel_moe=split)
     model = OperatorModel(profile, chosen, num_layers=LAYERS, partition=partition, experts=experts)
     first, *others = (plan(chunks=[Chunk(n, 0)]) for n in tokens)
-    return model.price(dataclasses.replace(first, alongside=tuple(others)))
+    return model.price(msgspec.structs.replace(first, alongside=tuple(others)))
 
 
 def entering(profile: Profile, *tokens: int, split: bool, **options: object) -> int:

@@ -106,7 +106,7 @@ def test_what_is_sent_layer_by_layer_holds_no_drafts() -> None:
     service.run()
     assert service.handover is not None
     assert service.handover.n_bytes == pytest.approx(2 * 2 * 16 * KV_BYTES)
-    plan = replace(batch([(17, 4, 16)]), drafts=np.array([3]))
+    plan = msgspec.structs.replace(batch([(17, 4, 16)]), drafts=np.array([3]))
     assert without_drafts(plan).new_tokens.tolist() == [1]
 
 
