@@ -1,14 +1,15 @@
 """Record what changes do to a real vLLM on this machine's CPU: a base load, and it again under each change, all twice.
 
     scripts/install_engine.sh .venv-engine
-    .venv/bin/python scripts/record_what_if.py                                     # all, about 14 minutes
-    .venv/bin/python scripts/record_what_if.py --requests 40 --out x --only base   # a try, 2 minutes
+    .venv/bin/python scripts/record_what_if.py                                     # all, 23 minutes
+    .venv/bin/python scripts/record_what_if.py --requests 40 --out x --only base   # a try
+    .venv/bin/servetwin check out/what_if/suite.yaml                               # measured and predicted changes
+    .venv/bin/python tests/benchmarks/what_if.py                                   # those of both recordings
 
-The machine should do nothing else meanwhile. Where it is not the device that base.yaml names, `--profile` records its
-operators too, some 5 minutes more, into `profiles/`; base.yaml must then name the device and that folder. All
-recordings serve the same requests. The second ones come in the opposite order, so that what drifts in the machine is
-shared, and from servers that were started anew. Then the twin is calibrated on the first recording of the base alone.
-`harness/bundled/what_if/suite.yaml` holds the changes that the twin predicts against the measured ones.
+The machine should do nothing else meanwhile, and be as fast in the end as in the beginning. Its operators come first.
+All recordings serve the same requests. The second ones come in the opposite order, so that what drifts in the machine
+is shared, and from servers that were started anew. Then the twin is calibrated on the second recording of the base, the
+side before the changes that the suite, of scripts/what_if, holds the twin's predictions against.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,16 +28,17 @@ from record_bundled import BLOCK_SIZE, ROOT, check_engine, record_load, record_p
 
 from collectors.host import cpu_name
 from harness.calibrate import calibrate, write_calibration
-from harness.descriptions.scenario import read_scenario
 from traces.capture import Capture, write_capture
 from traces.load import Load, loaded
 from traces.trace import Trace, TraceRow
 
-OUT = ROOT / "harness" / "bundled" / "what_if"
-SCENARIO = OUT / "base.yaml"
+OUT = ROOT / "out" / "what_if"
+DESCRIPTIONS = ROOT / "scripts" / "what_if"
+DEVICE = "CPU-OF-MINE"
+"""Stands in base.yaml for the machine that records."""
 KV_TOKENS = 32768
-N_REQUESTS = 110
-RATE = 4.0
+N_REQUESTS = 90
+RATE = 2.0
 """Requests a second: at twice that the engine is about full."""
 
 
@@ -79,7 +80,7 @@ CHANGES = (
 
 
 def base(n: int = N_REQUESTS, rate: float = RATE) -> Trace:
-    """Requests at a rate a second behind six system prompts, which are a little over half of all prompt tokens."""
+    """Requests at a rate a second behind six system prompts, which are over half of all prompt tokens."""
     rng = np.random.default_rng(11)
     arrivals = np.cumsum(rng.exponential(1 / rate, n))
     systems = [int(blocks) for blocks in rng.integers(4, 9, 6)]
@@ -117,37 +118,35 @@ def write_small(capture: Capture, folder: Path, *, steps: bool) -> None:
 def main() -> None:
     """Record, and calibrate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=OUT, help="folder for captures/ and calibration.json")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for all that is written")
     parser.add_argument("--requests", type=int, default=N_REQUESTS)
     parser.add_argument("--rate", type=float, default=RATE, help="requests a second; less on a slow machine")
     names = [change.name for change in CHANGES]
     parser.add_argument("--only", choices=names, action="append", help="one of them; may be repeated; default: all")
-    parser.add_argument("--profile", action="store_true", help="record this machine's operators too")
     parser.add_argument("--engine-python", type=Path, default=ROOT / ".venv-engine" / "bin" / "python")
     chosen = parser.parse_args()
     check_engine(chosen.engine_python)
-    named = read_scenario(SCENARIO).file.cluster["instances"][0]["device"]
-    if cpu_name() != named and not chosen.profile:
-        sys.exit(f"this machine is {cpu_name()}, {SCENARIO.name} names {named}: --profile records this one's operators")
-    captures, profiles = chosen.out / "captures", chosen.out / "profiles"
+    changes = [change for change in CHANGES if chosen.only is None or change.name in chosen.only]
+    describe(chosen.out)
     with tempfile.TemporaryDirectory() as folder:
-        if chosen.profile:
-            record_profile(chosen.engine_python, Path(folder), profiles)
-        changes = [change for change in CHANGES if chosen.only is None or change.name in chosen.only]
-        record(changes, base(chosen.requests, chosen.rate), chosen.engine_python, Path(folder), captures)
-    if chosen.only is None or "base" in chosen.only:
-        fit(captures / "base-1", chosen.out / "calibration.json", profiles if chosen.profile else None)
+        if not (chosen.out / "profiles").exists():
+            record_profile(chosen.engine_python, Path(folder), chosen.out / "profiles")
+        record(changes, base(chosen.requests, chosen.rate), chosen.engine_python, Path(folder), chosen.out / "captures")
+    if CHANGES[0] in changes:
+        fit(chosen.out)
 
 
-def fit(capture: Path, out: Path, profiles: Path | None) -> None:
-    """Calibrate the scenario on one capture, over an earlier file; of this machine where its profile is in a folder."""
-    asked = [f"trace={(capture / 'trace.jsonl.gz').resolve()}"]
-    if profiles is not None:
-        asked += [f"profiles=[{profiles.resolve()}]", f"cluster.instances.0.device={cpu_name()}"]
-    fitted = calibrate(SCENARIO, [capture], overrides=asked)
-    out.unlink(missing_ok=True)
-    write_calibration(fitted, out)
-    print(f"calibrated on {capture.name} alone: {out}")
+def describe(out: Path) -> None:
+    """Write the scenario, of this machine, and the suite."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in DESCRIPTIONS.iterdir():
+        (out / file.name).write_text(file.read_text().replace(DEVICE, cpu_name()))
+
+
+def fit(out: Path) -> None:
+    """Calibrate the scenario on the second recording of the base, over an earlier file."""
+    (out / "calibration.json").unlink(missing_ok=True)
+    write_calibration(calibrate(out / "base.yaml", [out / "captures" / "base-2"]), out / "calibration.json")
 
 
 if __name__ == "__main__":

@@ -55,8 +55,13 @@ def observe(entry: Entry, overrides: Sequence[str] = ()) -> Observed:
     overrides = (*entry.overrides, *overrides)
     validation = None
     if entry.capture is not None:
-        under_load = entry.change_from is not None
-        validation = validate(entry.scenario, entry.capture, overrides, under_load=under_load)
+        validation = validate(
+            entry.scenario,
+            entry.capture,
+            overrides,
+            score_fitted=entry.score_fitted,
+            under_load=entry.change_from is not None,
+        )
     measured = None if entry.capture is None else read_capture(entry.capture).meta
     scenario = read_scenario(entry.scenario, overrides)
     trace = read_requests(scenario)

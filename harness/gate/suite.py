@@ -30,6 +30,7 @@ class ScenarioEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         scenario: its file.
         capture: the measured run that it is judged against; None: drift and canary alone.
         set: overrides of the scenario's keys.
+        score_fitted: also score requests that the scenario's calibration was fitted to, as the side before a change.
         fidelity: tolerances over those of the suite, by figure.
         drift: likewise.
         change_from: another scenario of the suite, which this one is a change of; both need a capture. None: of none.
@@ -39,6 +40,7 @@ class ScenarioEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scenario: Text
     capture: Text | None = None
     set: tuple[Text, ...] = ()
+    score_fitted: bool = False
     fidelity: Tolerances = {}
     drift: Tolerances = {}
     change_from: Text | None = None
@@ -72,6 +74,7 @@ class Entry:
         scenario: its file.
         capture: the measured run; None without one.
         overrides: of the scenario's keys.
+        score_fitted: whether requests that the calibration was fitted to are scored too.
         fidelity: tolerances by figure; none without a capture.
         drift: tolerances by figure; None: report only.
         drift_default: of all other figures.
@@ -88,6 +91,7 @@ class Entry:
     drift_default: Tolerance | None
     change_from: str | None = None
     change: dict[str, Tolerance | None] = field(default_factory=dict)
+    score_fitted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,8 @@ def read_suite(path: Path) -> Suite:
             raise document.error(at, "is judged by nothing", accepted="a capture, or a baseline of the suite")
         if entry.fidelity and entry.capture is None:
             raise document.error([*at, "fidelity"], "has no effect without a capture")
+        if entry.score_fitted and entry.capture is None:
+            raise document.error([*at, "score_fitted"], "has no effect without a capture")
         if entry.drift and file.baseline is None:
             raise document.error([*at, "drift"], "has no effect without a baseline of the suite")
         if entry.change and entry.change_from is None:
@@ -141,6 +147,7 @@ def read_suite(path: Path) -> Suite:
                 drifts.get("default", drift.DEFAULT),
                 entry.change_from,
                 {} if entry.change_from is None else _of_change(changes),
+                entry.score_fitted,
             )
         )
     _check_changes(document, file, entries)

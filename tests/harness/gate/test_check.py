@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.calibrate import calibrate, write_calibration
+from harness.demo import BUNDLED
 from harness.gate.check import check
 from harness.gate.verdict import InputChange, Status
 from tests.harness.gate.planted import plant
@@ -137,3 +139,17 @@ def test_a_baseline_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "baseline.json").write_text('{"schema_version": "servetwin.baseline/2", "version": "9"}')
     with pytest.raises(InputError, match=r"baseline.json: field 'schema_version': found .*baseline/2"):
         check(suite)
+
+
+def test_fitted_requests_are_scored_where_the_suite_says_so(tmp_path: Path) -> None:
+    light, capture = BUNDLED / "light.yaml", BUNDLED / "captures" / "light-1"
+    write_calibration(calibrate(light, [capture]), tmp_path / "light.json")
+    suite = tmp_path / "suite.yaml"
+    text = f"scenarios:\n  a:\n    scenario: {light}\n    capture: {capture}\n"
+    text += f"    set: [calibration={tmp_path}/light.json]\n"
+    suite.write_text(text)
+    with pytest.raises(InputError, match="every request of this capture was fitted"):
+        check(suite)
+    suite.write_text(f"{text}    score_fitted: true\n")
+    (scenario,) = check(suite).scenarios
+    assert scenario.verdicts[0].why == "90 requests scored"

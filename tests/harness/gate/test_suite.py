@@ -45,6 +45,10 @@ def read(folder: Path, text: str) -> str:
             "suite.yaml:5: field 'scenarios.a.fidelity': has no effect without a capture",
         ),
         (
+            "baseline: b\nscenarios:\n  a:\n    scenario: a.yaml\n    score_fitted: true",
+            "suite.yaml:5: field 'scenarios.a.score_fitted': has no effect without a capture",
+        ),
+        (
             "scenarios:\n  a:\n    scenario: a.yaml\n    capture: a\n    drift: {itl.p50: 1%}",
             "suite.yaml:5: field 'scenarios.a.drift': has no effect without a baseline",
         ),

@@ -1,4 +1,4 @@
-"""The bundled changes of a real engine: their suite says what their script records, and the twin is held against it."""
+"""Changes of a real engine that are to be recorded: their suite says what their script records."""
 
 from __future__ import annotations
 
@@ -13,26 +13,20 @@ import msgspec
 import pytest
 import yaml
 
-from harness.demo import BUNDLED
-from harness.gate.check import check
 from harness.gate.suite import read_suite
-from harness.gate.verdict import Status
 from harness.running.simulate import simulate_scenario
 from tests.harness.scenarios import write_scenario
 from traces.capture import Capture, read_capture, write_capture
 from traces.trace import Trace
 
-FOLDER = BUNDLED / "what_if"
-SUITE = FOLDER / "suite.yaml"
 ROOT = Path(__file__).resolve().parents[3]
+FOLDER = ROOT / "scripts" / "what_if"
+SUITE = FOLDER / "suite.yaml"
 KEYS = {
     "--max-num-seqs": "max_num_seqs",
     "--max-num-batched-tokens": "max_num_batched_tokens",
     "--num-gpu-blocks-override": "num_gpu_blocks",
 }
-recorded = pytest.mark.skipif(
-    not (FOLDER / "captures").is_dir(), reason="not recorded yet: scripts/record_what_if.py does"
-)
 
 
 @pytest.fixture
@@ -50,6 +44,7 @@ def test_the_suite_is_of_what_the_script_records(script: ModuleType) -> None:
     for one in own:
         entry = entries[one.name]
         assert entry.capture == FOLDER / "captures" / f"{one.name}-2"
+        assert entry.score_fitted == (one.name == "base")
         assert entry.change_from == (None if one.name == "base" else "base")
         said = {flag: value for flag, value in script.SERVERS[one.server].items() if value is not None}
         asked = [f"engine.{KEYS[flag]}={value}" for flag, value in said.items()]
@@ -75,9 +70,9 @@ def test_the_load_shares_half_of_its_prompts_and_fits_the_smallest_cache(script:
     prompts, shared = (
         sum(values) for values in ([r.prompt_tokens for r in trace.rows], [_shared(r) for r in trace.rows])
     )
-    assert 0.45 < shared / prompts < 0.6
+    assert 0.5 < shared / prompts < 0.7
     assert trace.rows[0].arrival_s == 0.0
-    assert 25 < trace.rows[-1].arrival_s < 45
+    assert 35 < trace.rows[-1].arrival_s < 60
     longest = max(row.prompt_tokens + row.output_tokens for row in trace.rows)
     assert longest < 71 * script.BLOCK_SIZE, "one block is the null block"
 
@@ -124,28 +119,11 @@ def test_second_recordings_come_in_the_opposite_order_from_new_servers(
     assert all(o.client_token_times_s is None and o.token_times_s for one in kept.values() for o in one.outcomes)
 
 
-@recorded
-def test_it_is_green_and_judges_every_figure_that_it_names() -> None:
-    checked = check(SUITE)
-    assert {one.name: [v.name for v in one.of(Status.FAILED)] for one in checked.scenarios if not one.passed} == {}
-    named = yaml.safe_load(SUITE.read_text())["change"].keys() - {"default"}
-    for scenario in checked.scenarios[1:]:
-        known = [one for one in scenario.verdicts if one.change is not None and one.tolerance != "report"]
-        assert {one.figure for one in known} == named
-
-
-@recorded
-def test_what_was_recorded_is_small_and_of_the_same_requests() -> None:
-    folders = sorted((FOLDER / "captures").iterdir())
-    assert len(folders) == 16
-    served = set()
-    for folder in folders:
-        capture = read_capture(folder)
-        assert not capture.meta.reasons
-        assert (capture.steps is not None) == folder.name.startswith("base-")
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        assert size < (200_000 if capture.steps is not None else 100_000)
-        served.add(tuple((row.request_id, row.prompt_tokens, row.output_tokens) for row in capture.trace.rows))
-    assert len(served) == 1
-    blocks = read_capture(FOLDER / "captures" / "blocks-72-1")
-    assert sum(outcome.num_preemptions or 0 for outcome in blocks.outcomes) > 0
+def test_the_scenario_is_of_the_machine_that_records(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(script, "cpu_name", lambda: "Another-CPU")
+    script.describe(tmp_path / "out")
+    scenario = yaml.safe_load((tmp_path / "out" / "base.yaml").read_text())
+    assert scenario["cluster"]["instances"] == [{"model": "servetwin/llama-s", "device": "Another-CPU"}]
+    assert (tmp_path / "out" / "suite.yaml").read_bytes() == SUITE.read_bytes()
