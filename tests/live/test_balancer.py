@@ -95,7 +95,7 @@ def judged() -> dict[bool, list[list[int]]]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert ran.returncode == 0, ran.stderr
     choices = json.loads(ran.stdout.splitlines()[-1])

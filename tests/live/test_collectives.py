@@ -77,7 +77,7 @@ def noted(folder: Path, model_type: str) -> list[list[dict[str, Any]]]:
     ran = [start(python, folder, rank, port) for rank in range(len(PROMPTS))]
     try:
         for one in ran:
-            one.wait(timeout=300)
+            one.wait(timeout=900)
     finally:
         for one in ran:
             if one.poll() is None:
@@ -169,7 +169,7 @@ def test_collectives_of_vllms_own_group_are_measured_at_every_size(tmp_path: Pat
         env={**os.environ, "PYTHONPATH": str(ROOT), "VLLM_NO_USAGE_STATS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=True,
     )
     (said,) = (line for line in ran.stdout.splitlines() if line.startswith("rows "))
