@@ -116,7 +116,7 @@ def ratio_ci(
         (numerators[i].sum(axis=1), denominators[i].sum(axis=1)) for i in _resamples(len(numerators), n_resamples, rng)
     ]
     top, bottom = (np.concatenate(part) for part in zip(*draws, strict=True))
-    return None if np.any(bottom == 0) else _middle(top / bottom, confidence)
+    return None if np.any(bottom == 0) else middle(top / bottom, confidence)
 
 
 def mean_ci(
@@ -163,7 +163,7 @@ def relative_error_ci(
     before, after = (np.concatenate(part, axis=1) for part in zip(*sides, strict=True))
     found: dict[str, Interval | None] = dict.fromkeys(statistics)
     for name, old, new in zip(wanted, before, after, strict=True):
-        found[name] = None if np.any(old == 0) else _middle((new - old) / old, confidence)
+        found[name] = None if np.any(old == 0) else middle((new - old) / old, confidence)
     return found
 
 
@@ -193,21 +193,25 @@ def pooled_error_ci(
     weights = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)
     if any(np.any(weights @ size == 0) for size in sizes):
         return found
-    before, after = (_of_pools(side, weights.astype(np.float64), wanted) for side in (measured, simulated))
+    before, after = (pooled_statistics(side, weights, wanted) for side in (measured, simulated))
     for name, old, new in zip(wanted, before, after, strict=True):
-        found[name] = None if np.any(old == 0) else _middle((new - old) / old, confidence)
+        found[name] = None if np.any(old == 0) else middle((new - old) / old, confidence)
     return found
 
 
-def _of_pools(groups: Sequence[Floats], weights: Floats, names: Sequence[str]) -> list[Floats]:
-    """The named statistics of the groups pooled, each value counted `weights` [n_resamples, n_groups] times."""
+def pooled_statistics(groups: Sequence[Floats], weights: Ints, names: Sequence[str]) -> list[Floats]:
+    """The named statistics of groups pooled, [n_resamples] each; each counts `weights` [n_resamples, n_groups] times.
+
+    Percentiles are read off `_BINS` bins of equal count.
+    """
     values = np.concatenate(groups)
     owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     edges = np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:], method="inverted_cdf")
     cells = owner * _BINS + np.searchsorted(edges, values)
     counts = np.bincount(cells, minlength=len(groups) * _BINS).reshape(len(groups), _BINS)
-    below = np.cumsum(weights @ counts.astype(np.float64), axis=1)  # [n_resamples, _BINS]
-    sums = weights @ np.bincount(owner, weights=values, minlength=len(groups))
+    counted = weights.astype(np.float64)
+    below = np.cumsum(counted @ counts.astype(np.float64), axis=1)  # [n_resamples, _BINS]
+    sums = counted @ np.bincount(owner, weights=values, minlength=len(groups))
     return [
         sums / below[:, -1] if name == "mean" else edges[np.argmax(below >= QUANTILES[name] * below[:, -1:], axis=1)]
         for name in names
@@ -235,6 +239,7 @@ def _resamples(n: int, n_resamples: int, rng: np.random.Generator) -> Iterator[I
         yield rng.integers(n, size=(min(rows, n_resamples - first), n))
 
 
-def _middle(draws: Floats, confidence: float) -> Interval:
+def middle(draws: Floats, confidence: float) -> Interval:
+    """The interval that holds this share of the draws, as many below it as above."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

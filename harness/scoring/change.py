@@ -15,7 +15,7 @@ import numpy as np
 from harness.scoring.compare import Validation
 from traces.metrics import LATENCIES, STAGES, itl_by_request, requests, throughput
 from traces.outcome import Outcome
-from traces.statistics import QUANTILES, STATISTICS, Interval, has_interval, statistic
+from traces.statistics import STATISTICS, Interval, has_interval, middle, pooled_statistics, statistic
 from traces.steps import Floats, Ints
 
 N_RESAMPLES = 1000
@@ -162,8 +162,8 @@ def _sampled(name: str, sides: Sequence[_Side], rng: np.random.Generator, *, pai
         measured, simulated = ([statistic(np.concatenate(side[i]), one) for side in taken] for i in (0, 1))
         change = _change(measured, simulated)
         if isinstance(change, Change) and all(_has_interval(run, one) for side in taken for run in side):
-            ci95 = _middle(s1[place] * m0[place], s0[place] * m1[place])
-            change = Change(change.measured, change.simulated, _middle(m1[place], m0[place]), ci95)
+            ci95 = _between(s1[place] * m0[place], s0[place] * m1[place])
+            change = Change(change.measured, change.simulated, _between(m1[place], m0[place]), ci95)
         figures[one] = change
     return figures
 
@@ -187,32 +187,18 @@ def _known(groups: Sequence[Sequence[_Groups]], *, paired: bool) -> list[list[_G
     ]
 
 
-def _resampled(taken: Sequence[Sequence[_Groups]], rng: np.random.Generator, *, paired: bool) -> list[list[Floats]]:
-    """Every statistic in every resample, [n_statistics, n_resamples], of engine and twin, before and after."""
+def _resampled(
+    taken: Sequence[Sequence[_Groups]], rng: np.random.Generator, *, paired: bool
+) -> list[list[list[Floats]]]:
+    """Every statistic in every resample, [n_resamples] each, of engine and twin, before and after."""
     weights: list[Ints] = []
     for side in taken:
         n = len(side[0])
         drawn = weights[0] if paired and weights else rng.multinomial(n, np.full(n, 1 / n), N_RESAMPLES)
         weights.append(drawn)
-    return [[_statistics(run, drawn) for run in side] for side, drawn in zip(taken, weights, strict=True)]
-
-
-def _statistics(groups: _Groups, weights: Ints) -> Floats:
-    """The mean and the percentiles, by `traces.statistics.percentile`, of groups counted `weights` times."""
-    values = np.concatenate(groups)
-    owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    order = np.argsort(values, kind="stable")
-    values, owner = values[order], owner[order]
-    q = np.array(list(QUANTILES.values()))
-    found = np.empty((1 + len(q), len(weights)))
-    for i, weight in enumerate(weights):
-        drawn = np.repeat(values, weight[owner])  # ascending
-        position = q * (len(drawn) - 1)
-        low = position.astype(np.int64)
-        high = np.minimum(low + 1, len(drawn) - 1)
-        found[0, i] = drawn.mean()
-        found[1:, i] = drawn[low] + (position - low) * (drawn[high] - drawn[low])
-    return found
+    return [
+        [pooled_statistics(run, drawn, STATISTICS) for run in side] for side, drawn in zip(taken, weights, strict=True)
+    ]
 
 
 def _has_interval(groups: _Groups, name: str) -> bool:
@@ -220,12 +206,11 @@ def _has_interval(groups: _Groups, name: str) -> bool:
     return len(groups) > 1 and has_interval(sum(map(len, groups)), name, CONFIDENCE)
 
 
-def _middle(over: Floats, under: Floats) -> Interval | None:
+def _between(over: Floats, under: Floats) -> Interval | None:
     """Interval of over / under - 1; None where a resample has nothing to divide by."""
     if np.any(under == 0):
         return None
-    low, high = np.quantile(over / under - 1, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    return middle(over / under - 1, CONFIDENCE)
 
 
 def _change(measured: Sequence[float | None], simulated: Sequence[float | None]) -> Change | str:
